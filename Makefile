@@ -1,0 +1,43 @@
+# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite. Each sets up .venv on its first
+# run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+NEEDS := pyproject.toml constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo-stamp
+	$(BIN)/scvae demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.test-stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy scvae
+
+clean:
+	rm -rf $(VENV) demo dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.venv-stamp:
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no $(PYTHON); pass PYTHON=, Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+		"make: $(PYTHON) is Python %d.%d; pass PYTHON=, Python 3.11 or newer" % v[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo-stamp: $(NEEDS) | $(VENV)/.venv-stamp
+	@echo "Installing scvae into $(VENV); the first time this takes a few minutes"
+	$(INSTALL) -e .
+	@touch $@
+
+# after the plain install, never beside it: two pips in one environment would spoil it under make -j
+$(VENV)/.test-stamp: $(NEEDS) $(VENV)/.demo-stamp
+	@echo "Installing the test tools into $(VENV)"
+	$(INSTALL) -e '.[test]'
+	@touch $@

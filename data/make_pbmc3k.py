@@ -1,0 +1,64 @@
+"""Write pbmc3k.h5ad, the data that scvae ships, from a larger h5ad of the same 10x Genomics cells.
+
+Usage: python data/make_pbmc3k.py SOURCE.h5ad [OUT.h5ad]
+
+The source holds integer counts in X (cells x genes), `obs["cell_type"]` and `var["gene_ids"]`. The output holds the
+same numbers in a narrower type and nothing else. The same source and library versions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+SHAPE = (2_700, 32_738)
+
+
+def slim(source: anndata.AnnData) -> anndata.AnnData:
+    """The counts as uint16 CSR, the labels and the gene ids; everything else is left behind.
+
+    Raises
+    ------
+    ValueError
+        If the source is not the expected set, or its counts do not survive the narrower type.
+    """
+    if source.shape != SHAPE:
+        raise ValueError(f"the source is {source.n_obs} x {source.n_vars}; PBMC 3k is {SHAPE[0]} x {SHAPE[1]}")
+    counts = sparse.csr_matrix(source.X)
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    narrow = counts.astype(np.uint16)
+    if (narrow != counts).nnz:
+        raise ValueError("X has values that are no integers in 0 .. 65,535; pass the file with the raw counts")
+    return anndata.AnnData(
+        X=narrow,
+        obs=pd.DataFrame({"cell_type": source.obs["cell_type"].astype("category")}, index=_plain(source.obs_names)),
+        var=pd.DataFrame({"gene_ids": source.var["gene_ids"].to_numpy()}, index=_plain(source.var_names)),
+    )
+
+
+def _plain(names: pd.Index) -> pd.Index:
+    """The names as an unnamed index, so that the name of a column in the source does not travel along."""
+    return pd.Index(names.to_numpy(dtype=object))
+
+
+def main(source: str, out: str = str(Path(__file__).with_name("pbmc3k.h5ad"))) -> None:
+    """Read `source`, write `out`, print its size and checksum."""
+    adata = slim(anndata.read_h5ad(source))
+    # shuffling the bytes before gzip makes the file about 15 % smaller than gzip alone
+    kwargs = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
+    anndata.io.write_h5ad(out, adata, dataset_kwargs=kwargs)
+    content = Path(out).read_bytes()
+    print(f"{out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
