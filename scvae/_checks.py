@@ -1,0 +1,172 @@
+"""Checks of arguments that many functions share. Every message says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+
+import pandas as pd
+from anndata import AnnData
+
+LISTED = 10  # names shown in a message
+
+
+class MissingKeyError(KeyError, ValueError):
+    """A layer, column or other key that was asked for does not exist."""
+
+    def __str__(self) -> str:
+        """The message itself; KeyError would put it in quotes."""
+        return str(self.args[0])
+
+
+def listing(names: Iterable[object], limit: int = LISTED) -> str:
+    """The first names, quoted, and how many more there are; "none" if there are none."""
+    names = list(names)
+    shown = ", ".join(repr(str(name)) for name in names[:limit])
+    if len(names) > limit:
+        shown += f" and {len(names) - limit:,} more"
+    return shown or "none"
+
+
+def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:
+    """The error for a `key` that is not in `place`, with what is there and the closest match.
+
+    Parameters
+    ----------
+    place
+        What was searched, e.g. "adata.layers".
+    key
+        What was asked for.
+    available
+        The keys that exist.
+    """
+    close = difflib.get_close_matches(str(key), [str(name) for name in available], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return MissingKeyError(f"{place} has no {key!r}; it has {listing(available)}{hint}")
+
+
+def check_adata(adata: object) -> AnnData:
+    """`adata` itself, if it is an AnnData with at least one cell and one gene.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    ValueError
+        If it is empty.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata is a {type(adata).__name__}; pass an anndata.AnnData, cells x genes")
+    for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
+        if count == 0:
+            raise ValueError(
+                f"adata has no {what} (shape {adata.n_obs} x {adata.n_vars}); check what filtered them out"
+            )
+    return adata
+
+
+def check_layer(adata: AnnData, layer: str | None) -> None:
+    """Raises MissingKeyError if there is no such layer; None stands for `X` and must not be empty (ValueError)."""
+    if layer is not None:
+        if layer not in adata.layers:
+            raise missing_key("adata.layers", layer, list(adata.layers))
+    elif not adata.isbacked and adata.X is None:
+        raise ValueError(f"adata.X is None; pass layer=, one of {listing(adata.layers)}")
+
+
+def check_obs_column(adata: AnnData, key: str) -> pd.Series:
+    """The column `key` of `adata.obs`.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is none.
+    ValueError
+        If several columns have this name.
+    """
+    return _column(adata.obs, "adata.obs", key)
+
+
+def check_var_column(adata: AnnData, key: str) -> pd.Series:
+    """The column `key` of `adata.var`; errors as in `check_obs_column`."""
+    return _column(adata.var, "adata.var", key)
+
+
+def check_positive_int(value: object, name: str) -> int:
+    """`value` as int.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer (a bool is not).
+    ValueError
+        If it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; pass an integer of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}; pass an integer of at least 1")
+    return int(value)
+
+
+def check_not_negative(value: object, name: str) -> float:
+    """`value` as float.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is negative, nan or infinite.
+    """
+    number = _number(value, name, "a finite number of at least 0")
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} is {value!r}; pass a finite number of at least 0")
+    return number
+
+
+def check_positive(value: object, name: str) -> float:
+    """`value` as float; errors as in `check_not_negative`, also for 0."""
+    number = _number(value, name, "a finite number above 0")
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} is {value!r}; pass a finite number above 0")
+    return number
+
+
+def check_probability(value: object, name: str) -> float:
+    """`value` as float; errors as in `check_not_negative`, also above 1."""
+    number = _number(value, name, "a number in [0, 1]")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} is {value!r}; pass a number in [0, 1]")
+    return number
+
+
+def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
+    if key not in frame.columns:
+        raise missing_key(place, key, list(frame.columns))
+    column = frame[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"{place} has {column.shape[1]} columns named {key!r}; rename all but one")
+    return column
+
+
+def _number(value: object, name: str, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; pass {wanted}")
+    return float(value)
+
+
+def check_choice(value: object, choices: Sequence[str], name: str) -> None:
+    """Refuses a `value` that is none of `choices`.
+
+    Raises
+    ------
+    ValueError
+        Naming the choices, and the closest one.
+    """
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {listing(choices)}; found {value!r}{hint}")

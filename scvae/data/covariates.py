@@ -1,0 +1,174 @@
+"""Columns of `obs` as category codes, standardised numbers and library sizes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
+
+from .._checks import check_obs_column, listing
+from .schema import Categorical, Numeric, Schema
+
+MOST_LISTED = 20  # categories named in an error about an unknown one
+
+
+def covariate_names(batch_key: str | None, covariate_keys: Sequence[str] | str) -> tuple[str, ...]:
+    """The covariate keys as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If a key is not a string.
+    ValueError
+        If a key is given twice, or is the batch as well.
+    """
+    keys = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
+    for key in keys if batch_key is None else (batch_key, *keys):
+        if not isinstance(key, str):
+            raise TypeError(f"{key!r} is no column name; pass names of columns in adata.obs as strings")
+    if batch_key in keys:
+        raise ValueError(f"{batch_key!r} is the batch_key and in covariate_keys; name it once")
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"covariate_keys names {listing(twice)} twice; name each column once")
+    return keys
+
+
+def learn_columns(
+    adata: AnnData, batch_key: str | None, keys: tuple[str, ...]
+) -> tuple[Categorical | None, tuple[Categorical, ...], tuple[Numeric, ...]]:
+    """Reads off categories, means and scales: the batch, the categorical and the numeric covariates.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no such column.
+    ValueError
+        If a column has missing values, or is neither categories nor numbers.
+
+    Warns
+    -----
+    UserWarning
+        If categories have one cell each.
+    """
+    batch = None if batch_key is None else _categories(batch_key, _complete(adata, batch_key))
+    categorical, numeric = [], []
+    for key in keys:
+        column = _complete(adata, key)
+        if isinstance(column.dtype, pd.CategoricalDtype) or is_bool_dtype(column) or not is_numeric_dtype(column):
+            categorical.append(_categories(key, column))
+        else:
+            numeric.append(_standard(key, column))
+    _warn_of_single_cells(adata, categorical if batch is None else [batch, *categorical])
+    return batch, tuple(categorical), tuple(numeric)
+
+
+def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
+    """int64 category of each cell in each categorical column, cells x columns.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no such column.
+    ValueError
+        If a value is missing or was not among the categories of the fit.
+    """
+    codes = np.empty((adata.n_obs, len(schema.categoricals)), dtype=np.int64)
+    for place, column in enumerate(schema.categoricals):
+        names = _complete(adata, column.key).astype(object).map(str)
+        codes[:, place] = pd.Index(column.categories).get_indexer(pd.Index(names, dtype=object))
+        unknown = names[codes[:, place] < 0]
+        if len(unknown):
+            raise ValueError(
+                f"adata.obs[{column.key!r}] has {listing(unknown.unique())} in {len(unknown):,} of {adata.n_obs:,} "
+                f"cells, unknown to the model; possible are {listing(column.categories, MOST_LISTED)}"
+            )
+    return codes
+
+
+def numbers_of(adata: AnnData, schema: Schema) -> NDArray[np.float32]:
+    """float32 standardised numeric covariates, cells x columns; errors as in `codes_of`."""
+    numbers = np.empty((adata.n_obs, len(schema.numeric)), dtype=np.float32)
+    for place, column in enumerate(schema.numeric):
+        values = _numbers(column.key, _complete(adata, column.key))
+        numbers[:, place] = (values - column.mean) / column.scale
+    return numbers
+
+
+def size_factors(adata: AnnData, key: str) -> NDArray[np.float32]:
+    """float32 size factor of each cell.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no such column.
+    ValueError
+        If a value is missing, not a number, infinite or not above 0.
+    """
+    values = _numbers(key, _complete(adata, key))
+    wrong = np.flatnonzero(values <= 0)
+    if len(wrong):
+        raise ValueError(
+            f"adata.obs[{key!r}] has {len(wrong):,} size factors that are not above 0 "
+            f"({values[wrong[0]]:.6g} at cell {adata.obs_names[wrong[0]]!r}); remove these cells or correct them"
+        )
+    return values.astype(np.float32)
+
+
+def _complete(adata: AnnData, key: str) -> pd.Series:
+    column = check_obs_column(adata, key)
+    missing = np.flatnonzero(column.isna().to_numpy())
+    if len(missing):
+        raise ValueError(
+            f"adata.obs[{key!r}] has {len(missing):,} missing values (the first at cell "
+            f"{adata.obs_names[missing[0]]!r}); fill them or remove these cells"
+        )
+    return column
+
+
+def _categories(key: str, column: pd.Series) -> Categorical:
+    if is_datetime64_any_dtype(column) or is_complex_dtype(column):
+        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; pass a column of categories or numbers")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        present = column.cat.remove_unused_categories().cat.categories.astype(object)
+    else:
+        present = sorted(column.astype(object).unique(), key=None if is_numeric_dtype(column) else str)
+    return Categorical(key, tuple(dict.fromkeys(str(name) for name in present)))
+
+
+def _numbers(key: str, column: pd.Series) -> NDArray[np.float64]:
+    if isinstance(column.dtype, pd.CategoricalDtype) or not is_numeric_dtype(column) or is_complex_dtype(column):
+        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; the model needs numbers there")
+    values: NDArray[np.float64] = column.to_numpy(dtype=np.float64)
+    if not np.isfinite(values).all():
+        cell = column.index[int(np.argmin(np.isfinite(values)))]
+        raise ValueError(f"adata.obs[{key!r}] is infinite at cell {cell!r}; correct it or remove the cell")
+    return values
+
+
+def _standard(key: str, column: pd.Series) -> Numeric:
+    values = _numbers(key, column)
+    mean, scale = float(values.mean()), float(values.std())
+    # a constant column may have a deviation of a few rounding errors
+    return Numeric(key, mean, scale if scale > 1e-12 * max(abs(mean), np.finfo(float).tiny) else 1.0)
+
+
+def _warn_of_single_cells(adata: AnnData, columns: Sequence[Categorical]) -> None:
+    single = []
+    for column in columns:
+        sizes = adata.obs[column.key].astype(object).map(str).value_counts()
+        names = [name for name in column.categories if sizes[name] == 1]
+        if names:
+            single.append(f"adata.obs[{column.key!r}]: {listing(names)}")
+    if single:
+        warnings.warn(
+            f"categories with a single cell, too few to learn their effect ({'; '.join(single)}); "
+            "merge or remove them if that matters",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,338 @@
+"""AnnData in, cells out: which genes are modelled, what their values are, and the conditions of each cell."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from pandas.api.extensions import ExtensionArray
+from pandas.api.types import is_bool_dtype
+
+from .._checks import check_adata, check_var_column, listing
+from .batches import Batch
+from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
+from .counts import ValueCheck, check_finite
+from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors
+from .rows import DenseRows, Rows, SparseRows
+from .schema import Kind, Schema
+
+LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
+DEFAULT_MASK = "highly_variable"
+
+
+class SchemaLayer(enum.Enum):
+    """Stands for "the layer that the fit read", since None already means `X`."""
+
+    SAME = "same"
+
+
+SAME_LAYER: Final = SchemaLayer.SAME
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """All cells of an AnnData as the model takes them; refers to its arrays where it can, never to the AnnData.
+
+    Parameters
+    ----------
+    rows
+        Values, cells x modelled genes.
+    library
+        float32 sum over the modelled genes, or the user's size factor; 1 for real values.
+    codes
+        int64 category in each categorical column, the batch first.
+    numeric
+        float32 standardised numeric covariates.
+    names
+        Names of the cells.
+    has_batch
+        Whether the first column of `codes` is the batch.
+    """
+
+    rows: Rows
+    library: Float[np.ndarray, " cells"]
+    codes: Int[np.ndarray, "cells categoricals"]
+    numeric: Float[np.ndarray, "cells numerics"]
+    names: pd.Index
+    has_batch: bool = False
+
+    def __len__(self) -> int:
+        return len(self.library)
+
+    def batch(self, positions: Int[np.ndarray, " batch"]) -> Batch:
+        """The cells at `positions`, in that order."""
+        return Batch(
+            x=self.rows.take(positions),
+            library=torch.from_numpy(self.library[positions]),
+            codes=torch.from_numpy(self.codes[positions]),
+            numeric=torch.from_numpy(self.numeric[positions]),
+            has_batch=self.has_batch,
+        )
+
+
+def read_fit(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    mask_var: str | Sequence[bool] | NDArray[Any] | ExtensionArray | pd.Series | None,
+    batch_key: str | None,
+    covariate_keys: Sequence[str] | str,
+    size_factor_key: str | None,
+    kind: Kind,
+) -> tuple[Schema, Cells]:
+    """Reads the cells of a fit, and what later data must look like.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, in memory or backed; not changed, and not referred to afterwards. A CSR matrix in memory is used
+        where it lies unless a mask drops most of it, so it must not be changed while the cells are in use.
+    layer
+        The layer to read; None for `X`.
+    mask_var
+        The genes to model: a bool column of `var`, one bool per gene, or None for the column "highly_variable" if there
+        is one and all genes otherwise. Counts and binary genes without any value are left out in addition.
+    batch_key
+        Column of `obs`, always read as categories.
+    covariate_keys
+        More columns of `obs`: numbers are standardised, everything else is read as categories.
+    size_factor_key
+        Column of `obs` with positive numbers that take the place of the library size; None for the sum over the
+        modelled genes.
+    kind
+        "counts", "binary" or "real".
+
+    Returns
+    -------
+    tuple
+        The schema and the cells.
+
+    Raises
+    ------
+    MissingKeyError
+        If a layer or column does not exist.
+    ValueError
+        If a value, mask, name or column cannot be used; the message names the cell and gene.
+    TypeError
+        For a container or type that cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If counts are fractions without looking normalised, or a category has one cell.
+    """
+    check_adata(adata)
+    keys = covariate_names(batch_key, covariate_keys)
+    if kind == "real" and size_factor_key is not None:
+        raise ValueError("size_factor_key has no meaning for real values; leave it out, or pass counts")
+    mask = _gene_mask(adata, mask_var)
+    batch, categorical, numeric = learn_columns(adata, batch_key, keys)
+    factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
+    matrix = matrix_of(adata, layer)
+    if kind == "real" and is_dense(matrix):
+        genes = np.flatnonzero(mask)
+        _refuse_duplicates(adata.var_names[genes])
+        rows: Rows = _read_dense(matrix, genes, adata, layer)
+        library = np.ones(adata.n_obs, dtype=np.float32)
+    else:
+        check = ValueCheck(kind, layer, adata, mask)
+        stored = _read_stored(matrix, check, mask)
+        genes = np.flatnonzero(mask if kind == "real" else mask & check.seen)
+        if len(genes) == 0:
+            raise ValueError(
+                f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); nothing can be learnt"
+            )
+        _refuse_duplicates(adata.var_names[genes])
+        rows = _sparse_rows(stored, genes, check)
+        check.finish(rows)
+        library = _library(check, kind, factors)
+    names = tuple(str(name) for name in adata.var_names[genes])
+    schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key)
+    return schema, _cells(adata, schema, rows, library)
+
+
+def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | None = SAME_LAYER) -> Cells:
+    """Reads other cells, or the same again, as those of the fit were read. Genes are found by their names.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes; further genes and any order of genes make no difference.
+    schema
+        What the fit has read.
+    layer
+        The layer to read, None for `X`; without it, the layer that the fit read.
+
+    Returns
+    -------
+    Cells
+        With the genes in the order of the schema; genes that are missing count as 0.
+
+    Raises
+    ------
+    ValueError
+        If fewer than half of the modelled genes are there (for real values: if any is missing), a needed name occurs
+        twice, a category is unknown, or a value cannot be used.
+    MissingKeyError, TypeError
+        As in `read_fit`.
+
+    Warns
+    -----
+    UserWarning
+        If some modelled genes are missing, or counts are fractions.
+    """
+    check_adata(adata)
+    layer = schema.layer if isinstance(layer, SchemaLayer) else layer
+    matrix = matrix_of(adata, layer)
+    genes = _find_genes(adata, schema)
+    factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
+    if schema.kind == "real" and is_dense(matrix):
+        rows: Rows = _read_dense(matrix, genes, adata, layer)
+        return _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
+    mask = np.zeros(adata.n_vars, dtype=bool)
+    mask[genes[genes >= 0]] = True
+    check = ValueCheck(schema.kind, layer, adata, mask)
+    rows = _sparse_rows(_read_stored(matrix, check, mask), genes, check)
+    check.finish(rows)
+    return _cells(adata, schema, rows, _library(check, schema.kind, factors))
+
+
+def _cells(adata: AnnData, schema: Schema, rows: Rows, library: NDArray[np.float32]) -> Cells:
+    return Cells(
+        rows=rows,
+        library=library,
+        codes=codes_of(adata, schema),
+        numeric=numbers_of(adata, schema),
+        names=adata.obs_names.copy(),
+        has_batch=schema.batch is not None,
+    )
+
+
+def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if kind == "real":
+        return np.ones(len(check.library), dtype=np.float32)
+    return check.library.astype(np.float32) if factors is None else factors
+
+
+def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_]) -> Stored:
+    """All rows after a look at every value: a CSR in memory by reference, anything else cut to the mask on the way."""
+    if sp.issparse(matrix):
+        matrix, is_sorted = without_duplicates(matrix)
+        for block in blocks(matrix):
+            check.add(block)
+        return Stored(matrix.indptr, matrix.indices, matrix.data, is_sorted)
+    pieces = []
+    for block in blocks(matrix):
+        check.add(block)
+        pieces.append(masked(block, mask))
+    return gather(pieces, matrix.shape)
+
+
+def _sparse_rows(stored: Stored, genes: NDArray[np.intp], check: ValueCheck) -> SparseRows:
+    """The rows of the modelled genes; `genes` are columns of the file, -1 for a gene that it lacks."""
+    n_columns = len(check.seen)
+    if np.array_equal(genes, np.arange(n_columns)):
+        return SparseRows(stored.indptr, stored.columns, stored.values, n_columns, is_sorted=stored.is_sorted)
+    column_map = np.full(n_columns, -1, dtype=np.int32)
+    here = np.flatnonzero(genes >= 0)
+    column_map[genes[here]] = here
+    rows = SparseRows(
+        stored.indptr,
+        stored.columns,
+        stored.values,
+        n_columns,
+        column_map=column_map,
+        n_genes=len(genes),
+        is_sorted=stored.is_sorted,
+    )
+    # a copy of less than half of the values is worth its memory: every batch would skip over the rest otherwise
+    return rows.compact() if check.n_kept < check.n_stored / 2 else rows
+
+
+def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None) -> DenseRows:
+    """Real values of some columns as float32; the array itself if it is just that."""
+    is_all = np.array_equal(genes, np.arange(adata.n_vars))
+    if is_all and isinstance(matrix, np.ndarray) and matrix.dtype == np.float32:
+        for start, chunk in dense_chunks(matrix):
+            check_finite(chunk, start, name_of(layer), adata.obs_names, adata.var_names)
+        return DenseRows(matrix)
+    values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
+    for start, chunk in dense_chunks(matrix):
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is refused for that
+            narrow = chunk.astype(np.float32)
+        check_finite(narrow, start, name_of(layer), adata.obs_names, adata.var_names)
+        values[start : start + len(chunk)] = narrow[:, genes]
+    return DenseRows(values)
+
+
+def _gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
+    """One bool per gene."""
+    if mask_var is None:
+        if DEFAULT_MASK not in adata.var.columns:
+            return np.ones(adata.n_vars, dtype=bool)
+        mask_var = DEFAULT_MASK
+    if isinstance(mask_var, str):
+        name, values = f"adata.var[{mask_var!r}]", check_var_column(adata, mask_var)
+    else:
+        name, values = "mask_var", mask_var
+        if isinstance(values, pd.Series) and not values.index.equals(adata.var_names):
+            raise ValueError("mask_var is a Series whose index is not adata.var_names; reindex it or pass .to_numpy()")
+    mask = pd.Series(np.asarray(values) if not isinstance(values, pd.Series) else values)
+    if len(mask) != adata.n_vars:
+        raise ValueError(f"{name} has {len(mask):,} values for {adata.n_vars:,} genes; pass one bool per gene")
+    if mask.isna().any():
+        raise ValueError(f"{name} has {int(mask.isna().sum()):,} missing values; fill them with True or False")
+    if not is_bool_dtype(mask) and not mask.map(lambda value: isinstance(value, bool | np.bool_)).all():
+        raise ValueError(f"{name} has type {mask.dtype}; pass True or False for each gene, e.g. values > 0")
+    chosen: NDArray[np.bool_] = mask.to_numpy(dtype=bool)
+    if not chosen.any():
+        raise ValueError(f"{name} chooses none of the {adata.n_vars:,} genes; mark the genes to model with True")
+    return chosen
+
+
+def _refuse_duplicates(names: pd.Index) -> None:
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{len(twice):,} names occur more than once among the genes to model ({listing(twice, 5)}); "
+            "call adata.var_names_make_unique() first, since genes are found by their names later"
+        )
+
+
+def _find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
+    """The column of each modelled gene, -1 where `adata` lacks it."""
+    wanted = pd.Index(schema.genes, dtype=object)
+    names = pd.Index([str(name) for name in adata.var_names], dtype=object)
+    columns = np.flatnonzero(names.isin(wanted))
+    _refuse_duplicates(names[columns])
+    places = names[columns].get_indexer(wanted)
+    genes: NDArray[np.intp] = np.where(places >= 0, np.append(columns, -1)[places], -1)
+    missing = wanted[genes < 0]
+    if len(missing) == 0:
+        return genes
+    n_found = len(wanted) - len(missing)
+    found = f"{n_found:,} of the {len(wanted):,} modelled genes ({100 * n_found / len(wanted):.1f} %)"
+    if n_found == 0:
+        raise ValueError(
+            f"adata has none of the {len(wanted):,} modelled genes: its names begin {listing(names, 3)}, the model's "
+            f"{listing(wanted, 3)}; set adata.var_names to the same kind of name"
+        )
+    if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
+        why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
+        raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
+    warnings.warn(
+        f"adata has {found}; the {len(missing):,} others are taken as 0: {listing(missing, 5)}",
+        UserWarning,
+        stacklevel=3,
+    )
+    return genes

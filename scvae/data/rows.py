@@ -1,0 +1,195 @@
+"""The values of all cells, held in the narrowest form that exists already, and handed out batch by batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..kernels.csr import CSR
+
+BLOCK = 2**21  # stored values looked at together: about 32 MB with their columns as int64
+
+
+class Rows(ABC):
+    """Cells x modelled genes."""
+
+    @property
+    @abstractmethod
+    def n_cells(self) -> int:
+        """Number of cells."""
+
+    @property
+    @abstractmethod
+    def n_genes(self) -> int:
+        """Number of modelled genes."""
+
+    @abstractmethod
+    def take(self, positions: Int[np.ndarray, " cells"]) -> CSR | Float[Tensor, "cells genes"]:
+        """The values of some cells in the order of `positions`, genes in the order of the model, float32.
+
+        In a CSR the columns of each row rise, so that sums over a row run in the same order however the genes were
+        ordered in the file. The arrays are always copies.
+        """
+
+
+@final
+class SparseRows(Rows):
+    """Compressed sparse rows by reference: nothing is copied or converted until some rows are taken.
+
+    Parameters
+    ----------
+    indptr, indices, values
+        As in `scipy.sparse.csr_array`, of any integer type and any real or bool type. No column occurs twice in a row.
+        They are read only.
+    n_columns
+        Number of columns that `indices` refers to.
+    column_map
+        int32 gene of the model for each column, -1 for a column that is not modelled; None if they are the same.
+    n_genes
+        Number of modelled genes; only needed with a `column_map`.
+    is_sorted
+        Whether the columns of each row rise.
+    """
+
+    def __init__(
+        self,
+        indptr: NDArray[Any],
+        indices: NDArray[Any],
+        values: NDArray[Any],
+        n_columns: int,
+        *,
+        column_map: NDArray[np.int32] | None = None,
+        n_genes: int | None = None,
+        is_sorted: bool = True,
+    ) -> None:
+        self.indptr = np.asarray(indptr, dtype=np.int64)
+        self.indices = indices
+        self.values = values
+        self.n_columns = n_columns
+        self.column_map = column_map
+        self._n_genes = n_columns if n_genes is None else n_genes
+        self._is_sorted = is_sorted and (column_map is None or bool(np.all(np.diff(column_map[column_map >= 0]) > 0)))
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.indptr) - 1
+
+    @property
+    def n_genes(self) -> int:
+        """Number of modelled genes."""
+        return self._n_genes
+
+    def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
+        """See `Rows.take`."""
+        stored, indptr = self._stored_of(np.asarray(positions, dtype=np.int64))
+        indices, values = self.indices[stored], self.values[stored]
+        if self.column_map is not None:
+            indices = self.column_map[indices]
+            indptr, indices, values = keep_entries(indptr, indices, values, indices >= 0)
+        indices, values = indices.astype(np.int32), values.astype(np.float32)
+        if not self._is_sorted:
+            rows = sp.csr_array((values, indices, indptr), shape=(len(positions), self.n_genes))
+            rows.sort_indices()
+            indices, values = rows.indices, rows.data
+        return CSR.from_numpy(indptr, indices, values, self.n_genes)
+
+    def _stored_of(self, positions: NDArray[np.int64]) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
+        """Where the entries of these rows are stored, and the indptr they will have."""
+        first, last = self.indptr[positions], self.indptr[positions + 1]
+        indptr = np.zeros(len(positions) + 1, dtype=np.int64)
+        np.cumsum(last - first, out=indptr[1:])
+        if len(positions) and np.array_equal(last[:-1], first[1:]):  # consecutive rows lie together
+            return slice(int(first[0]), int(last[-1])), indptr
+        return np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first), indptr
+
+    def compact(self) -> SparseRows:
+        """A copy of the modelled entries only, so that rows of a few chosen genes are quick to take."""
+        if self.column_map is None:
+            return self
+        pieces, lengths = [], []
+        for start, stop in row_ranges(self.indptr):
+            part = slice(int(self.indptr[start]), int(self.indptr[stop]))
+            indices = self.column_map[self.indices[part]]
+            piece = keep_entries(self.indptr[start : stop + 1] - part.start, indices, self.values[part], indices >= 0)
+            lengths.append(np.diff(piece[0]))
+            pieces.append(piece[1:])
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+        indices = np.concatenate([piece[0] for piece in pieces])
+        values = np.concatenate([piece[1] for piece in pieces])
+        return SparseRows(indptr, indices, values, self.n_genes, is_sorted=self._is_sorted)
+
+
+@final
+class DenseRows(Rows):
+    """A dense float32 array, for real values.
+
+    Parameters
+    ----------
+    values
+        Cells x modelled genes, float32; read only.
+    """
+
+    def __init__(self, values: Float[np.ndarray, "cells genes"]) -> None:
+        self.values = values
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.values.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of modelled genes."""
+        return int(self.values.shape[1])
+
+    def take(self, positions: Int[np.ndarray, " cells"]) -> Float[Tensor, "cells genes"]:
+        """See `Rows.take`."""
+        chosen = self.values[np.asarray(positions, dtype=np.int64)]
+        return torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.float32))
+
+
+def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tuple[int, int]]:
+    """Cuts rows into consecutive ranges with about `size` stored entries, at least one row each."""
+    ranges, start, n_rows = [], 0, len(indptr) - 1
+    while start < n_rows:
+        stop = int(np.searchsorted(indptr, int(indptr[start]) + size, side="right")) - 1
+        stop = min(max(stop, start + 1), n_rows)
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
+def keep_entries(
+    indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+    """Compressed rows with only the entries that are `kept`."""
+    if kept.all():
+        return indptr, indices, values
+    before = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum(kept, out=before[1:])
+    return before[indptr], indices[kept], values[kept]
+
+
+def row_sums(indptr: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of each compressed row, accumulated in float64."""
+    return reduce_rows(np.add, indptr, values.astype(np.float64), 0.0)
+
+
+def reduce_rows(
+    operation: np.ufunc, indptr: NDArray[np.int64], values: NDArray[np.float64], empty: float
+) -> NDArray[np.float64]:
+    """`operation` reduced over each compressed row; `empty` for a row without entries."""
+    reduced = np.full(len(indptr) - 1, empty, dtype=np.float64)
+    filled = np.diff(indptr) > 0
+    if filled.any():
+        # between the starts of filled rows lie only their own entries, so each segment is one row
+        reduced[filled] = operation.reduceat(values, indptr[:-1][filled])
+    return reduced

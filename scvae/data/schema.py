@@ -1,0 +1,124 @@
+"""What a fit has read, remembered so that later data can be read in the same way: names and numbers only, no data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["counts", "binary", "real"]
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """A column of `obs` read as categories.
+
+    Parameters
+    ----------
+    key
+        Name of the column.
+    categories
+        The categories in the order of their codes 0, 1, ...
+    """
+
+    key: str
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """A column of `obs` read as a number and standardised: (value - mean) / scale.
+
+    Parameters
+    ----------
+    key
+        Name of the column.
+    mean
+        Mean over the cells of the fit, in the column's own unit.
+    scale
+        Their standard deviation (1 for a constant column), in the column's own unit.
+    """
+
+    key: str
+    mean: float
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Everything needed to read other cells as those of the fit were read.
+
+    Parameters
+    ----------
+    genes
+        Names of the modelled genes, in the order of the model.
+    kind
+        What the values are: "counts", "binary" (0 or 1) or "real".
+    layer
+        The layer that was read; None for `X`.
+    batch
+        The batch column, if there is one.
+    categorical
+        The categorical covariates, without the batch.
+    numeric
+        The numeric covariates.
+    size_factor_key
+        Column of `obs` that takes the place of the library size; None for the sum over the modelled genes.
+    """
+
+    genes: tuple[str, ...]
+    kind: Kind
+    layer: str | None
+    batch: Categorical | None
+    categorical: tuple[Categorical, ...]
+    numeric: tuple[Numeric, ...]
+    size_factor_key: str | None
+
+    @property
+    def categoricals(self) -> tuple[Categorical, ...]:
+        """All categorical columns in the order of `codes`: the batch first, then the covariates."""
+        return self.categorical if self.batch is None else (self.batch, *self.categorical)
+
+    @property
+    def n_conditions(self) -> int:
+        """Width of the condition vector: one column per category and one per numeric covariate."""
+        return sum(len(column.categories) for column in self.categoricals) + len(self.numeric)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as strings, numbers, lists and dicts."""
+        return {
+            "genes": list(self.genes),
+            "kind": self.kind,
+            "layer": self.layer,
+            "batch": None if self.batch is None else _categorical_to_json(self.batch),
+            "categorical": [_categorical_to_json(column) for column in self.categorical],
+            "numeric": [asdict(column) for column in self.numeric],
+            "size_factor_key": self.size_factor_key,
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Schema:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        KeyError
+            If an entry is missing.
+        """
+        batch = record["batch"]
+        return cls(
+            genes=tuple(record["genes"]),
+            kind=record["kind"],
+            layer=record["layer"],
+            batch=None if batch is None else _categorical_from_json(batch),
+            categorical=tuple(_categorical_from_json(column) for column in record["categorical"]),
+            numeric=tuple(Numeric(column["key"], column["mean"], column["scale"]) for column in record["numeric"]),
+            size_factor_key=record["size_factor_key"],
+        )
+
+
+def _categorical_to_json(column: Categorical) -> dict[str, Any]:
+    return {"key": column.key, "categories": list(column.categories)}
+
+
+def _categorical_from_json(record: dict[str, Any]) -> Categorical:
+    return Categorical(record["key"], tuple(record["categories"]))

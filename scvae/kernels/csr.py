@@ -1,0 +1,71 @@
+"""Rows of a sparse matrix: the one container in which counts travel from the file to the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CSR:
+    """Cells x genes in compressed sparse rows.
+
+    Parameters
+    ----------
+    indptr
+        int64 (rows + 1): where each row starts in `indices` and `values`. int64 because an atlas has more than 2^31
+        non-zeros.
+    indices
+        int32 column of each stored value.
+    values
+        float32 stored values; a stored zero is allowed and means zero.
+    n_columns
+        Number of columns.
+    """
+
+    indptr: Int[Tensor, "rows_plus_1"]
+    indices: Int[Tensor, "stored"]
+    values: Float[Tensor, "stored"]
+    n_columns: int
+
+    def __len__(self) -> int:
+        return self.indptr.shape[0] - 1
+
+    def with_values(self, values: Float[Tensor, "stored"]) -> CSR:
+        """The same pattern with other values."""
+        return CSR(self.indptr, self.indices, values, self.n_columns)
+
+    def to(self, device: torch.device) -> CSR:
+        """The same rows on another device."""
+        return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_columns)
+
+    def row_of_stored(self) -> Int[Tensor, "stored"]:
+        """Row number of each stored value."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.indptr.device), self.indptr.diff())
+
+    def to_dense(self) -> Float[Tensor, "rows columns"]:
+        """A dense copy; for blocks of cells only."""
+        dense = self.values.new_zeros(len(self), self.n_columns)
+        dense.index_put_((self.row_of_stored(), self.indices.long()), self.values, accumulate=True)
+        return dense
+
+    def rows(self, start: int, stop: int) -> CSR:
+        """A block of consecutive rows, without copying the values."""
+        first, last = int(self.indptr[start]), int(self.indptr[stop])
+        return CSR(
+            self.indptr[start : stop + 1] - first, self.indices[first:last], self.values[first:last], self.n_columns
+        )
+
+    @classmethod
+    def from_numpy(cls, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, n_columns: int) -> CSR:
+        """Wraps numpy arrays, converting only what has another type."""
+        return cls(
+            torch.from_numpy(np.asarray(indptr, dtype=np.int64)),
+            torch.from_numpy(np.asarray(indices, dtype=np.int32)),
+            torch.from_numpy(np.asarray(values, dtype=np.float32)),
+            n_columns,
+        )

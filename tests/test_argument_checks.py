@@ -1,0 +1,58 @@
+"""Shared argument checks."""
+
+import numpy as np
+import pytest
+
+from scvae._checks import (
+    MissingKeyError,
+    check_adata,
+    check_not_negative,
+    check_positive,
+    check_positive_int,
+    check_probability,
+    listing,
+    missing_key,
+)
+
+
+def test_a_missing_key_reads_as_plain_text_and_is_both_errors():
+    error = missing_key("adata.obs", "bacth", ["batch", "sex"])
+    assert str(error) == "adata.obs has no 'bacth'; it has 'batch', 'sex'; did you mean 'batch'?"
+    assert isinstance(error, KeyError)
+    assert isinstance(error, ValueError)
+    assert type(error) is MissingKeyError
+
+
+def test_a_long_list_is_cut():
+    assert listing(range(1200), 2) == "'0', '1' and 1,198 more"
+    assert listing([]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        (check_positive_int, [1, np.int32(7)], [0, -1]),
+        (check_not_negative, [0, 0.5, np.float32(2)], [-1e-9, float("nan"), float("inf")]),
+        (check_positive, [1e-9, 3], [0, -1.0, float("nan"), float("inf")]),
+        (check_probability, [0, 1, 0.5], [-0.1, 1.1, float("nan")]),
+    ],
+)
+def test_numbers_are_checked_against_their_range(check, good, bad):
+    for value in good:
+        assert check(value, "beta") == value
+    for value in bad:
+        with pytest.raises(ValueError, match="beta is"):
+            check(value, "beta")
+    for value in ("1", None, True, [1]):
+        with pytest.raises(TypeError, match="beta is"):
+            check(value, "beta")
+
+
+def test_a_fraction_is_no_whole_number():
+    with pytest.raises(TypeError, match=r"n is 2\.0; pass an integer"):
+        check_positive_int(2.0, "n")
+
+
+def test_something_else_than_an_anndata_is_refused():
+    with pytest.raises(TypeError, match=r"adata is a ndarray; pass an anndata.AnnData"):
+        check_adata(np.ones((3, 3)))
