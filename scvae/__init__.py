@@ -1,0 +1,22 @@
+"""Variational autoencoders for single-cell counts: `scvae.fit(adata)`, then scanpy."""
+
+from __future__ import annotations
+
+from . import datasets, tl
+from ._fit import fit
+from ._version import __version__
+from .checkpoint import NonFiniteLossError
+from .config import NetworkConfig, TrainingConfig
+from .fitted import FittedModel, load
+
+__all__ = [
+    "FittedModel",
+    "NetworkConfig",
+    "NonFiniteLossError",
+    "TrainingConfig",
+    "__version__",
+    "datasets",
+    "fit",
+    "load",
+    "tl",
+]

@@ -1,0 +1,277 @@
+"""`fit`: AnnData in, FittedModel out, the embedding written back once at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ._checks import check_adata, check_choice, check_not_negative, check_positive_int
+from ._devices import resolve_device
+from ._files import read_tensors
+from ._keys import Keys
+from ._rng import SeedLike, numpy_generator, seed_of
+from ._slots import write
+from ._version import __version__
+from .checkpoint import CHECKPOINT, Progress
+from .config import NetworkConfig, TrainingConfig, to_json
+from .data.batches import split
+from .data.intake import Cells, read_fit
+from .data.schema import Schema
+from .fitted import FittedModel, Outcome
+from .inference import posterior_moments
+from .likelihoods import KIND, NAMES, LikelihoodName
+from .model import VAE, make_model
+from .train import SPLIT, evaluate, train, verdict
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DEFAULT_N_LATENT = 20
+
+
+def fit(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
+    batch_key: str | None = None,
+    covariate_keys: str | Sequence[str] = (),
+    size_factor_key: str | None = None,
+    likelihood: LikelihoodName = "nb",
+    n_latent: int = DEFAULT_N_LATENT,
+    beta: float = 1.0,
+    rng: SeedLike = None,
+    device: str | torch.device = "auto",
+    key_added: str = "scvae",
+    network: NetworkConfig | None = None,
+    training: TrainingConfig | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> FittedModel:
+    """Trains a variational autoencoder on raw counts and writes the latent embedding into `adata`.
+
+    The objective per cell is E_q[log p(x | z)] - β KL(q(z | x) || N(0, I)) (Kingma & Welling 2014; Higgins et al.
+    2017), with counts x ~ NB(library size x proportions, inverse dispersion) by default (Lopez et al. 2018).
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory or backed).
+    layer
+        Layer that holds the data; None for `X`.
+    mask_var
+        Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` where
+        that column exists, and all genes otherwise. Genes without a count are left out. All genes stay in `adata`.
+    batch_key
+        Column of `adata.obs` with the batch of each cell: the decoder sees it, so the embedding need not.
+    covariate_keys
+        More columns of `adata.obs` to treat likewise: categorical, or numeric (standardised).
+    size_factor_key
+        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes).
+    likelihood
+        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
+        for real values (log or CLR proteins, mass cytometry, z-scores).
+    n_latent
+        Latent dimensions. Those the data do not need stay unused; the summary says how many are active.
+    beta
+        Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It is reached linearly over
+        `training.warmup` of the run, whatever the number of cells.
+    rng
+        Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
+    device
+        ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+    key_added
+        Name of the slots written.
+    network, training
+        Settings of the networks and of the training; None for the defaults.
+    checkpoint
+        File to write the state of the training to after each epoch. If it exists, the run it belongs to goes on from
+        there, with the very result that it would have had without the stop.
+    verbose
+        Whether to show one progress bar. Nothing else is printed.
+
+    Returns
+    -------
+    FittedModel
+        The model; it holds no reference to `adata`. Slots written to `adata`, all at the end:
+
+        ``obsm["X_<key_added>"]``
+            float32 posterior means, cells x n_latent.
+        ``obsm["X_<key_added>_var"]``
+            float32 posterior variances, cells x n_latent.
+        ``uns["<key_added>"]``
+            ``params``, ``history`` (one array per column, an entry an epoch; ELBOs are in nats per cell at β = 1),
+            ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
+            ``seconds``, ``versions``.
+
+    Raises
+    ------
+    ValueError
+        If the data do not suit the likelihood (normalised or negative values, NaN), a covariate has missing values, or
+        an argument is out of range; MissingKeyError (also a KeyError) if a layer or column does not exist. `adata` is
+        then as it was.
+    NonFiniteLossError
+        If training diverges; the message names a cell.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> adata.obsm["X_scvae"].shape
+    (200, 5)
+    """
+    check_adata(adata)
+    check_choice(likelihood, NAMES, "likelihood")
+    check_positive_int(n_latent, "n_latent")
+    beta = check_not_negative(beta, "beta")
+    network, training = network or NetworkConfig(), training or TrainingConfig()
+    target = resolve_device(device)
+    seed = _seed(rng, checkpoint)
+    schema, cells = read_fit(
+        adata,
+        layer=layer,
+        mask_var=mask_var,
+        batch_key=batch_key,
+        covariate_keys=covariate_keys,
+        size_factor_key=size_factor_key,
+        kind=KIND[likelihood],
+    )
+    _check_heads(network, likelihood, schema)
+
+    vae = make_model(schema, likelihood, n_latent, network, seed).to(target)
+    settings = {"likelihood": likelihood, "n_latent": n_latent, "beta": beta, "seed": seed}
+    identity = settings | {
+        "network": to_json(network),
+        "training": to_json(training),
+        "data": _fingerprint(schema, cells),
+    }
+    progress, ended = train(
+        vae,
+        cells,
+        beta=beta,
+        config=training,
+        seed=seed,
+        device=target,
+        checkpoint=checkpoint,
+        identity=identity,
+        verbose=verbose,
+    )
+    if ended == "interrupted":
+        warnings.warn(
+            f"training was interrupted after {progress.epoch} epochs; the best model so far is kept", stacklevel=2
+        )
+    model = FittedModel(
+        network=vae,
+        schema=schema,
+        likelihood=likelihood,
+        n_latent=n_latent,
+        beta=beta,
+        network_config=network,
+        training_config=training,
+        outcome=_outcome(vae, cells, progress, ended, training, seed, target),
+        history=pd.DataFrame(progress.history),
+        seed=seed,
+        versions=_versions(),
+    )
+    keys = Keys(key_added)
+    mean, variance = posterior_moments(model, cells)
+    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
+    return model
+
+
+def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
+    """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
+    if rng is None and checkpoint is not None and Path(checkpoint).exists():
+        return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
+    return seed_of(rng)
+
+
+def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
+    """Refuses settings that would have no effect."""
+    if network.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
+        raise ValueError(
+            "NetworkConfig.dispersion='gene-batch' needs batch_key and likelihood='nb' or 'zinb'; "
+            f"found batch_key={schema.batch.key if schema.batch else None!r} and likelihood={likelihood!r}."
+        )
+
+
+def _fingerprint(schema: Schema, cells: Cells) -> str:
+    """A digest of what the model is trained on, so that a checkpoint is not resumed with other data."""
+    digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
+    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _outcome(
+    vae: VAE, cells: Cells, progress: Progress, ended: str, config: TrainingConfig, seed: int, device: torch.device
+) -> Outcome:
+    train_cells, held_out = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
+    result = evaluate(vae, cells, held_out if len(held_out) else train_cells, seed=seed, device=device)
+    converged, reason = verdict(progress, ended)
+    return Outcome(
+        converged=converged,
+        reason=reason,
+        beta_attained=progress.history["beta"][-1] if progress.epoch else 0.0,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        seconds=progress.seconds,
+        skipped_steps=progress.skipped_steps,
+        kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
+        held_out_elbo=result.log_likelihood - result.kl if len(held_out) else float("nan"),
+    )
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
+    return {"scvae": __version__, "python": platform.python_version(), **libraries}
+
+
+def _record(model: FittedModel) -> dict[str, Any]:
+    """uns[key]: only types that h5ad and zarr files can hold, so None becomes "none" and tuples arrays."""
+    schema, outcome = model.schema, model.outcome
+    covariates = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
+    params: dict[str, Any] = {
+        "likelihood": model.likelihood,
+        "n_latent": model.n_latent,
+        "beta": model.beta,
+        "layer": schema.layer,
+        "batch_key": schema.batch.key if schema.batch else None,
+        "covariate_keys": np.array(covariates, dtype=str),
+        "size_factor_key": schema.size_factor_key,
+        "n_genes": len(schema.genes),
+        "network": to_json(model.network_config),
+        "training": to_json(model.training_config),
+    }
+    return {
+        "params": _storable(params),
+        "history": {name: column.to_numpy() for name, column in model.history.items()},
+        "beta_attained": outcome.beta_attained,
+        "converged": outcome.converged,
+        "reason": outcome.reason,
+        "best_epoch": outcome.best_epoch,
+        "held_out_elbo": outcome.held_out_elbo,
+        "kl_per_dimension": np.array(outcome.kl_per_dimension),
+        "active_dimensions": outcome.active_dimensions,
+        "skipped_steps": outcome.skipped_steps,
+        "seed": model.seed,
+        "seconds": outcome.seconds,
+        "versions": model.versions,
+    }
+
+
+def _storable(values: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: _storable(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: "none" if value is None else value for name, value in plain.items()}

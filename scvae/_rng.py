@@ -1,0 +1,32 @@
+"""Random numbers: the only module that makes generators. Nothing here reads or changes global random state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+SeedLike = int | np.integer | np.random.Generator | None
+
+
+def seed_of(rng: SeedLike) -> int:
+    """One integer from a seed, a Generator (which advances by one draw) or None (fresh entropy)."""
+    if rng is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**32))
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer):
+        raise TypeError(f"rng must be an integer seed, a numpy Generator or None; found {type(rng).__name__}.")
+    if rng < 0:
+        raise ValueError(f"rng must be a non-negative seed; found {rng}.")
+    return int(rng)
+
+
+def numpy_generator(seed: int, *stream: int) -> np.random.Generator:
+    """A generator for one purpose: a pure function of the seed and the stream's numbers."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+
+
+def torch_generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Torch's counterpart of `numpy_generator`."""
+    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))

@@ -1,0 +1,26 @@
+"""Writing results into an AnnData: once, at the end, and nothing but the named slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def write(
+    adata: AnnData,
+    *,
+    obsm: Mapping[str, np.ndarray] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Sets slots of `adata`. A view becomes an actual AnnData first, so that its parent is not written to."""
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())  # as scanpy's view_to_actual, but without its warning
+    for key, value in (obsm or {}).items():
+        adata.obsm[key] = value
+    for key, value in (uns or {}).items():
+        adata.uns[key] = value

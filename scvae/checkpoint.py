@@ -1,0 +1,95 @@
+"""The state of a training run, and the file it can be resumed from."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._files import read_tensors, write_tensors
+from .model import VAE
+
+CHECKPOINT = "scvae checkpoint"
+COUNTERS = ("epoch", "history", "best_objective", "best_epoch", "skipped_steps", "failures_in_a_row", "seconds")
+
+
+@dataclass(eq=False, slots=True)
+class Progress:
+    """Everything that changes while training runs, besides the model and the optimizer.
+
+    Parameters
+    ----------
+    epoch
+        Epochs done.
+    history
+        One list per column of the history, an entry an epoch.
+    best_objective, best_epoch, best_weights
+        Of the epoch to keep: the latest until β is attained, from then on the one with the best validation objective.
+    skipped_steps, failures_in_a_row
+        Steps whose loss or gradient was not finite.
+    seconds
+        Wall-clock seconds so far.
+    """
+
+    epoch: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_objective: float = -math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    skipped_steps: int = 0
+    failures_in_a_row: int = 0
+    seconds: float = 0.0
+
+
+class NonFiniteLossError(FloatingPointError):
+    """Step after step, the loss or its gradient was not finite."""
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    progress: Progress,
+    model: VAE,
+    optimizer: torch.optim.Adam,
+    identity: dict[str, Any],
+) -> None:
+    """Writes all that `resume` needs to go on exactly where this epoch ended."""
+    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    tensors |= {f"best/{name}": t for name, t in progress.best_weights.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": t for name, t in state.items()}
+    counters = {name: getattr(progress, name) for name in COUNTERS}
+    write_tensors(path, tensors, CHECKPOINT, {"identity": identity, "progress": counters})
+
+
+def resume(
+    path: str | os.PathLike[str],
+    progress: Progress,
+    model: VAE,
+    optimizer: torch.optim.Adam,
+    identity: dict[str, Any],
+) -> None:
+    """Puts progress, weights and optimizer back to where `save_checkpoint` found them."""
+    tensors, saved = read_tensors(path, CHECKPOINT)
+    differing = sorted(name for name in identity if saved["identity"].get(name) != identity[name])
+    if differing:
+        raise ValueError(
+            f"checkpoint {path} belongs to another run: {', '.join(differing)} differ. "
+            "Delete it to start again, or pass another path."
+        )
+    for name, value in saved["progress"].items():
+        setattr(progress, name, value)
+    model.load_state_dict(_under("model", tensors))
+    progress.best_weights = _under("best", tensors)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimizer", tensors).items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,128 @@
+"""The two records that hold every setting of a fit besides the data: checked when made, written into every result."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Norm = Literal["batch", "layer", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """Shape of encoder and decoder.
+
+    Parameters
+    ----------
+    width
+        Units of each hidden layer.
+    encoder_layers, decoder_layers
+        Hidden layers of the encoder and the decoder.
+    norm
+        Normalisation of the hidden layers.
+    dropout
+        Share of the encoder's hidden units dropped in training.
+    input_dropout
+        Share of the encoder's input values dropped in training.
+    encode_conditions
+        Whether the encoder sees batch and covariates too; the decoder always does.
+    dispersion
+        ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
+    minimum_scale
+        gaussian: lower bound of a gene's scale, as a share of its standard deviation.
+    """
+
+    width: int = 128
+    encoder_layers: int = 1
+    decoder_layers: int = 1
+    norm: Norm = "layer"
+    dropout: float = 0.1
+    input_dropout: float = 0.0
+    encode_conditions: bool = False
+    dispersion: Literal["gene", "gene-batch"] = "gene"
+    minimum_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("width", "encoder_layers", "decoder_layers"):
+            _check_integer(self, name, at_least=1)
+        for name in ("dropout", "input_dropout"):
+            _check_number(self, name, low=0.0, below=1.0)
+        _check_number(self, "minimum_scale", low=0.0)
+        _check_choice(self, "norm", ("batch", "layer", "none"))
+        _check_choice(self, "dispersion", ("gene", "gene-batch"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How the objective is optimised.
+
+    Parameters
+    ----------
+    epochs
+        Passes over the training cells; None sets them from the number of cells (see `scvae.train.default_epochs`).
+    batch_size
+        Cells of a step (each epoch is cut into nearly equal batches of about this size, so none is tiny).
+    learning_rate
+        Peak of the one-cycle schedule of Adam.
+    validation_fraction
+        Share of the cells held out for validation; 0 for none.
+    warmup
+        Fraction of the run over which β rises linearly from 0 to its final value.
+    patience
+        Fraction of the run without a better validation objective after which training stops; None never stops early.
+    free_bits
+        Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
+    capacity
+        Nats of KL per cell to aim for: the penalty is β |KL - capacity|, the target rising linearly during the warm-up
+        (Burgess et al. 2018); None for the ELBO.
+    checkpoint_every
+        Epochs between two checkpoints, when a checkpoint is asked for.
+    """
+
+    epochs: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    validation_fraction: float = 0.1
+    warmup: float = 0.3
+    patience: float | None = 0.25
+    free_bits: float = 0.0
+    capacity: float | None = None
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            _check_integer(self, "epochs", at_least=1)
+        _check_integer(self, "batch_size", at_least=1)
+        _check_integer(self, "checkpoint_every", at_least=1)
+        _check_number(self, "learning_rate", low=0.0)
+        _check_number(self, "validation_fraction", low=0.0, below=1.0)
+        _check_number(self, "warmup", low=0.0, below=1.0)
+        _check_number(self, "free_bits", low=0.0)
+        for name in ("patience", "capacity"):
+            if getattr(self, name) is not None:
+                _check_number(self, name, low=0.0)
+
+
+def to_json(config: NetworkConfig | TrainingConfig) -> dict[str, Any]:
+    """The settings as a plain dict."""
+    return dataclasses.asdict(config)
+
+
+def _check_integer(config: object, name: str, *, at_least: int) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{type(config).__name__}.{name} must be an integer >= {at_least}; found {value!r}.")
+
+
+def _check_number(config: object, name: str, *, low: float, below: float = math.inf) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < below:
+        raise ValueError(f"{type(config).__name__}.{name} must be a number in [{low:g}, {below:g}); found {value!r}.")
+
+
+def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{type(config).__name__}.{name} must be one of {', '.join(choices)}; found {value!r}.")

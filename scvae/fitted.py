@@ -1,0 +1,226 @@
+"""A trained model: the network, what it was trained on, how it went; saved as one safetensors file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ._files import read_tensors, write_tensors
+from .config import NetworkConfig, TrainingConfig
+from .data.schema import Schema
+from .likelihoods import LikelihoodName
+from .model import VAE, make_model
+
+FORMAT = "scvae model"
+ACTIVE_ABOVE = 0.05  # nats of mean KL that make a latent dimension count as used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended.
+
+    Parameters
+    ----------
+    converged
+        Whether the validation ELBO had stopped moving.
+    reason
+        Why training ended and what `converged` rests on, in one sentence.
+    beta_attained
+        KL weight of the last step.
+    best_epoch
+        Epoch (from 1) whose weights were kept.
+    epochs
+        Epochs done.
+    seconds
+        Wall-clock seconds of the training.
+    skipped_steps
+        Steps left out because the loss or its gradient was not finite.
+    kl_per_dimension
+        Mean KL of each latent dimension in nats over the validation cells (over the training cells if there are none).
+    held_out_elbo
+        ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
+    """
+
+    converged: bool
+    reason: str
+    beta_attained: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    skipped_steps: int
+    kl_per_dimension: tuple[float, ...]
+    held_out_elbo: float
+
+    @property
+    def active_dimensions(self) -> int:
+        """Latent dimensions in use: those with a mean KL above 0.05 nats."""
+        return sum(kl > ACTIVE_ABOVE for kl in self.kl_per_dimension)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FittedModel:
+    """A trained model and its record. Holds no reference to the data.
+
+    Parameters
+    ----------
+    network
+        The trained VAE, in evaluation mode.
+    schema
+        Genes, covariates and layer it was trained on: new data are checked against it.
+    likelihood, n_latent, beta
+        As given to `scvae.fit`.
+    network_config, training_config
+        All other settings.
+    outcome
+        How the training ended.
+    history
+        One row per epoch; see `scvae.fit`.
+    seed
+        Seed that all random numbers of the fit came from.
+    versions
+        Versions of scvae and of the libraries that made the model.
+    """
+
+    network: VAE
+    schema: Schema
+    likelihood: LikelihoodName
+    n_latent: int
+    beta: float
+    network_config: NetworkConfig
+    training_config: TrainingConfig
+    outcome: Outcome
+    history: pd.DataFrame
+    seed: int
+    versions: dict[str, str]
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the modelled genes, in the model's order."""
+        return pd.Index(self.schema.genes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def summary(self) -> pd.Series:
+        """The fit in a dozen lines, for a notebook.
+
+        Returns
+        -------
+        pandas.Series
+            Named values: data, settings, result.
+        """
+        outcome = self.outcome
+        return pd.Series(
+            {
+                "likelihood": self.likelihood,
+                "genes": len(self.schema.genes),
+                "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
+                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active)",
+                "β": f"{self.beta:g} (attained {outcome.beta_attained:g})",
+                "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
+                "epochs": f"{outcome.epochs} (best: {outcome.best_epoch})",
+                "converged": f"{'yes' if outcome.converged else 'no'}: {outcome.reason}",
+                "seconds": f"{outcome.seconds:.1f}",
+                "seed": self.seed,
+            },
+            name="scvae model",
+            dtype=object,
+        )
+
+    def __repr__(self) -> str:
+        rows = self.summary()
+        width = max(map(len, rows.index))
+        return "FittedModel\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        html: str = self.summary().to_frame("").to_html(border=0)
+        return html
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Writes the model as one safetensors file with its record as JSON inside (no pickle).
+
+        Parameters
+        ----------
+        path
+            Where to write. The file appears whole or not at all: it is written beside its place and renamed.
+        overwrite
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        pathlib.Path
+            The file written.
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and `overwrite` is false.
+        FileNotFoundError
+            If the folder does not exist.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+        record = {
+            "schema": self.schema.to_json(),
+            "likelihood": self.likelihood,
+            "n_latent": self.n_latent,
+            "beta": self.beta,
+            "network_config": dataclasses.asdict(self.network_config),
+            "training_config": dataclasses.asdict(self.training_config),
+            "outcome": dataclasses.asdict(self.outcome),
+            "history": {name: column.tolist() for name, column in self.history.items()},
+            "seed": self.seed,
+            "versions": self.versions,
+        }
+        write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
+        return path
+
+
+def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
+    """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
+
+    Parameters
+    ----------
+    path
+        The safetensors file.
+    device
+        Where to put the network.
+
+    Returns
+    -------
+    FittedModel
+        The model, with the numbers it had when it was saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, is no scvae model, or was written in a newer format.
+    """
+    tensors, record = read_tensors(path, FORMAT)
+    schema = Schema.from_json(record["schema"])
+    network_config = NetworkConfig(**record["network_config"])
+    network = make_model(schema, record["likelihood"], record["n_latent"], network_config, record["seed"])
+    network.load_state_dict(tensors)
+    return FittedModel(
+        network=network.to(device).eval(),
+        schema=schema,
+        likelihood=record["likelihood"],
+        n_latent=record["n_latent"],
+        beta=record["beta"],
+        network_config=network_config,
+        training_config=TrainingConfig(**record["training_config"]),
+        outcome=Outcome(**record["outcome"] | {"kl_per_dimension": tuple(record["outcome"]["kl_per_dimension"])}),
+        history=pd.DataFrame(record["history"]),
+        seed=record["seed"],
+        versions=record["versions"],
+    )

@@ -1,0 +1,52 @@
+"""What a fitted model says of cells, computed in chunks: memory does not grow with cells x genes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ._rng import torch_generator
+from .data.batches import Batch, chunks
+from .data.intake import Cells
+from .fitted import FittedModel
+from .objective import elbo, importance_weighted
+
+EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
+BOUND = 4  # stream of the random numbers of log-likelihood bounds
+
+BoundKind = Literal["iw", "elbo"]
+
+
+@torch.no_grad()
+def posterior_moments(
+    model: FittedModel, cells: Cells
+) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
+    """Posterior means and variances of each cell, float32."""
+    mean = np.empty((len(cells), model.n_latent), np.float32)
+    variance = np.empty_like(mean)
+    for positions, batch in _batches(model, cells, EMBEDDING_CHUNK):
+        posterior = model.network.encode(batch)
+        mean[positions] = posterior.mean.cpu().numpy()
+        variance[positions] = posterior.variance.cpu().numpy()
+    return mean, variance
+
+
+def log_likelihood_bound(
+    model: FittedModel, cells: Cells, *, kind: BoundKind, n_samples: int, seed: int
+) -> Float[np.ndarray, " cells"]:
+    """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1."""
+    bound = np.empty(len(cells))
+    estimate = importance_weighted if kind == "iw" else elbo
+    for i, (positions, batch) in enumerate(_batches(model, cells, BOUND_CHUNK)):
+        generator = torch_generator(seed, BOUND, i, device=model.device)
+        bound[positions] = estimate(model.network, batch, n_samples, generator).cpu().numpy()
+    return bound
+
+
+def _batches(model: FittedModel, cells: Cells, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    for positions in chunks(len(cells), size):
+        yield positions, cells.batch(positions).to(model.device)

@@ -1,0 +1,172 @@
+"""Differentiable operations that pick the fast kernel where there is one and the plain reference elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import reference
+from .csr import CSR
+
+logger = logging.getLogger(__name__)
+
+LOGITS_BUDGET = 2**23  # float32 logits alive at once (32 MB): larger batches pass the output layer in chunks of rows
+THETA_BUDGET = 2**22  # partial sums of the dispersion gradient
+
+
+class WeightedLogProb(NamedTuple):
+    """What a fused likelihood returns.
+
+    total
+        sum over rows of weight * log p: differentiable.
+    per_row
+        log p of each row in nats: a value only, no gradient passes through it.
+    """
+
+    total: Float[Tensor, ""]
+    per_row: Float[Tensor, "rows"]
+
+
+@cache
+def cpu_kernels() -> ModuleType | None:
+    """The numba kernels, or None (and one log line) where numba cannot be imported."""
+    try:
+        from . import cpu
+    except ImportError as error:
+        logger.warning("numba is not usable here (%s); scvae falls back to plain torch, which is slower", error)
+        return None
+    return cpu
+
+
+def csr_matmul(rows: CSR, weight: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
+    """rows @ weight without a dense copy of the rows; differentiable in the weight."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and cpu_kernels() is not None:
+        product: Tensor = _SparseMatmul.apply(weight, rows)
+        return product
+    return reference.csr_matmul(rows, weight)
+
+
+class _SparseMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: CSR) -> Tensor:
+        kernels = cpu_kernels()
+        assert kernels is not None
+        out = torch.empty(len(rows), weight.shape[1])
+        kernels.csr_matmul(*_arrays(rows), weight.detach().contiguous().numpy(), out.numpy())
+        ctx.rows, ctx.shape = rows, weight.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        kernels = cpu_kernels()
+        assert kernels is not None
+        out = torch.zeros(ctx.shape)
+        kernels.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
+        return out, None
+
+
+def negative_binomial(
+    features: Float[Tensor, "rows features"],
+    weight: Float[Tensor, "genes features"],
+    bias: Float[Tensor, "genes"],
+    log_inverse_dispersion: Float[Tensor, "groups genes"],
+    counts: CSR,
+    library: Float[Tensor, "cells"],
+    group: Int[Tensor, "cells"],
+    row_weight: Float[Tensor, "rows"],
+) -> WeightedLogProb:
+    """Output layer, softmax and negative-binomial log-probability in one operation.
+
+    Row i of `features` belongs to cell i % cells, so several draws of the latent for the same cells stand one after
+    another. On the CPU the gradients are formed in the forward pass, block by block, and only scaled in the backward
+    pass (as in Liger-Kernel's fused linear cross entropy): no cells x genes intermediate is kept.
+    """
+    tensors = (features, weight, bias, log_inverse_dispersion)
+    if features.device.type == "cpu" and features.dtype == torch.float32 and cpu_kernels() is not None:
+        return WeightedLogProb(*_NegativeBinomial.apply(*tensors, counts, library, group, row_weight))
+    draws = features.shape[0] // len(counts)
+    log_mean = reference.log_softmax_mean(features @ weight.T + bias, library.repeat(draws))
+    log_theta = log_inverse_dispersion[group.repeat(draws)]
+    per_row = reference.negative_binomial_log_prob(counts.to_dense().repeat(draws, 1), log_mean, log_theta).sum(1)
+    return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(features.dtype))
+
+
+class _NegativeBinomial(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        log_theta: Tensor,
+        counts: CSR,
+        library: Tensor,
+        group: Tensor,
+        row_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        kernels = cpu_kernels()
+        assert kernels is not None
+        want_gradient = any(ctx.needs_input_grad)
+        n_cells, n_genes = len(counts), weight.shape[0]
+        log_prob = np.empty(features.shape[0])
+        gradients = [torch.zeros_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []
+        theta = log_theta.exp().numpy()
+        for cells, row_blocks in _chunks(features.shape[0], n_cells, n_genes):
+            part = counts.rows(cells.start, cells.stop)
+            for rows in row_blocks:
+                logits = torch.addmm(bias, features[rows], weight.T)
+                block, n_blocks = _blocks(len(logits), log_theta.numel())
+                theta_gradient = np.zeros((n_blocks, *log_theta.shape), np.float32)
+                kernels.nb_rows(
+                    logits.numpy(), *_arrays(part), library[cells].numpy(), theta, group[cells].numpy(),
+                    row_weight[rows].numpy(), block, want_gradient, log_prob[rows], theta_gradient,
+                )  # fmt: skip
+                if want_gradient:
+                    torch.mm(logits, weight, out=gradients[0][rows])
+                    gradients[1].addmm_(logits.T, features[rows])
+                    gradients[2].add_(logits.sum(0))
+                    gradients[3].add_(torch.from_numpy(theta_gradient.sum(0)))
+        per_row = torch.from_numpy(log_prob)
+        ctx.save_for_backward(*gradients)
+        total, per_row = (per_row * row_weight).sum().float(), per_row.float()
+        ctx.mark_non_differentiable(per_row)
+        return total, per_row
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None
+
+
+def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy()
+
+
+def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[slice]]]:
+    """Cuts the work so that at most LOGITS_BUDGET logits are alive: whole draws of all cells, or cells of one draw."""
+    most = max(1, LOGITS_BUDGET // n_genes)
+    draws = n_rows // n_cells
+    if most >= n_cells:
+        step = n_cells * (most // n_cells)
+        return [(slice(0, n_cells), [slice(s, min(s + step, n_rows)) for s in range(0, n_rows, step)])]
+    return [
+        (slice(s, e), [slice(d * n_cells + s, d * n_cells + e) for d in range(draws)])
+        for s in range(0, n_cells, most)
+        for e in [min(s + most, n_cells)]
+    ]
+
+
+def _blocks(n_rows: int, theta_size: int) -> tuple[int, int]:
+    """Rows in a block and blocks: set by the shape alone, so that sums do not depend on the number of threads."""
+    n_blocks = max(1, min(16, n_rows // 4, THETA_BUDGET // theta_size))
+    block = -(-n_rows // n_blocks)
+    return block, -(-n_rows // block)

@@ -1,0 +1,220 @@
+"""Numba kernels for the CPU: the fast twins of `scvae.kernels.reference`.
+
+Three habits run through this file.
+
+* Special functions are met at non-zero counts only; a zero costs one logarithm.
+* `_exp` and `_log1p` are branch-free polynomials in single precision, so that LLVM turns a loop over genes into vector
+  instructions; a call into the C library would not vectorise.
+* Work is cut into blocks by the *shape* of the input, never by the number of threads, and partial sums are added in
+  block order: the same input gives the same bits.
+
+Every array is C-contiguous; logits are overwritten by their own gradient, so no second cells x genes array exists.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
+LN2 = np.float32(0.6931471805599453)
+HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+SMALL_COUNT = 32  # up to here lgamma and digamma differences are finite products and sums
+
+# Contraction and reciprocals are free to change; sums stay in the order written (no "reassoc"), except where noted.
+STRICT = {"contract", "arcp", "nsz", "nnan"}
+SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}
+
+
+@njit(inline="always")
+def _exp(x):
+    """exp for x <= 0 in float32, 2 ulp; arguments below -87 give 0 (Cephes expf: Cody-Waite reduction, degree 6)."""
+    x = max(x, np.float32(-87.0))
+    k = np.floor(x * LOG2_E + HALF)
+    r = x - k * LN2_HIGH - k * LN2_LOW
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + ONE
+    return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(inline="always")
+def _log1p(u):
+    """log(1 + u) for u >= 0 in float32, relative error about 2e-7 also where u is tiny.
+
+    1 + u = 2^k (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1]; for small u, k = 0 and f = u without rounding.
+    log(1 + f) = 2 artanh(f / (2 + f)), by its odd series.
+    """
+    w = ONE + u
+    bits = np.float32(w).view(np.int32) - np.int32(0x3F3504F3)
+    k = bits >> np.int32(23)
+    mantissa = np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)).view(np.float32)
+    f = u if k == 0 else mantissa - ONE
+    s = f / (TWO + f)
+    z = s * s
+    p = np.float32(0.24279078841)  # Cephes/fdlibm coefficients of the even part
+    p = p * z + np.float32(0.28498786688)
+    p = p * z + np.float32(0.40000972152)
+    p = p * z + np.float32(0.66666662693)
+    return np.float32(k) * LN2 + s * (TWO + z * p)
+
+
+@njit(inline="always")
+def _digamma(x):
+    """Digamma for x > 0 in float64: recurrence up to 6, then the asymptotic series (Abramowitz & Stegun 6.3.18)."""
+    shift = 0.0
+    while x < 6.0:
+        shift -= 1.0 / x
+        x += 1.0
+    z = 1.0 / (x * x)
+    series = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * (1 / 240 - z * (1 / 132)))))
+    return shift + math.log(x) - 0.5 / x - series
+
+
+@njit(cache=True, error_model="numpy")
+def _rising(x, theta):
+    """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1), and its derivative in theta, for x > 0 (float64)."""
+    if x <= SMALL_COUNT and x == math.floor(x):
+        product, slope, k = 1.0, 0.0, 0.0
+        while k < x:
+            product *= (theta + k) / (k + 1.0)
+            slope += 1.0 / (theta + k)
+            k += 1.0
+        return math.log(product), slope
+    value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0)
+    return value, _digamma(x + theta) - _digamma(theta)
+
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _softmax_row(logits, proportions):
+    """Fills `proportions` with softmax(logits); returns log(sum(exp(logits)))."""
+    top = logits[0]
+    for g in range(logits.size):
+        top = max(top, logits[g])
+    total = np.float32(0.0)
+    for g in range(logits.size):
+        e = _exp(logits[g] - top)
+        proportions[g] = e
+        total += e
+    scale = ONE / total
+    for g in range(logits.size):
+        proportions[g] *= scale
+    return top + math.log(total)
+
+
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _nb_zeros(proportions, library, theta, log_probability, slope, theta_slope):
+    """What every gene would give at count 0: log p, d log p / d log mean, d log p / d log theta."""
+    for g in range(proportions.size):
+        mean = library * proportions[g]
+        u = mean / theta[g]
+        r = ONE / (ONE + u)
+        spread = _log1p(u)
+        log_probability[g] = -theta[g] * spread
+        slope[g] = -mean * r
+        theta_slope[g] = theta[g] * (u * r - spread)
+
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _sum(values):
+    total = 0.0
+    for start in range(0, values.size, 512):
+        part = np.float32(0.0)
+        for g in range(start, min(start + 512, values.size)):
+            part += values[g]
+        total += part
+    return total
+
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _softmax_gradient(slope, proportions, weight, gradient):
+    """gradient = weight (slope - proportions sum(slope)): the chain from log mean back to the logits."""
+    total = np.float32(_sum(slope))
+    for g in range(slope.size):
+        gradient[g] = weight * (slope[g] - proportions[g] * total)
+
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _add_scaled(target, values, weight):
+    for g in range(values.size):
+        target[g] += weight * values[g]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def nb_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+            log_probability, theta_gradient):  # fmt: skip
+    """Negative-binomial log p per row from logits; logits become weight x d log p / d logits.
+
+    Row i of the logits belongs to cell i % cells: several draws of the latent for the same cells stand one after
+    another. theta_gradient (blocks, groups, genes) receives weight x d log p / d log theta, one slab per block of
+    cells.
+    """
+    n_rows, n_genes = logits.shape
+    n_cells = library.size
+    n_blocks = (n_rows + block - 1) // block
+    for b in prange(n_blocks):
+        proportions = np.empty(n_genes, np.float32)
+        log_p = np.empty(n_genes, np.float32)
+        slope = np.empty(n_genes, np.float32)
+        theta_slope = np.empty(n_genes, np.float32)
+        for i in range(b * block, min((b + 1) * block, n_rows)):
+            c = i % n_cells
+            row_theta = theta[group[c]]
+            # the log mean at the few non-zeros comes from the logits, before they are overwritten
+            log_norm = math.log(library[c]) - _softmax_row(logits[i], proportions) if library[c] > 0 else 0.0
+            _nb_zeros(proportions, library[c], row_theta, log_p, slope, theta_slope)
+            total = _sum(log_p)
+            for j in range(indptr[c], indptr[c + 1]):
+                x = float(counts[j])
+                if x > 0:
+                    g = indices[j]
+                    t = float(row_theta[g])
+                    mean = float(library[c] * proportions[g])
+                    log_ratio = logits[i, g] + log_norm - math.log(t + mean)
+                    value, rise = _rising(x, t)
+                    total += value + x * log_ratio
+                    slope[g] += np.float32(x * t / (t + mean))
+                    theta_slope[g] += np.float32(t * rise - x * t / (t + mean))
+            log_probability[i] = total
+            if not want_gradient:
+                continue
+            _softmax_gradient(slope, proportions, weight[i], logits[i])
+            _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
+
+
+@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
+def csr_matmul(indptr, indices, values, weight, out):
+    """out[i] = sum over the stored j of row i of values[j] * weight[indices[j]]."""
+    n_rows, width = out.shape
+    for i in prange(n_rows):
+        row = out[i]
+        row[:] = np.float32(0.0)
+        for j in range(indptr[i], indptr[i + 1]):
+            v = values[j]
+            source = weight[indices[j]]
+            for k in range(width):
+                row[k] += v * source[k]
+
+
+@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
+def csr_transposed_matmul(indptr, indices, values, rows, out):
+    """out[indices[j]] += values[j] * rows[i]: the gradient of `csr_matmul` in its weight.
+
+    Threads share out the columns of `rows` in slabs of 32, so every sum runs over cells in their order.
+    """
+    n_rows, width = rows.shape
+    slab = 32
+    for s in prange((width + slab - 1) // slab):
+        first, last = s * slab, min((s + 1) * slab, width)
+        for i in range(n_rows):
+            for j in range(indptr[i], indptr[i + 1]):
+                v = values[j]
+                g = indices[j]
+                for k in range(first, last):
+                    out[g, k] += v * rows[i, k]

@@ -1,0 +1,109 @@
+"""What every likelihood head offers to the rest of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..data.schema import Kind
+from ..data.summary import GeneSummary
+from ..kernels.autograd import WeightedLogProb
+from ..kernels.csr import CSR
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """A table of independent distributions, one per row and gene."""
+
+    @property
+    def mean(self) -> Float[Tensor, "rows genes"]:
+        """Expected values."""
+        ...
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        """Variances."""
+        ...
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        """Log-probability (or density) of each value in nats, all constants included, in float64."""
+        ...
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        """One draw of every entry."""
+        ...
+
+
+class Likelihood(nn.Module, ABC):
+    """An output layer and the distribution it feeds: p(x | z, s) from the decoder's features of z and s.
+
+    Where several rows of features belong to one cell (draws of its latent), row i belongs to cell i % cells.
+    """
+
+    kind: ClassVar[Kind]
+    n_encoder_covariates: ClassVar[int]
+
+    @abstractmethod
+    def start_from(self, summary: GeneSummary) -> None:
+        """Sets biases (and scales) from the training cells, so that training starts at the marginal means."""
+
+    @abstractmethod
+    def encoder_input(
+        self, batch: Batch
+    ) -> tuple[CSR | Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        """What the encoder sees of the data: values per gene, and `n_encoder_covariates` numbers per cell."""
+
+    @abstractmethod
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> Distribution:
+        """p(x | features) as a dense table: for blocks of cells only."""
+
+    @abstractmethod
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        """log p(x | features) summed over genes: each row's value, and their differentiable weighted total."""
+
+    @abstractmethod
+    def log_prior(self) -> Float[Tensor, ""]:
+        """Log-density of the head's own parameters under their prior, up to a constant; 0 where there is none."""
+
+
+class OutputLayer(nn.Module):
+    """Features to one number per gene: features @ weight.T + bias."""
+
+    def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        scale = 0.3 / n_features**0.5  # small: the first decoder output is close to the marginal means in the bias
+        self.weight = nn.Parameter(torch.randn(n_genes, n_features, generator=generator) * scale)
+        self.bias = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows genes"]:
+        return torch.addmm(self.bias, features, self.weight.T)
+
+
+def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
+    """Repeats per-cell values for the draws of each cell: row i is cell i % cells."""
+    draws = n_rows // values.shape[0]
+    return values if draws == 1 else values.repeat(draws, *[1] * (values.dim() - 1))
+
+
+def log_library(batch: Batch, mean_log_library: Float[Tensor, ""]) -> Float[Tensor, " cells"]:
+    """log library size of each cell, relative to the training cells' mean; a library below 1 counts as 1."""
+    return torch.log(batch.library.clamp_min(1.0)) - mean_log_library
+
+
+def dense(x: CSR | Tensor) -> Float[Tensor, "cells genes"]:
+    """Data of a block of cells as a dense tensor."""
+    return x.to_dense() if isinstance(x, CSR) else x
+
+
+def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[Tensor, "rows"]) -> WeightedLogProb:
+    """Sums a dense table of log-probabilities over genes: the plain path of the heads without a fused kernel."""
+    values = repeat_cells(dense(batch.x), row_weight.shape[0])
+    per_row = distribution.log_prob(values).sum(1)
+    return WeightedLogProb((row_weight * per_row).sum().float(), per_row.detach().float())

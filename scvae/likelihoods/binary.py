@@ -1,0 +1,79 @@
+"""Head for binary accessibility (scATAC-seq peaks, 0 or 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..data.schema import Kind
+from ..data.summary import GeneSummary
+from ..kernels import reference
+from ..kernels.autograd import WeightedLogProb
+from ..kernels.csr import CSR
+from .base import Likelihood, OutputLayer, log_library, repeat_cells, table_log_prob
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BernoulliTable:
+    """1 with probability sigmoid(logit)."""
+
+    logit: Float[Tensor, "rows genes"]
+
+    @property
+    def mean(self) -> Float[Tensor, "rows genes"]:
+        return torch.sigmoid(self.logit)
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        return torch.sigmoid(self.logit) * torch.sigmoid(-self.logit)
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        return reference.bernoulli_log_prob(value, self.logit)
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        return torch.bernoulli(self.mean, generator=generator)
+
+
+class Bernoulli(Likelihood):
+    """x ~ Bernoulli(sigmoid(decoder + feature bias + slope * log depth)).
+
+    Log depth is the log of the cell's number of accessible features, centred on the training cells. Its slope is learnt
+    per feature and starts at 1: where accessibility is rare, its odds are proportional to depth.
+    """
+
+    kind: ClassVar[Kind] = "binary"
+    n_encoder_covariates: ClassVar[int] = 1
+    mean_log_depth: Tensor
+
+    def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.output = OutputLayer(n_features, n_genes, generator=generator)
+        self.depth_slope = nn.Parameter(torch.ones(n_genes))
+        self.register_buffer("mean_log_depth", torch.zeros(()))
+
+    def start_from(self, summary: GeneSummary) -> None:
+        """Bias = log-odds of each feature over the training cells (half a cell is added either way)."""
+        with torch.no_grad():
+            odds = (summary.total + 0.5) / (summary.n_cells - summary.total + 0.5)
+            self.output.bias.copy_(torch.log(odds))
+            self.mean_log_depth.fill_(summary.mean_log_library)
+
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
+        return batch.x, log_library(batch, self.mean_log_depth)[:, None]
+
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> BernoulliTable:
+        depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
+        return BernoulliTable(torch.addcmul(self.output(features), depth[:, None], self.depth_slope))
+
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.output.bias.new_zeros(())

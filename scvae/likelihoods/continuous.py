@@ -1,0 +1,90 @@
+"""Head for real values: proteins after CLR, mass cytometry after arcsinh, z-scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..data.schema import Kind
+from ..data.summary import GeneSummary
+from ..kernels import reference
+from ..kernels.autograd import WeightedLogProb
+from .base import Likelihood, OutputLayer, dense, table_log_prob
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class GaussianTable:
+    """N(mean, scale^2)."""
+
+    mean: Float[Tensor, "rows genes"]
+    log_scale: Float[Tensor, " genes"]
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        return torch.exp(2.0 * self.log_scale).expand_as(self.mean)
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        return reference.gaussian_log_prob(value, self.mean, self.log_scale)
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.log_scale.exp() * noise
+
+
+class Gaussian(Likelihood):
+    """x ~ N(decoder, scale^2), with a free mean and one learnt scale per gene.
+
+    scale^2 = floor^2 + exp(2 s). Without the floor, the likelihood of a gene that the decoder reproduces exactly grows
+    without limit as its scale runs to 0, and the model ends as a plain autoencoder.
+
+    Parameters
+    ----------
+    minimum_scale
+        The floor, as a share of the gene's standard deviation over the training cells.
+    """
+
+    kind: ClassVar[Kind] = "real"
+    n_encoder_covariates: ClassVar[int] = 0
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, n_features: int, n_genes: int, *, minimum_scale: float = 0.1, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.minimum_scale = minimum_scale
+        self.output = OutputLayer(n_features, n_genes, generator=generator)
+        self.log_free_scale = nn.Parameter(torch.zeros(n_genes))
+        self.register_buffer("centre", torch.zeros(n_genes))
+        self.register_buffer("spread", torch.ones(n_genes))
+
+    def start_from(self, summary: GeneSummary) -> None:
+        """Centre and spread = mean and standard deviation of each gene (1 where it is constant); scale = spread."""
+        with torch.no_grad():
+            spread = summary.standard_deviation
+            self.centre.copy_(summary.mean)
+            self.spread.copy_(torch.where(spread > 0, spread, 1.0))
+
+    def encoder_input(self, batch: Batch) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        return (dense(batch.x) - self.centre) / self.spread, batch.library.new_zeros(len(batch), 0)
+
+    def log_scale(self) -> Float[Tensor, " genes"]:
+        """log of the bounded scale, in the units of the data."""
+        floor = torch.full_like(self.log_free_scale, self.minimum_scale).log()
+        return 0.5 * torch.logaddexp(2.0 * floor, 2.0 * self.log_free_scale) + self.spread.log()
+
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> GaussianTable:
+        return GaussianTable(self.centre + self.spread * self.output(features), self.log_scale())
+
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.output.bias.new_zeros(())

@@ -1,0 +1,230 @@
+"""Heads for counts: negative binomial, its zero-inflated version, and Poisson. Means are library size x proportions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..data.schema import Kind
+from ..data.summary import GeneSummary
+from ..kernels import autograd, reference
+from ..kernels.autograd import WeightedLogProb
+from ..kernels.csr import CSR
+from .base import Likelihood, OutputLayer, log_library, repeat_cells, table_log_prob
+
+LOG_DISPERSION_SPREAD = 0.5  # prior standard deviation of log theta around its mean over genes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PoissonTable:
+    """Poisson(mean)."""
+
+    log_mean: Float[Tensor, "rows genes"]
+
+    @property
+    def mean(self) -> Float[Tensor, "rows genes"]:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        return self.mean
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        return reference.poisson_log_prob(value, self.log_mean)
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        return torch.poisson(self.mean, generator=generator)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class NegativeBinomialTable:
+    """NB(mean, inverse dispersion theta): variance mean + mean^2 / theta."""
+
+    log_mean: Float[Tensor, "rows genes"]
+    log_inverse_dispersion: Float[Tensor, "rows genes"]
+
+    @property
+    def mean(self) -> Float[Tensor, "rows genes"]:
+        return self.log_mean.exp()
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        return self.mean + torch.exp(2.0 * self.log_mean - self.log_inverse_dispersion)
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        return reference.negative_binomial_log_prob(value, self.log_mean, self.log_inverse_dispersion)
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        """Poisson with a Gamma(theta, theta / mean) rate."""
+        theta = self.log_inverse_dispersion.exp().expand_as(self.log_mean)
+        log_rate = log_gamma_draw(theta, generator) - self.log_inverse_dispersion + self.log_mean
+        return torch.poisson(log_rate.exp(), generator=generator)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ZeroInflatedTable:
+    """0 with probability pi = sigmoid(zero_logit), otherwise a draw from `base`."""
+
+    base: NegativeBinomialTable
+    zero_logit: Float[Tensor, "rows genes"]
+
+    @property
+    def mean(self) -> Float[Tensor, "rows genes"]:
+        return torch.sigmoid(-self.zero_logit) * self.base.mean
+
+    @property
+    def variance(self) -> Float[Tensor, "rows genes"]:
+        keep = torch.sigmoid(-self.zero_logit)
+        return keep * self.base.variance + keep * (1.0 - keep) * self.base.mean.square()
+
+    def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
+        return reference.zero_inflated_log_prob(value, self.base.log_prob(value), self.zero_logit)
+
+    def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
+        value = self.base.sample(generator)
+        uniform = torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+        return torch.where(uniform < torch.sigmoid(self.zero_logit), 0.0, value)
+
+
+def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> Float[Tensor, "..."]:
+    """log of a Gamma(shape, 1) draw.
+
+    Gamma(a) = Gamma(a + 1) U^(1/a) in logarithms, so that a shape of 1e-6, whose draws underflow, still gives a number
+    (Marsaglia & Tsang 2000 for a + 1 >= 1).
+    """
+    boosted = torch._standard_gamma((shape + 1.0).double(), generator=generator)
+    uniform = torch.rand(shape.shape, generator=generator, device=shape.device, dtype=torch.float64)
+    return (boosted.log() + torch.log1p(-uniform) / shape.double()).to(shape.dtype)
+
+
+class CountLikelihood(Likelihood):
+    """What the count heads share: means are proportions x library size.
+
+    The encoder sees log1p of the counts at a common library size, and the log of the cell's own as one more number:
+    with plain log1p counts it must first learn to divide, and fewer neighbours in the embedding were of one type.
+    """
+
+    kind: ClassVar[Kind] = "counts"
+    n_encoder_covariates: ClassVar[int] = 1
+    output: OutputLayer
+    mean_log_library: Tensor
+
+    def start_from(self, summary: GeneSummary) -> None:
+        """Bias = log of the mean proportions; half a count is added, so that a gene with few keeps a finite one."""
+        with torch.no_grad():
+            self.output.bias.copy_(torch.log((summary.total + 0.5) / (summary.total + 0.5).sum()))
+            self.mean_log_library.fill_(summary.mean_log_library)
+
+    def encoder_input(self, batch: Batch) -> tuple[CSR, Float[Tensor, "cells covariates"]]:
+        assert isinstance(batch.x, CSR)
+        log_depth = log_library(batch, self.mean_log_library)
+        scaled = batch.x.values * torch.exp(-log_depth)[batch.x.row_of_stored()]
+        return batch.x.with_values(torch.log1p(scaled)), log_depth[:, None]
+
+    def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
+        """log(library * softmax(logits))."""
+        library = repeat_cells(batch.library, features.shape[0])
+        return reference.log_softmax_mean(self.output(features), library).to(features.dtype)
+
+
+class Poisson(CountLikelihood):
+    """x ~ Poisson(library * rho)."""
+
+    def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.output = OutputLayer(n_features, n_genes, generator=generator)
+        self.register_buffer("mean_log_library", torch.zeros(()))
+
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> PoissonTable:
+        return PoissonTable(self.log_mean(features, batch))
+
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.output.bias.new_zeros(())
+
+
+class NegativeBinomial(CountLikelihood):
+    """x ~ NB(library * rho, theta), theta per gene, or per group of cells and gene.
+
+    The values of log theta have a normal prior around their own mean: a gene with few counts would otherwise take
+    whatever theta fits the noise of the training cells.
+    """
+
+    def __init__(self, n_features: int, n_genes: int, n_groups: int = 1, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.output = OutputLayer(n_features, n_genes, generator=generator)
+        self.register_buffer("mean_log_library", torch.zeros(()))
+        self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_groups, n_genes))
+
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> NegativeBinomialTable:
+        log_theta = self.log_inverse_dispersion[repeat_cells(self.group_of(batch), features.shape[0])]
+        return NegativeBinomialTable(self.log_mean(features, batch), log_theta)
+
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        assert isinstance(batch.x, CSR)
+        return autograd.negative_binomial(
+            features,
+            self.output.weight,
+            self.output.bias,
+            self.log_inverse_dispersion,
+            batch.x,
+            batch.library,
+            self.group_of(batch),
+            row_weight,
+        )
+
+    def group_of(self, batch: Batch) -> Tensor:
+        """Which row of the dispersions a cell uses: its batch, where dispersions are per batch."""
+        return batch.group if self.log_inverse_dispersion.shape[0] > 1 else torch.zeros_like(batch.group)
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        deviation = (self.log_inverse_dispersion - self.log_inverse_dispersion.mean()) / LOG_DISPERSION_SPREAD
+        return -0.5 * deviation.square().sum()
+
+
+class ZeroInflated(Likelihood):
+    """Zeros added to a negative binomial: with probability pi, which depends on z, a count is lost.
+
+    Parameters
+    ----------
+    base
+        The head that gives the counts that are not lost.
+    """
+
+    kind: ClassVar[Kind] = "counts"
+    n_encoder_covariates: ClassVar[int] = 1
+
+    def __init__(self, base: NegativeBinomial, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.zero_logit = OutputLayer(n_features, n_genes, generator=generator)
+
+    def start_from(self, summary: GeneSummary) -> None:
+        """The base's start, and a zero inflation of 5 %."""
+        self.base.start_from(summary)
+        nn.init.constant_(self.zero_logit.bias, -3.0)
+
+    def encoder_input(self, batch: Batch) -> tuple[CSR, Float[Tensor, "cells covariates"]]:
+        return self.base.encoder_input(batch)
+
+    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> ZeroInflatedTable:
+        return ZeroInflatedTable(self.base.distribution(features, batch), self.zero_logit(features))
+
+    def log_prob(
+        self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+
+    def log_prior(self) -> Float[Tensor, ""]:
+        return self.base.log_prior()

@@ -1,0 +1,100 @@
+"""The variational autoencoder: encoder, decoder and likelihood head put together, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ._rng import torch_generator
+from .config import NetworkConfig
+from .data.batches import Batch
+from .data.schema import Schema
+from .kernels.autograd import WeightedLogProb
+from .latent import DiagonalNormal
+from .likelihoods import Likelihood, LikelihoodName, make_likelihood
+from .nn.conditions import Conditions
+from .nn.decoder import Decoder
+from .nn.encoder import Encoder
+
+INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
+
+
+class VAE(nn.Module):
+    """q(z | x, s) and p(x | z, s).
+
+    Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        likelihood: Likelihood,
+        conditions: Conditions,
+        *,
+        encode_conditions: bool,
+    ) -> None:
+        super().__init__()
+        self.encode_conditions = encode_conditions
+        self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
+
+    @property
+    def n_latent(self) -> int:
+        """Latent dimensions."""
+        return self.encoder.n_latent
+
+    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
+        """q(z | x, s) of each cell; a generator turns dropout on."""
+        x, covariates = self.likelihood.encoder_input(batch)
+        if self.encode_conditions:
+            covariates = torch.cat([covariates, self.conditions(batch)], dim=1)
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator)
+        return posterior
+
+    def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
+        """The decoder's output for each row of z."""
+        conditions = self.conditions(batch).repeat(z.shape[0] // len(batch), 1)
+        features: Tensor = self.decoder(z, conditions)
+        return features
+
+    def log_likelihood(
+        self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        """log p(x | z, s) of each row in nats, summed over genes, and the weighted total that carries the gradient."""
+        return self.likelihood.log_prob(self.features(z, batch), batch, row_weight)
+
+
+def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config: NetworkConfig, seed: int) -> VAE:
+    """A VAE with freshly drawn weights for the genes and conditions of `schema`."""
+    generator = torch_generator(seed, INITIAL_WEIGHTS)
+    conditions = Conditions(tuple(len(c.categories) for c in schema.categoricals), len(schema.numeric))
+    per_batch = config.dispersion == "gene-batch" and schema.batch is not None
+    decoder = Decoder(
+        n_latent,
+        width=config.width,
+        n_layers=config.decoder_layers,
+        n_conditions=conditions.n_columns,
+        norm=config.norm,
+        generator=generator,
+    )
+    head = make_likelihood(
+        likelihood,
+        decoder.n_features,
+        len(schema.genes),
+        n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
+        minimum_scale=config.minimum_scale,
+        generator=generator,
+    )
+    encoder = Encoder(
+        len(schema.genes),
+        n_latent,
+        width=config.width,
+        n_layers=config.encoder_layers,
+        n_covariates=head.n_encoder_covariates + (conditions.n_columns if config.encode_conditions else 0),
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        norm=config.norm,
+        generator=generator,
+    )
+    return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions)

@@ -1,0 +1,73 @@
+"""The pieces that encoder and decoder are made of."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+
+from ..config import Norm
+from ..kernels.autograd import csr_matmul
+from ..kernels.csr import CSR
+
+
+class Linear(nn.Module):
+    """rows @ weight + bias, for sparse or dense rows, with the weight stored as inputs x outputs.
+
+    Drawn from the caller's generator: torch's own layers would draw from the global random state.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, *, bias: bool = True, generator: torch.Generator) -> None:
+        super().__init__()
+        scale = 1.0 / math.sqrt(max(n_inputs, 1))
+        self.weight = nn.Parameter(torch.randn(n_inputs, n_outputs, generator=generator) * scale)
+        self.bias = nn.Parameter(torch.zeros(n_outputs)) if bias else None
+
+    def forward(self, rows: CSR | Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
+        product = csr_matmul(rows, self.weight) if isinstance(rows, CSR) else rows @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks come from a generator handed in with each training batch."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, rows: Float[Tensor, "rows columns"], generator: torch.Generator | None) -> Tensor:
+        if generator is None or self.rate == 0.0:
+            return rows
+        keep = torch.empty_like(rows).bernoulli_(1.0 - self.rate, generator=generator)
+        return rows * keep / (1.0 - self.rate)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation that falls back to its running statistics for a batch of one cell."""
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.01, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_variance", torch.ones(width))
+
+    def forward(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        training = self.training and len(rows) > 1
+        return batch_norm(
+            rows, self.running_mean, self.running_variance, self.weight, self.bias, training, self.momentum, self.eps
+        )
+
+
+def make_norm(name: Norm, width: int) -> nn.Module:
+    """Normalisation layer called `name`."""
+    if name == "batch":
+        return BatchNorm(width)
+    return nn.LayerNorm(width) if name == "layer" else nn.Identity()

@@ -1,0 +1,31 @@
+"""What is known of a cell besides its counts, as columns for linear layers."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from ..data.batches import Batch
+
+
+class Conditions(nn.Module):
+    """One-hot columns of every categorical (the batch first), then the standardised numeric covariates.
+
+    Parameters
+    ----------
+    n_categories
+        Number of categories of each categorical.
+    n_numeric
+        Number of numeric covariates.
+    """
+
+    def __init__(self, n_categories: tuple[int, ...], n_numeric: int) -> None:
+        super().__init__()
+        self.n_categories = n_categories
+        self.n_columns = sum(n_categories) + n_numeric
+
+    def forward(self, batch: Batch) -> Float[Tensor, "cells columns"]:
+        columns = [one_hot(batch.codes[:, i], n) for i, n in enumerate(self.n_categories)]
+        return torch.cat([*(c.to(batch.numeric.dtype) for c in columns), batch.numeric], dim=1)

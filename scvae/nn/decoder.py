@@ -1,0 +1,56 @@
+"""z, s -> the features that a likelihood head turns into gene expression."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from ..config import Norm
+from .blocks import Linear, make_norm
+
+
+class Decoder(nn.Module):
+    """A multilayer perceptron; the conditions join every layer, and the features themselves.
+
+    As columns of the features they give each gene its own offset per batch in the head.
+
+    Parameters
+    ----------
+    n_latent
+        Latent dimensions.
+    width, n_layers
+        Units of a hidden layer, and number of hidden layers.
+    n_conditions
+        Condition columns.
+    norm
+        Normalisation of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        *,
+        width: int,
+        n_layers: int,
+        n_conditions: int,
+        norm: Norm,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        inputs = [n_latent, *[width] * (n_layers - 1)]
+        self.hidden = nn.ModuleList(Linear(n + n_conditions, width, generator=generator) for n in inputs)
+        self.norms = nn.ModuleList(make_norm(norm, width) for _ in inputs)
+        self.n_features = width + n_conditions
+
+    def forward(
+        self,
+        z: Float[Tensor, "rows latent"],
+        conditions: Float[Tensor, "rows columns"],
+    ) -> Float[Tensor, "rows features"]:
+        """Features of each row."""
+        h = z
+        for layer, norm in zip(self.hidden, self.norms, strict=True):
+            h = relu(norm(layer(torch.cat([h, conditions], dim=1))))
+        return torch.cat([h, conditions], dim=1)

@@ -1,0 +1,79 @@
+"""Data of a cell -> q(z | x)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from ..config import Norm
+from ..kernels.csr import CSR
+from ..latent import DiagonalNormal
+from .blocks import Dropout, Linear, make_norm
+
+LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]: outside, one bad step could overflow exp
+
+
+class Encoder(nn.Module):
+    """A multilayer perceptron from (sparse) rows to the mean and log variance of each latent dimension.
+
+    Parameters
+    ----------
+    n_genes
+        Columns of the input.
+    n_latent
+        Latent dimensions.
+    width, n_layers
+        Units of a hidden layer, and number of hidden layers.
+    n_covariates
+        Numbers per cell that join the first layer besides the genes.
+    dropout
+        Share of the hidden units dropped in training.
+    input_dropout
+        Share of the stored values dropped in training (Liang et al. 2018, "Variational autoencoders for collaborative
+        filtering", drop the input likewise): the posterior must not hang on any one count.
+    norm
+        Normalisation of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_latent: int,
+        *,
+        width: int,
+        n_layers: int,
+        n_covariates: int,
+        dropout: float,
+        input_dropout: float,
+        norm: Norm,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.input_dropout = Dropout(input_dropout)
+        self.genes = Linear(n_genes, width, generator=generator)
+        self.covariates = Linear(n_covariates, width, bias=False, generator=generator)
+        self.hidden = nn.ModuleList(Linear(width, width, generator=generator) for _ in range(n_layers - 1))
+        self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(n_layers))
+        self.dropout = Dropout(dropout)
+        self.mean = Linear(width, n_latent, generator=generator)
+        self.log_variance = Linear(width, n_latent, generator=generator)
+
+    def forward(
+        self,
+        x: CSR | Float[Tensor, "cells genes"],
+        covariates: Float[Tensor, "cells covariates"],
+        generator: torch.Generator | None,
+    ) -> DiagonalNormal:
+        """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
+        if isinstance(x, CSR):
+            x = x.with_values(self.input_dropout(x.values, generator))
+        else:
+            x = self.input_dropout(x, generator)
+        h = self.genes(x) + self.covariates(covariates)
+        h = self.dropout(relu(self.norms[0](h)), generator)
+        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
+            h = self.dropout(relu(norm(layer(h))), generator)
+        return DiagonalNormal(self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE_RANGE))

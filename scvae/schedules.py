@@ -1,0 +1,24 @@
+"""β and learning rate as pure functions of progress, the finished fraction of the run in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+
+def beta_at(progress: float, *, beta: float, warmup: float) -> float:
+    """KL weight: linear from 0 to `beta` over the first `warmup` of the run, exactly `beta` from there on."""
+    return beta if progress >= warmup else beta * progress / warmup
+
+
+def one_cycle(progress: float, *, peak: float, rise: float = 0.3, start: float = 0.04, end: float = 1e-4) -> float:
+    """Learning rate that climbs from start * peak to `peak` over `rise` of the run and falls to end * peak, by cosines.
+
+    Smith & Topin 2019, "Super-convergence".
+    """
+    if progress < rise:
+        return peak * (start + (1.0 - start) * _half_cosine(progress / rise))
+    return peak * (1.0 + (end - 1.0) * _half_cosine((progress - rise) / (1.0 - rise)))
+
+
+def _half_cosine(fraction: float) -> float:
+    return 0.5 * (1.0 - math.cos(math.pi * min(fraction, 1.0)))

@@ -1,0 +1,6 @@
+"""Tools: each takes `adata` and a fitted model."""
+
+from ._embed import embed
+from ._log_likelihood import log_likelihood
+
+__all__ = ["embed", "log_likelihood"]

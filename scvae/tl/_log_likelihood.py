@@ -1,0 +1,60 @@
+"""`log_likelihood`: how probable the model finds each cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from .._checks import check_choice, check_positive_int
+from .._rng import SeedLike, seed_of
+from ..fitted import FittedModel
+from ..inference import BoundKind, log_likelihood_bound
+from ._read import read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def log_likelihood(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    kind: BoundKind = "iw",
+    n_samples: int = 100,
+    layer: str | None = None,
+    rng: SeedLike = 0,
+) -> pd.Series:
+    """Lower bound on the log-likelihood log p(x) of each cell, all constants included.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw data as at the fit; genes are matched by name.
+    model
+        A fitted model.
+    kind
+        ``"iw"``: importance-weighted (Burda et al. 2016, equation 8), which tends to log p(x) as `n_samples` grows;
+        ``"elbo"``: evidence lower bound, at β = 1 whatever β the model was trained with.
+    n_samples
+        Draws of the latent per cell. Memory does not grow with them.
+    layer
+        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    rng
+        Seed or numpy Generator.
+
+    Returns
+    -------
+    pandas.Series
+        Nats per cell, summed over the modelled genes, indexed by `adata.obs_names`. Nothing is written to `adata`.
+
+    Raises
+    ------
+    ValueError
+        As `embed`.
+    """
+    check_choice(kind, ("iw", "elbo"), "kind")
+    check_positive_int(n_samples, "n_samples")
+    cells = read_cells(adata, model, layer)
+    bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng))
+    return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

@@ -1,0 +1,18 @@
+"""How every tool reads its cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..data.intake import SAME_LAYER, Cells, read_query
+from ..fitted import FittedModel
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def read_cells(adata: AnnData, model: FittedModel, layer: str | None) -> Cells:
+    """Cells for `model`, from the layer of the fit (None), from `X` (``"X"``), or from another layer."""
+    if layer is None:
+        return read_query(adata, model.schema, layer=SAME_LAYER)
+    return read_query(adata, model.schema, layer=None if layer == "X" else layer)

@@ -1,0 +1,287 @@
+"""The training loop. It reads from top to bottom: `train` is the whole of it, the rest are its named parts."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._rng import numpy_generator, torch_generator
+from .checkpoint import NonFiniteLossError, Progress, resume, save_checkpoint
+from .config import TrainingConfig
+from .data.batches import chunks, epoch_plan, split
+from .data.intake import Cells
+from .data.summary import summarize
+from .model import VAE
+from .objective import Terms, evidence_terms, loss
+from .schedules import beta_at, one_cycle
+
+SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
+FAILURES_IN_A_ROW = 5
+DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate a step: too slow to travel from 1 to 100 in one run
+EVALUATION_CHUNK = 512  # cells
+CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
+
+
+def default_epochs(n_cells: int, batch_size: int) -> int:
+    """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
+
+    Parameters
+    ----------
+    n_cells
+        Training cells.
+    batch_size
+        Cells of a step.
+
+    Returns
+    -------
+    int
+        Epochs, between 8 and 400.
+    """
+    steps_per_epoch = max(1, round(n_cells / batch_size))
+    epochs = round(40 * min(1.0, math.sqrt(20_000 / n_cells)))
+    return min(400, max(8, epochs, math.ceil(600 / steps_per_epoch)))
+
+
+class Evaluation(NamedTuple):
+    """Means over cells, in nats: log-likelihood, KL, and KL per latent dimension."""
+
+    log_likelihood: float
+    kl: float
+    kl_per_dimension: Float[Tensor, " latent"]
+
+
+def train(
+    model: VAE,
+    cells: Cells,
+    *,
+    beta: float,
+    config: TrainingConfig,
+    seed: int,
+    device: torch.device,
+    checkpoint: str | os.PathLike[str] | None,
+    identity: dict[str, Any],
+    verbose: bool,
+) -> tuple[Progress, Literal["finished", "stopped early", "interrupted"]]:
+    """Trains `model` in place and leaves it in evaluation mode with the weights to keep.
+
+    Parameters
+    ----------
+    model
+        A VAE with its initial weights.
+    cells
+        Training and validation cells together.
+    beta
+        Final KL weight.
+    config
+        Settings of the training.
+    seed
+        Where all random numbers come from: each is a function of (seed, purpose, epoch or step), so that a run resumed
+        from a checkpoint goes on as if it had not stopped.
+    device
+        Where the model is.
+    checkpoint
+        File to resume from if it exists, and to write after every `config.checkpoint_every` epochs.
+    identity
+        What a checkpoint must agree on with this run.
+    verbose
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    tuple
+        The progress made, and why training ended.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If several steps in a row give a loss or a gradient that is not finite.
+    ValueError
+        If the checkpoint belongs to another run.
+    """
+    training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
+    n_epochs = config.epochs or default_epochs(len(training), config.batch_size)
+    model.likelihood.start_from(summarize(cells, training))
+    optimizer = make_optimizer(model, config.learning_rate)
+    progress = Progress()
+    if checkpoint is not None and Path(checkpoint).exists():
+        resume(checkpoint, progress, model, optimizer, identity)
+
+    bar = tqdm(total=n_epochs, initial=progress.epoch, desc="scvae", unit="epoch", disable=not verbose)
+    started = time.perf_counter() - progress.seconds
+    try:
+        while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
+            model.train()
+            sums: list[Tensor] = []
+            plan = epoch_plan(training, config.batch_size, seed=seed, epoch=progress.epoch)
+            for step, positions in enumerate(plan, start=progress.epoch * len(plan)):
+                fraction = step / (n_epochs * len(plan))
+                kl_weight = beta_at(fraction, beta=beta, warmup=config.warmup)
+                learning_rate = one_cycle(fraction, peak=config.learning_rate)
+                generator = torch_generator(seed, STEP, step, device=device)
+                batch = cells.batch(positions).to(device)
+                noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
+                weight = torch.full((len(batch),), 1.0 / len(batch), device=device)
+
+                terms = evidence_terms(model, batch, noise, weight, generator)
+                capacity = capacity_at(fraction, config)
+                objective = loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
+                objective = objective - model.likelihood.log_prior() / len(training)
+                optimizer.zero_grad()
+                objective.backward()
+                if not finite(objective, model):
+                    count_failure(progress, terms, cells, positions)
+                    continue
+                progress.failures_in_a_row = 0
+                set_learning_rate(optimizer, learning_rate)
+                optimizer.step()
+                sums.append(torch.stack([terms.log_likelihood.mean(), terms.kl.detach().sum(1).mean()]))
+
+            progress.epoch += 1
+            progress.seconds = time.perf_counter() - started
+            held_out = evaluate(model, cells, validation, seed=seed, device=device)
+            record(progress, sums, held_out, kl_weight, learning_rate)
+            keep_weights(progress, model, beta, ranked=progress.epoch > config.warmup * n_epochs)
+            bar.set_postfix_str(status(progress), refresh=False)
+            bar.update()
+            if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
+                save_checkpoint(checkpoint, progress, model, optimizer, identity)
+        ended: Literal["finished", "stopped early", "interrupted"] = (
+            "finished" if progress.epoch == n_epochs else "stopped early"
+        )
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    finally:
+        bar.close()
+    model.load_state_dict(progress.best_weights or model.state_dict())
+    model.eval()
+    return progress, ended
+
+
+def make_optimizer(model: VAE, learning_rate: float) -> torch.optim.Adam:
+    """Adam (eps 1e-8) in one fused pass over the parameters; the dispersions move faster than the rest."""
+    fast = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
+    usual = [p for name, p in model.named_parameters() if not name.endswith("log_inverse_dispersion")]
+    groups = [{"params": usual, "rate": 1.0}, {"params": fast, "rate": DISPERSION_RATE}]
+    return torch.optim.Adam([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Adam, learning_rate: float) -> None:
+    """Sets each group's rate for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate"]
+
+
+def capacity_at(fraction: float, config: TrainingConfig) -> float | None:
+    """KL to aim for, in nats per cell: rises linearly over the warm-up; None where the objective is the ELBO."""
+    if config.capacity is None:
+        return None
+    return beta_at(fraction, beta=config.capacity, warmup=config.warmup)
+
+
+def finite(objective: Float[Tensor, ""], model: VAE) -> bool:
+    """Whether the loss and every gradient are finite numbers."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(torch.isfinite(objective)) and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+def count_failure(progress: Progress, terms: Terms, cells: Cells, positions: Int[np.ndarray, " cells"]) -> None:
+    """Counts a step that was left out, and gives up after several in a row, naming a cell where one stands out."""
+    progress.skipped_steps += 1
+    progress.failures_in_a_row += 1
+    if progress.failures_in_a_row < FAILURES_IN_A_ROW:
+        return
+    bad = np.flatnonzero(~torch.isfinite(terms.elbo.detach()).cpu().numpy())
+    culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
+    raise NonFiniteLossError(
+        f"the loss or its gradient was not finite in {FAILURES_IN_A_ROW} steps in a row of epoch {progress.epoch + 1}; "
+        f"first at fault: {culprit}. Look for extreme values there, or lower TrainingConfig.learning_rate "
+        "(or raise NetworkConfig.minimum_scale, for likelihood='gaussian')."
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], *, seed: int, device: torch.device
+) -> Evaluation:
+    """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call."""
+    model.eval()
+    log_likelihood, kl = 0.0, torch.zeros(model.n_latent, device=device)
+    for i, part in enumerate(chunks(len(positions), EVALUATION_CHUNK)):
+        batch = cells.batch(positions[part]).to(device)
+        generator = torch_generator(seed, VALIDATION, i, device=device)
+        noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
+        terms = evidence_terms(model, batch, noise, torch.zeros(len(batch), device=device))
+        log_likelihood += float(terms.log_likelihood.sum())
+        kl += terms.kl.sum(0)
+    n = len(positions) or math.nan
+    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl.cpu() / n)
+
+
+def record(
+    progress: Progress, sums: list[Tensor], held_out: Evaluation, kl_weight: float, learning_rate: float
+) -> None:
+    """Appends one epoch to the history; `sums` holds each step's mean log-likelihood and KL."""
+    train_log_likelihood, train_kl = torch.stack(sums).mean(0).tolist() if sums else (math.nan, math.nan)
+    row = {
+        "epoch": progress.epoch,
+        "train_elbo": train_log_likelihood - train_kl,
+        "train_log_likelihood": train_log_likelihood,
+        "train_kl": train_kl,
+        "validation_elbo": held_out.log_likelihood - held_out.kl,
+        "validation_log_likelihood": held_out.log_likelihood,
+        "validation_kl": held_out.kl,
+        "beta": kl_weight,
+        "learning_rate": learning_rate,
+        "seconds": progress.seconds,
+    }
+    for name, value in row.items():
+        progress.history.setdefault(name, []).append(value)
+
+
+def keep_weights(progress: Progress, model: VAE, beta: float, *, ranked: bool) -> None:
+    """Keeps the latest weights; once epochs are `ranked` (β was attained), those with the best validation objective."""
+    objective = progress.history["validation_log_likelihood"][-1] - beta * progress.history["validation_kl"][-1]
+    if ranked and not math.isnan(objective):
+        if objective <= progress.best_objective:
+            return
+        progress.best_objective = objective
+    progress.best_epoch = progress.epoch
+    progress.best_weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -> bool:
+    """Whether the validation objective, ranked since β was attained, stood still for `config.patience` of the run."""
+    if config.patience is None or progress.best_objective == -math.inf:
+        return False
+    return progress.epoch - progress.best_epoch >= max(1.0, config.patience * n_epochs)
+
+
+def status(progress: Progress) -> str:
+    """The latest epoch in a few words."""
+    last = {name: values[-1] for name, values in progress.history.items()}
+    return f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}"
+
+
+def verdict(progress: Progress, ended: str) -> tuple[bool, str]:
+    """Whether training converged, and the sentence that says why."""
+    name = "validation" if not math.isnan(progress.history["validation_elbo"][-1]) else "train"
+    elbo = progress.history[f"{name}_elbo"]
+    if ended == "interrupted":
+        return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"
+    if ended == "stopped early":
+        return True, f"the validation objective had not improved since epoch {progress.best_epoch}"
+    window = max(2, round(0.1 * len(elbo)))
+    if len(elbo) <= window:
+        return False, f"{len(elbo)} epochs are too few to tell"
+    change = abs(elbo[-1] - elbo[-1 - window])
+    said = f"the {name} ELBO moved by {change:.2f} nats ({change / abs(elbo[-1]):.2%}) over the last {window} epochs"
+    return change <= CONVERGED_WITHIN * abs(elbo[-1]), said
