@@ -1,0 +1,368 @@
+"""The command `scvae`: fit and embed h5ad files, and a demonstration on bundled data.
+
+An error in what the user gave ends with one line on stderr and exit code 2; outputs appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, final
+
+from ._keys import Keys
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+FIT_KEYWORDS = (
+    "layer",
+    "mask_var",
+    "batch_key",
+    "covariate_keys",
+    "size_factor_key",
+    "likelihood",
+    "n_latent",
+    "beta",
+    "rng",
+    "device",
+    "key_added",
+    "checkpoint",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Parameters
+    ----------
+    arguments
+        The words after `scvae`; None for those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 for success, 2 for an error in what was given, 130 after Ctrl-C outside training.
+
+    Raises
+    ------
+    SystemExit
+        After ``--help`` and ``--version`` (code 0), and if the arguments cannot be understood (code 2).
+    """
+    given = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_place: _complain("warning", message)
+        try:
+            given.run(given)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except (ValueError, OSError, FloatingPointError) as error:
+            _complain("error", error)
+            return USAGE_ERROR
+    return 0
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; `error` is the place that argparse provides for that."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"scvae: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="scvae",
+        description="Variational autoencoders for single-cell counts: from raw counts to an embedding.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"scvae {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_fit(commands)
+    _add_embed(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "fit",
+        help="train a model on an h5ad file and write the embedding",
+        description="Trains a model on raw counts and writes a copy of the file with the embedding in it.",
+        epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_files(parser)
+    data = parser.add_argument_group("data")
+    _add_layer(data, "layer with the raw counts (default: X)")
+    data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
+    data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
+    data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="more obs columns to correct for")
+    data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
+    model = parser.add_argument_group("model")
+    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
+    model.add_argument("--n-latent", metavar="N", type=int, help="latent dimensions")
+    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
+    training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
+    training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:1")
+    training.add_argument(
+        "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
+    )
+    output = parser.add_argument_group("more output")
+    _add_key_added(output)
+    output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
+    output.add_argument("--quiet", action="store_true", default=False, help="print warnings and errors only")
+    parser.set_defaults(run=_fit, model=None)
+
+
+def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="embed the cells of an h5ad file with a saved model",
+        description="Writes a copy of the file with the embedding that a saved model gives to its cells.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_files(parser)
+    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
+    _add_layer(parser, "layer with the data, X for X (default: as at the fit)")
+    _add_key_added(parser)
+    parser.set_defaults(run=_embed)
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="fit, cluster and draw the bundled 2,700 blood cells",
+        description="Fits, clusters and draws the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--out-dir", metavar="FOLDER", type=Path, default=Path("demo"), help="where to write (default: demo)"
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", type=Path, help="h5ad file, cells x genes")
+    parser.add_argument(
+        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="h5ad file to write, the input with results"
+    )
+    parser.add_argument("--force", action="store_true", default=False, help="replace outputs that exist")
+
+
+def _add_layer(parser: argparse._ActionsContainer, text: str) -> None:
+    parser.add_argument("--layer", metavar="NAME", help=text)
+
+
+def _add_key_added(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--key-added",
+        metavar="NAME",
+        type=_slot_name,
+        default=Keys().key_added,
+        help="name of the slots (default: scvae)",
+    )
+
+
+def _slot_name(text: str) -> str:
+    if not text or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot of an h5ad file; leave out '/'")
+    return text
+
+
+def _fit(given: argparse.Namespace) -> None:
+    options = vars(given)
+    keywords = {name: options[name] for name in FIT_KEYWORDS if name in options}
+    _check_input(given.input)
+    _check_paths_differ({"output": given.output, "--model": given.model, "--checkpoint": options.get("checkpoint")})
+    _check_output(given.output, given.input, force=given.force)
+    if given.model is not None:
+        _check_output(given.model, given.input, force=given.force, may_replace_input=False)
+    if "checkpoint" in options:
+        # a checkpoint that exists is resumed, so it needs no --force
+        _check_output(given.checkpoint, given.input, force=True, may_replace_input=False)
+
+    from ._fit import fit
+    from .config import TrainingConfig
+
+    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
+    keys = Keys(given.key_added)
+    with _opened(given.input, options.get("layer")) as adata:
+        model = fit(adata, **keywords, training=training, verbose=not given.quiet)
+        results: dict[str, dict[str, Any]] = {
+            "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+            "uns": {keys.uns: adata.uns[keys.uns]},
+        }
+        n_cells = adata.n_obs
+    if given.model is not None:
+        model.save(given.model)
+    _write_copy(given.input, given.output, results)
+    if given.quiet:
+        return
+    outcome = model.outcome
+    rows = {
+        "cells": f"{n_cells:,}",
+        "genes": f"{len(model.genes):,}",
+        "seconds": f"{outcome.seconds:.1f} ({outcome.epochs} epochs)",
+        "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
+        "active dimensions": f"{outcome.active_dimensions} of {model.n_latent}",
+        "converged": "yes" if outcome.converged else f"no: {outcome.reason}",
+        "seed": model.seed,
+        "embedding": f"{given.output}, obsm[{keys.mean!r}]",
+    }
+    _print_rows(rows if given.model is None else rows | {"model": given.model})
+
+
+def _embed(given: argparse.Namespace) -> None:
+    _check_input(given.input)
+    _check_paths_differ({"output": given.output, "--model": given.model})
+    _check_output(given.output, given.input, force=given.force)
+
+    from .fitted import load
+    from .tl import embed
+
+    model = load(given.model)
+    keys = Keys(given.key_added)
+    layer = getattr(given, "layer", model.schema.layer)
+    with _opened(given.input, None if layer == "X" else layer) as adata:
+        embed(adata, model, layer=layer or "X", key_added=given.key_added)
+        results = {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}}
+        n_cells = adata.n_obs
+    _write_copy(given.input, given.output, results)
+    _print_rows({"cells": f"{n_cells:,}", "embedding": f"{given.output}, obsm[{keys.mean!r}]"})
+
+
+def _demo(given: argparse.Namespace) -> None:
+    folder: Path = given.out_dir
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; pass another --out-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder)
+
+    from . import datasets
+    from ._demo import analyse, draw
+    from ._files import written_whole
+
+    adata, row = analyse(datasets.pbmc3k())
+    with written_whole(folder / "pbmc3k_scvae.h5ad") as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    with written_whole(folder / "umap.png") as temporary:
+        draw(adata, temporary)
+    widths = [max(len(name), len(value)) for name, value in row.items()]
+    print("  ".join(f"{name:>{width}}" for name, width in zip(row, widths, strict=True)))
+    print("  ".join(f"{value:>{width}}" for value, width in zip(row.values(), widths, strict=True)))
+    print(f"wrote {folder / 'pbmc3k_scvae.h5ad'} and {folder / 'umap.png'}")
+
+
+def _check_input(path: Path) -> None:
+    if path.is_dir():
+        zarr = ", e.g. anndata.read_zarr(...).write_h5ad(...)" if path.suffix == ".zarr" else ""
+        raise IsADirectoryError(f"the input {path} is a folder; pass an h5ad file{zarr}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; pass an h5ad file")
+
+
+def _check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
+    seen: dict[Path, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} are both {path}; give each its own file")
+
+
+def _check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
+    """Refuses a path that could not be written later, before anything long begins."""
+    if path.is_dir():
+        raise IsADirectoryError(f"the output {path} is a folder; pass the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first, {path.name} goes there")
+    if path.exists() and path.samefile(source):
+        if not may_replace_input:
+            raise ValueError(f"{path} is the input; pass another file")
+        if not force:
+            raise FileExistsError(f"the output {path} is the input; pass another file, or --force to replace it")
+    if path.exists() and not force:
+        raise FileExistsError(f"the output {path} exists; pass --force to replace it")
+    _check_writable(path.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        # permission bits do not tell of read-only file systems, so try it
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(f"cannot write in the folder {folder} ({error.strerror}); pass another") from error
+
+
+@contextmanager
+def _opened(path: Path, layer: str | None) -> Iterator[AnnData]:
+    """The cells of an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in pieces."""
+    from anndata import read_h5ad
+
+    from .data.containers import matrix_of
+
+    try:
+        adata = read_h5ad(path, backed="r")
+        can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
+        if "X" not in adata.file:
+            adata.file.close()
+            adata = read_h5ad(path)
+    except Exception as error:  # which one depends on where in the file anndata was stopped
+        raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
+    try:
+        if not can_be_added_to:
+            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer one")
+        try:
+            matrix_of(adata, layer)
+        except TypeError as error:  # here the file is at fault; later it would be the program
+            raise ValueError(f"{path}: {error}") from error
+        yield adata
+    finally:
+        adata.file.close()
+
+
+def _write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored."""
+    import h5py  # type: ignore[import-untyped]
+    from anndata.io import write_elem
+
+    from ._files import written_whole
+
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            for group, values in results.items():
+                if group not in file:
+                    write_elem(file, group, {})
+                for key, value in values.items():
+                    write_elem(file[group], key, value)
+
+
+def _print_rows(rows: Mapping[str, object]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _complain(kind: str, message: object) -> None:
+    print(f"scvae: {kind}: {_one_line(message)}", file=sys.stderr)

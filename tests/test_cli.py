@@ -1,0 +1,397 @@
+"""The command line: what it writes, what it refuses, and that a refusal leaves no trace."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scvae
+from scvae.cli import main
+from scvae.likelihoods import LikelihoodName
+
+QUICK = ("--epochs", 2, "--n-latent", 3, "--seed", 0, "--quiet")
+N_CELLS, N_GENES = 60, 40
+
+
+def make_adata():
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(2.0, 1.0, (N_CELLS, N_GENES)) * np.exp(rng.normal(0, 1, N_GENES))
+    counts = sparse.csr_matrix(rng.poisson(rate).astype(np.float32))
+    normalised = sparse.csr_matrix(counts.multiply(1e4 / counts.sum(1)))
+    adata = anndata.AnnData(
+        counts,
+        obs=pd.DataFrame(
+            {
+                "batch": pd.Categorical(["a", "b"] * (N_CELLS // 2)),
+                "age": rng.normal(50, 9, N_CELLS),
+                "depth": np.asarray(counts.sum(1)).ravel() + 1.0,
+                "gap": [np.nan] + [1.0] * (N_CELLS - 1),
+            },
+            index=[f"cell{i}" for i in range(N_CELLS)],
+        ),
+        var=pd.DataFrame({"chosen": np.arange(N_GENES) < 25}, index=[f"gene{g}" for g in range(N_GENES)]),
+        layers={"counts": counts * 2, "negative": -counts, "normalised": normalised},
+        obsm={"X_pca": rng.normal(size=(N_CELLS, 2))},
+        obsp={"connectivities": sparse.eye_array(N_CELLS, format="csr")},
+        uns={"note": "kept", "nested": {"number": 3, "array": np.arange(4)}},
+    )
+    adata.raw = adata.copy()
+    return adata
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A folder with data, and a model that `scvae fit` trained on them; not to be changed."""
+    folder = tmp_path_factory.mktemp("example")
+    make_adata().write_h5ad(folder / "in.h5ad", compression="gzip")
+    fit = ("fit", folder / "in.h5ad", *QUICK, "-o")
+    assert run(*fit, folder / "fitted.h5ad", "--model", folder / "m.safetensors") == 0
+    assert run(*fit, folder / "b.h5ad", "--model", folder / "batch.safetensors", "--batch-key", "batch") == 0
+    return folder
+
+
+@pytest.fixture
+def folder(example, tmp_path, monkeypatch):
+    """The current folder, with good and bad inputs in it."""
+    for name in ("in.h5ad", "m.safetensors", "batch.safetensors"):
+        (tmp_path / name).write_bytes((example / name).read_bytes())
+    (tmp_path / "text.h5ad").write_text("cells, genes")
+    (tmp_path / "cut.h5ad").write_bytes((example / "in.h5ad").read_bytes()[:5000])
+    with h5py.File(tmp_path / "foreign.h5ad", "w") as file:
+        file["matrix"] = np.ones(3)
+    (tmp_path / "empty_x.h5ad").write_bytes((example / "in.h5ad").read_bytes())
+    with h5py.File(tmp_path / "empty_x.h5ad", "r+") as file:
+        del file["X"]
+    words = make_adata()[:, :2].copy()
+    words.X = np.full(words.shape, "many")
+    words.write_h5ad(tmp_path / "words.h5ad")
+    other = make_adata()
+    other.var_names = [f"other{g}" for g in range(N_GENES)]
+    other.obs["batch"] = "c"
+    del other.raw
+    other.write_h5ad(tmp_path / "other_genes.h5ad")
+    other.var_names = [f"gene{g}" for g in range(N_GENES)]
+    other.write_h5ad(tmp_path / "other_batch.h5ad")
+    (tmp_path / "old.h5ad").write_text("precious")
+    (tmp_path / "folder.h5ad").mkdir()
+    (tmp_path / "store.zarr").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words):
+    """The exit code of the command line."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+
+
+def contents(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def the_error(capsys):
+    """The one line that was printed."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("scvae: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+REFUSED = {
+    "missing input": ("fit none.h5ad -o out.h5ad", "there is no file none.h5ad"),
+    "input is a folder": ("fit folder.h5ad -o out.h5ad", "input folder.h5ad is a folder"),
+    "input is zarr": ("fit store.zarr -o out.h5ad", "read_zarr"),
+    "input is text": ("fit text.h5ad -o out.h5ad", "cannot read text.h5ad as an h5ad file"),
+    "input is cut off": ("fit cut.h5ad -o out.h5ad", "cannot read cut.h5ad as an h5ad file"),
+    "input is foreign": ("fit foreign.h5ad -o out.h5ad", "cannot read foreign.h5ad as an h5ad file"),
+    "input without X": ("fit empty_x.h5ad -o out.h5ad", "pass layer=, one of 'counts'"),
+    "input of words": ("fit words.h5ad -o out.h5ad", "words.h5ad: X holds values of type"),
+    "wrong layer": ("fit in.h5ad -o out.h5ad --layer count", "did you mean 'counts'"),
+    "wrong mask": ("fit in.h5ad -o out.h5ad --mask-var hvg", "no 'hvg'"),
+    "wrong batch": ("fit in.h5ad -o out.h5ad --batch-key bacth", "did you mean 'batch'"),
+    "wrong covariate": ("fit in.h5ad -o out.h5ad --covariate-keys age sex", "no 'sex'"),
+    "wrong size factor": ("fit in.h5ad -o out.h5ad --size-factor-key size", "no 'size'"),
+    "missing values": ("fit in.h5ad -o out.h5ad --covariate-keys gap", "missing values"),
+    "negative counts": ("fit in.h5ad -o out.h5ad --layer negative", "layers['negative'] has negative values"),
+    "normalised counts": ("fit in.h5ad -o out.h5ad --layer normalised", "layers['normalised'] looks normalised"),
+    "likelihood": ("fit in.h5ad -o out.h5ad --likelihood nbb", "did you mean 'nb'"),
+    "no dimensions": ("fit in.h5ad -o out.h5ad --n-latent 0", "n_latent"),
+    "negative beta": ("fit in.h5ad -o out.h5ad --beta -1", "beta"),
+    "infinite beta": ("fit in.h5ad -o out.h5ad --beta inf", "beta"),
+    "no epochs": ("fit in.h5ad -o out.h5ad --epochs 0", "epochs"),
+    "negative seed": ("fit in.h5ad -o out.h5ad --seed -3", "seed"),
+    "device": ("fit in.h5ad -o out.h5ad --device gpu", "device"),
+    "slot with a slash": ("fit in.h5ad -o out.h5ad --key-added a/b", "'a/b' cannot name a slot"),
+    "output exists": ("fit in.h5ad -o old.h5ad", "old.h5ad exists; pass --force"),
+    "output is the input": ("fit in.h5ad -o ./in.h5ad", "is the input"),
+    "output is a folder": ("fit in.h5ad -o folder.h5ad --force", "folder.h5ad is a folder"),
+    "output folder missing": ("fit in.h5ad -o away/out.h5ad", "the folder away does not exist"),
+    "output is the model": ("fit in.h5ad -o out.h5ad --model out.h5ad", "output and --model are both out.h5ad"),
+    "model exists": ("fit in.h5ad -o out.h5ad --model m.safetensors", "m.safetensors exists; pass --force"),
+    "model is the input": ("fit in.h5ad -o out.h5ad --model in.h5ad --force", "in.h5ad is the input"),
+    "model folder missing": ("fit in.h5ad -o out.h5ad --model away/m.safetensors", "the folder away does not exist"),
+    "checkpoint is foreign": ("fit in.h5ad -o out.h5ad --checkpoint old.h5ad", "old.h5ad is truncated or is no"),
+    "checkpoint is a model": ("fit in.h5ad -o out.h5ad --checkpoint m.safetensors", "no scvae checkpoint"),
+    "checkpoint is the input": ("fit in.h5ad -o out.h5ad --checkpoint in.h5ad", "in.h5ad is the input"),
+    "checkpoint folder missing": ("fit in.h5ad -o out.h5ad --checkpoint away/c", "the folder away does not exist"),
+    "embed: missing input": ("embed none.h5ad --model m.safetensors -o out.h5ad", "there is no file none.h5ad"),
+    "embed: missing model": ("embed in.h5ad --model none.safetensors -o out.h5ad", "there is no file none.safetensors"),
+    "embed: foreign model": ("embed in.h5ad --model old.h5ad -o out.h5ad", "old.h5ad is truncated or is no"),
+    "embed: output exists": ("embed in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
+    "embed: output is the input": ("embed in.h5ad --model m.safetensors -o in.h5ad", "is the input"),
+    "embed: output is the model": ("embed in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
+    "embed: wrong layer": ("embed in.h5ad --model m.safetensors -o out.h5ad --layer raw", "no 'raw'"),
+    "embed: other genes": ("embed other_genes.h5ad --model m.safetensors -o out.h5ad", "none of the"),
+    "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "possible are 'a', 'b'"),
+    "demo: folder is a file": ("demo --out-dir old.h5ad", "old.h5ad is a file"),
+    "no command": ("", "(see scvae --help)"),
+    "unknown command": ("fitt in.h5ad", "(see scvae --help)"),
+    "unknown option": ("fit in.h5ad -o out.h5ad --latent 3", "--latent"),
+    "shortened option": ("fit in.h5ad -o out.h5ad --batch batch", "--batch"),
+    "no output": ("fit in.h5ad", "-o/--output (see scvae fit --help)"),
+    "no number": ("fit in.h5ad -o out.h5ad --beta high", "(see scvae fit --help)"),
+    "no model": ("embed in.h5ad -o out.h5ad", "--model (see scvae embed --help)"),
+}
+
+
+@pytest.mark.parametrize(("command", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_done_ends_with_one_line_and_changes_no_file(folder, capsys, command, said):
+    before = contents(folder)
+    assert run(*command.split()) == 2
+    assert said in the_error(capsys)
+    assert contents(folder) == before
+
+
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")  # as outside of tests
+def test_a_file_of_old_that_cannot_take_the_results_is_refused_before_the_fit(folder, capsys, monkeypatch):
+    with h5py.File("in.h5ad", "r+") as file:
+        del file["obsm"]
+        file["obsm"] = np.zeros(N_CELLS, dtype=[("X_pca", "f4", 2)])
+    before = contents(folder)
+    monkeypatch.setattr("scvae._fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
+    assert run("fit", "in.h5ad", "-o", "out.h5ad") == 2
+    assert "in.h5ad has the format of anndata before 0.7" in the_error(capsys)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("command", ["fit in.h5ad -o old.h5ad", "demo --out-dir new"])
+def test_a_folder_that_cannot_be_written_in_is_refused_before_the_fit(folder, capsys, monkeypatch, command):
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("scvae._fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
+    assert run(*command.split(), *(["--force"] if "fit" in command else [])) == 2
+    assert "Read-only file system" in the_error(capsys)
+
+
+@pytest.mark.parametrize(
+    "command", ["fit in.h5ad -o old.h5ad --quiet --epochs 1", "embed in.h5ad --model m.safetensors -o old.h5ad"]
+)
+def test_a_disk_that_fills_up_leaves_the_old_output(folder, capsys, monkeypatch, command):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    before = contents(folder)
+    monkeypatch.setattr("anndata.io.write_elem", refuse)
+    assert run(*command.split(), "--force") == 2
+    assert "No space left on device" in the_error(capsys)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("command", ["fit in.h5ad -o out.h5ad", "embed in.h5ad --model m.safetensors -o out.h5ad"])
+def test_ctrl_c_outside_training_ends_quietly(folder, capsys, monkeypatch, command):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    before = contents(folder)
+    monkeypatch.setattr("anndata.read_h5ad", interrupt)
+    assert run(*command.split()) == 130
+    assert capsys.readouterr() == ("", "")
+    assert contents(folder) == before
+
+
+def test_ctrl_c_in_training_keeps_the_model_so_far_and_says_so(folder, capsys, monkeypatch):
+    def interrupt(progress, *_):
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("scvae.train.save_checkpoint", lambda path, progress, *_: interrupt(progress))
+    assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--epochs", 9, "--checkpoint", "c") == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "scvae: warning: training was interrupted after 3 epochs; the best model so far is kept\n"
+    assert np.isfinite(anndata.read_h5ad("out.h5ad").obsm["X_scvae"]).all()
+
+
+def test_a_warning_is_one_line_and_the_fit_goes_on(folder, capsys):
+    adata = make_adata()
+    adata.obs["batch"] = ["alone"] + ["rest"] * (N_CELLS - 1)
+    adata.write_h5ad("single.h5ad")
+    assert run("fit", "single.h5ad", "-o", "out.h5ad", "--batch-key", "batch", *QUICK) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("scvae: warning: categories with a single cell")
+    assert err.count("\n") == 1
+    assert "X_scvae" in anndata.read_h5ad("out.h5ad").obsm
+
+
+def test_fit_adds_the_embedding_and_leaves_the_rest_of_the_file_as_it_was_stored(example):
+    with h5py.File(example / "in.h5ad") as old, h5py.File(example / "fitted.h5ad") as new:
+
+        def compare(name, item):
+            assert dict(new[name].attrs).keys() == dict(item.attrs).keys()
+            if isinstance(item, h5py.Dataset):
+                assert (new[name].dtype, new[name].compression) == (item.dtype, item.compression)
+                np.testing.assert_array_equal(new[name][()], item[()])
+
+        old.visititems(compare)
+        names, added = [], []
+        old.visit(names.append)
+        new.visit(added.append)
+    extra = {"/".join(name.split("/")[:2]) for name in set(added) - set(names)}
+    assert extra == {"obsm/X_scvae", "obsm/X_scvae_var", "uns/scvae"}
+    adata = anndata.read_h5ad(example / "fitted.h5ad")
+    assert adata.obsm["X_scvae"].shape == (N_CELLS, 3)
+    assert adata.obsm["X_scvae"].dtype == np.float32
+    assert adata.uns["scvae"]["seed"] == 0
+
+
+def test_fit_writes_what_the_library_writes(example):
+    adata = make_adata()
+    scvae.fit(adata, n_latent=3, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=2))
+    stored = anndata.read_h5ad(example / "fitted.h5ad")
+    np.testing.assert_array_equal(stored.obsm["X_scvae"], adata.obsm["X_scvae"])
+    np.testing.assert_array_equal(stored.obsm["X_scvae_var"], adata.obsm["X_scvae_var"])
+
+
+def test_the_seed_decides_the_embedding(folder, example):
+    assert run("fit", "in.h5ad", "-o", "same.h5ad", *QUICK) == 0
+    assert run("fit", "in.h5ad", "-o", "other.h5ad", *QUICK, "--seed", 1) == 0
+    first = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
+    assert anndata.read_h5ad("same.h5ad").obsm["X_scvae"].tobytes() == first.tobytes()
+    assert not np.allclose(anndata.read_h5ad("other.h5ad").obsm["X_scvae"], first)
+
+
+def test_every_option_reaches_the_fit(folder):
+    options = (
+        "--layer counts --mask-var chosen --batch-key batch --covariate-keys age --size-factor-key depth "
+        "--likelihood poisson --n-latent 4 --beta 0.5 --epochs 3 --seed 7 --device cpu --key-added mine --quiet"
+    )
+    assert run("fit", "in.h5ad", "-o", "out.h5ad", *options.split()) == 0
+    adata = anndata.read_h5ad("out.h5ad")
+    params = adata.uns["mine"]["params"]
+    assert adata.obsm["X_mine"].shape == adata.obsm["X_mine_var"].shape == (N_CELLS, 4)
+    assert [params[name] for name in ("layer", "batch_key", "size_factor_key")] == ["counts", "batch", "depth"]
+    assert (params["likelihood"], params["beta"]) == ("poisson", 0.5)
+    assert list(params["covariate_keys"]) == ["age"]
+    assert params["n_genes"] <= 25
+    assert params["training"]["epochs"] == 3
+    assert adata.uns["mine"]["seed"] == 7
+
+
+def test_force_replaces_the_outputs_and_even_the_input(folder):
+    words = ("fit", "in.h5ad", "-o", "in.h5ad", "--model", "m.safetensors", "--force", *QUICK)
+    assert run(*words, "--n-latent", 2) == 0
+    assert run(*words, "--n-latent", 5) == 0
+    adata = anndata.read_h5ad("in.h5ad")
+    assert adata.obsm["X_scvae"].shape == (N_CELLS, 5)
+    assert (adata.X != make_adata().X).nnz == 0
+    assert scvae.load("m.safetensors").n_latent == 5
+
+
+def test_a_checkpoint_that_exists_is_resumed(folder, monkeypatch):
+    words = ("fit", "in.h5ad", *QUICK, "--checkpoint", "state.safetensors")
+    assert run(*words, "-o", "first.h5ad") == 0
+    monkeypatch.setattr("scvae.train.epoch_plan", lambda *_, **__: pytest.fail("an epoch was done again"))
+    assert run(*words, "-o", "second.h5ad") == 0
+    first, second = (anndata.read_h5ad(name).obsm["X_scvae"] for name in ("first.h5ad", "second.h5ad"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_saved_model_gives_the_cells_of_the_fit_their_embedding_in_any_order_of_genes(folder, example, capsys):
+    adata = make_adata()[10:40, ::-1].copy()
+    del adata.raw
+    adata.write_h5ad("some.h5ad")
+    capsys.readouterr()
+    assert run("embed", "some.h5ad", "--model", "m.safetensors", "-o", "out.h5ad", "--key-added", "again") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "out.h5ad, obsm['X_again']" in out
+    embedded, fitted = anndata.read_h5ad("out.h5ad"), anndata.read_h5ad(example / "fitted.h5ad")
+    np.testing.assert_allclose(embedded.obsm["X_again"], fitted.obsm["X_scvae"][10:40], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedded.obsm["X_again_var"], fitted.obsm["X_scvae_var"][10:40], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_can_be_fitted_without_x(folder):
+    assert run("fit", "empty_x.h5ad", "-o", "out.h5ad", "--layer", "counts", *QUICK) == 0
+    assert run("fit", "in.h5ad", "-o", "with_x.h5ad", "--layer", "counts", *QUICK) == 0
+    without, with_x = (anndata.read_h5ad(name) for name in ("out.h5ad", "with_x.h5ad"))
+    assert without.X is None
+    np.testing.assert_array_equal(without.obsm["X_scvae"], with_x.obsm["X_scvae"])
+
+
+def test_embed_reads_the_layer_it_is_told(folder, example):
+    words = ("embed", "in.h5ad", "--model", "m.safetensors")
+    assert run(*words, "-o", "x.h5ad", "--layer", "X") == 0
+    assert run(*words, "-o", "counts.h5ad", "--layer", "counts") == 0
+    fitted = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
+    np.testing.assert_array_equal(anndata.read_h5ad("x.h5ad").obsm["X_scvae"], fitted)
+    assert not np.allclose(anndata.read_h5ad("counts.h5ad").obsm["X_scvae"], fitted, atol=1e-3)
+
+
+def test_a_summary_is_printed_unless_quiet(folder, capsys):
+    words = ("fit", "in.h5ad", "-o", "out.h5ad", "--force", "--model", "new.safetensors", *QUICK)
+    assert run(*words) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run(*(word for word in words if word != "--quiet")) == 0
+    out, err = capsys.readouterr()
+    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    assert rows["cells"].strip() == "60"
+    assert rows["active dimensions"].strip().endswith(" of 3")
+    assert "new.safetensors" in rows["model"]
+    assert "Traceback" not in err
+    assert "2/2" in err
+
+
+def test_help_names_every_likelihood(capsys):
+    assert run("fit", "--help") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in get_args(LikelihoodName))
+
+
+def in_a_process(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "scvae", *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(scvae.__file__).parents[1])},
+    )
+
+
+def test_python_m_scvae_tells_its_version():
+    ended = in_a_process("--version")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"scvae {scvae.__version__}\n", "")
+
+
+def test_a_process_fits_and_its_errors_have_exit_code_2(folder, example):
+    ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    ours = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
+    np.testing.assert_array_equal(anndata.read_h5ad("out.h5ad").obsm["X_scvae"], ours)
+    ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "scvae: error: the output out.h5ad exists; pass --force to replace it\n"
