@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from ._version import __version__, refuse_namesake
+
+refuse_namesake()
+
 from . import datasets, tl
 from ._fit import fit
-from ._version import __version__
 from .checkpoint import NonFiniteLossError
 from .config import NetworkConfig, TrainingConfig
 from .fitted import FittedModel, load

@@ -72,8 +72,9 @@ def check_layer(adata: AnnData, layer: str | None) -> None:
     if layer is not None:
         if layer not in adata.layers:
             raise missing_key("adata.layers", layer, list(adata.layers))
-    elif not adata.isbacked and adata.X is None:
-        raise ValueError(f"adata.X is None; pass layer=, one of {listing(adata.layers)}")
+    elif "X" not in adata.file if adata.isbacked else adata.X is None:
+        hint = f"pass layer=, one of {listing(adata.layers)}" if len(adata.layers) else "it has no layers either: put counts into X"
+        raise ValueError(f"adata has no X; {hint}")
 
 
 def check_obs_column(adata: AnnData, key: str) -> pd.Series:

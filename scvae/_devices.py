@@ -8,6 +8,8 @@ import torch
 def resolve_device(device: str | torch.device) -> torch.device:
     """The torch device for ``"auto"`` (CUDA where there is a device, else the CPU) or the one named.
 
+    Apple's mps is refused for now: it has no float64, which the plain densities need.
+
     Raises
     ------
     ValueError
@@ -18,10 +20,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'; found {device!r}.") from error
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:<n>'; found {device!r}.") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
     if target.type not in there:
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'; found {device!r}.")
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:<n>'; found {device!r}.")
     if (target.index or 0) >= there[target.type]:
         raise ValueError(f"device {device!r} is not there: torch sees {there[target.type]} {target.type} device(s).")
     return target

@@ -18,26 +18,27 @@ import torch
 
 from ._checks import check_adata, check_choice, check_not_negative, check_positive_int
 from ._devices import resolve_device
-from ._files import read_tensors
+from ._files import check_place, read_tensors
 from ._keys import Keys
 from ._rng import SeedLike, numpy_generator, seed_of
 from ._slots import write
 from ._version import __version__
 from .checkpoint import CHECKPOINT, Progress
 from .config import NetworkConfig, TrainingConfig, to_json
-from .data.batches import split
+from .data.batches import chunks, split
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
 from .fitted import FittedModel, Outcome
 from .inference import posterior_moments
+from .kernels.csr import CSR
 from .likelihoods import KIND, NAMES, LikelihoodName
 from .model import VAE, make_model
-from .train import SPLIT, evaluate, train, verdict
+from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-DEFAULT_N_LATENT = 20
+DEFAULT_N_LATENT = 10
 
 
 def fit(
@@ -90,7 +91,7 @@ def fit(
     rng
         Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
     device
-        ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+        ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     key_added
         Name of the slots written.
     network, training
@@ -134,10 +135,12 @@ def fit(
     """
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
-    check_positive_int(n_latent, "n_latent")
+    n_latent = check_positive_int(n_latent, "n_latent")
     beta = check_not_negative(beta, "beta")
     network, training = network or NetworkConfig(), training or TrainingConfig()
     target = resolve_device(device)
+    if checkpoint is not None:
+        check_place(checkpoint)
     seed = _seed(rng, checkpoint)
     schema, cells = read_fit(
         adata,
@@ -155,7 +158,7 @@ def fit(
     identity = settings | {
         "network": to_json(network),
         "training": to_json(training),
-        "data": _fingerprint(schema, cells),
+        "data": _fingerprint(schema, cells) if checkpoint is not None else None,
     }
     progress, ended = train(
         vae,
@@ -212,6 +215,10 @@ def _fingerprint(schema: Schema, cells: Cells) -> str:
     digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
     for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
         digest.update(np.ascontiguousarray(array).tobytes())
+    for part in chunks(len(cells), EVALUATION_CHUNK):
+        x = cells.rows.take(part)
+        for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -257,7 +264,7 @@ def _record(model: FittedModel) -> dict[str, Any]:
     }
     return {
         "params": _storable(params),
-        "history": {name: column.to_numpy() for name, column in model.history.items()},
+        "history": {name: column.to_numpy(copy=True) for name, column in model.history.items()},
         "beta_attained": outcome.beta_attained,
         "converged": outcome.converged,
         "reason": outcome.reason,
@@ -268,7 +275,7 @@ def _record(model: FittedModel) -> dict[str, Any]:
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
         "seconds": outcome.seconds,
-        "versions": model.versions,
+        "versions": dict(model.versions),
     }
 
 

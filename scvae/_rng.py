@@ -23,10 +23,15 @@ def seed_of(rng: SeedLike) -> int:
 
 def numpy_generator(seed: int, *stream: int) -> np.random.Generator:
     """A generator for one purpose: a pure function of the seed and the stream's numbers."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *stream])))
+    return np.random.Generator(np.random.Philox(_sequence(seed, stream)))
 
 
 def torch_generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Torch's counterpart of `numpy_generator`."""
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    state = _sequence(seed, stream).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))
+
+
+def _sequence(seed: int, stream: tuple[int, ...]) -> np.random.SeedSequence:
+    # numpy pads its entropy with zeros, so that [seed, 2] and [seed, 2, 0] are one sequence: the length sets them apart
+    return np.random.SeedSequence(seed, spawn_key=(len(stream), *stream))

@@ -85,8 +85,8 @@ class TrainingConfig:
     batch_size: int = 128
     learning_rate: float = 3e-3
     validation_fraction: float = 0.1
-    warmup: float = 0.3
-    patience: float | None = 0.25
+    warmup: float = 0.1
+    patience: float | None = 0.5
     free_bits: float = 0.0
     capacity: float | None = None
     checkpoint_every: int = 1

@@ -18,6 +18,8 @@ from scipy import sparse
 from ._checks import check_not_negative, check_positive, check_positive_int, check_probability
 from ._rng import SeedLike, numpy_generator, seed_of
 
+__all__ = ["pbmc3k", "simulate"]
+
 Head = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 Floats = NDArray[np.float32]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
 from .config import NetworkConfig, TrainingConfig
 from .data.schema import Schema
@@ -140,7 +141,8 @@ class FittedModel:
         return "FittedModel\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
     def _repr_html_(self) -> str:
-        html: str = self.summary().to_frame("").to_html(border=0)
+        with pd.option_context("display.max_colwidth", None):  # pandas would cut the reason after 50 characters
+            html: str = self.summary().to_frame("").to_html(border=0)
         return html
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
@@ -192,7 +194,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     path
         The safetensors file.
     device
-        Where to put the network.
+        Where to put the network, as in `scvae.fit`.
 
     Returns
     -------
@@ -204,15 +206,16 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, is no scvae model, or was written in a newer format.
+        If the file is truncated, is no scvae model, or was written in a newer format, or the device is not there.
     """
+    target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     network = make_model(schema, record["likelihood"], record["n_latent"], network_config, record["seed"])
     network.load_state_dict(tensors)
     return FittedModel(
-        network=network.to(device).eval(),
+        network=network.to(target).eval(),
         schema=schema,
         likelihood=record["likelihood"],
         n_latent=record["n_latent"],

@@ -13,6 +13,7 @@ from .data.schema import Schema
 from .kernels.autograd import WeightedLogProb
 from .latent import DiagonalNormal
 from .likelihoods import Likelihood, LikelihoodName, make_likelihood
+from .likelihoods.base import OutputLayer
 from .nn.conditions import Conditions
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
@@ -97,4 +98,7 @@ def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config
         norm=config.norm,
         generator=generator,
     )
+    for layer in head.modules():
+        if isinstance(layer, OutputLayer):
+            layer.start_without_last(conditions.n_columns)
     return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions)

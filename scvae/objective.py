@@ -70,13 +70,16 @@ def loss(
     autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
     equation 8).
     """
-    kl = cell_weight @ terms.kl  # mean over cells, per dimension
-    if free_bits > 0:
-        kl = kl.clamp_min(free_bits * float(cell_weight.sum()))
-    penalty = kl.sum()
-    if capacity is not None:
-        penalty = (penalty - capacity * float(cell_weight.sum())).abs()
-    return beta * penalty - terms.weighted_log_likelihood
+    total_weight = cell_weight.sum()
+    mean_kl = cell_weight @ terms.kl / total_weight
+    penalty = kl_penalty(mean_kl, free_bits=free_bits, capacity=capacity)
+    return beta * total_weight * penalty - terms.weighted_log_likelihood
+
+
+def kl_penalty(mean_kl: Float[Tensor, " latent"], *, free_bits: float, capacity: float | None) -> Float[Tensor, ""]:
+    """What β multiplies, from the KL of each dimension averaged over cells: see `loss`."""
+    penalty = (mean_kl.clamp_min(free_bits) if free_bits > 0 else mean_kl).sum()
+    return penalty if capacity is None else (penalty - capacity).abs()
 
 
 @torch.no_grad()
@@ -86,7 +89,7 @@ def elbo(model: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -
     Memory does not grow with `n_samples`.
     """
     posterior = model.encode(batch)
-    total = torch.zeros(len(batch), dtype=torch.float64)
+    total = torch.zeros_like(batch.library, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = _draws(posterior.mean, n_draws, generator)
         total += _log_likelihood(model, posterior.reparameterize(z), batch).double().sum(0)
@@ -103,7 +106,7 @@ def importance_weighted(
     Memory does not grow with `n_samples`.
     """
     posterior = model.encode(batch)
-    total = torch.full((len(batch),), -math.inf, dtype=torch.float64)
+    total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
         log_ratio = standard_normal_log_prob(z) - posterior.log_prob(z)

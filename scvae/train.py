@@ -20,8 +20,9 @@ from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
 from .data.intake import Cells
 from .data.summary import summarize
+from .likelihoods.base import OutputLayer
 from .model import VAE
-from .objective import Terms, evidence_terms, loss
+from .objective import Terms, evidence_terms, kl_penalty, loss
 from .schedules import beta_at, one_cycle
 
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
@@ -110,7 +111,7 @@ def train(
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs = config.epochs or default_epochs(len(training), config.batch_size)
     model.likelihood.start_from(summarize(cells, training))
-    optimizer = make_optimizer(model, config.learning_rate)
+    optimizer = make_optimizer(model, config.learning_rate, len(training))
     progress = Progress()
     if checkpoint is not None and Path(checkpoint).exists():
         resume(checkpoint, progress, model, optimizer, identity)
@@ -124,7 +125,8 @@ def train(
             plan = epoch_plan(training, config.batch_size, seed=seed, epoch=progress.epoch)
             for step, positions in enumerate(plan, start=progress.epoch * len(plan)):
                 fraction = step / (n_epochs * len(plan))
-                kl_weight = beta_at(fraction, beta=beta, warmup=config.warmup)
+                done = (step + 1) / (n_epochs * len(plan))  # 1 at the last step, so that even a single one attains β
+                kl_weight = beta_at(done, beta=beta, warmup=config.warmup)
                 learning_rate = one_cycle(fraction, peak=config.learning_rate)
                 generator = torch_generator(seed, STEP, step, device=device)
                 batch = cells.batch(positions).to(device)
@@ -132,7 +134,7 @@ def train(
                 weight = torch.full((len(batch),), 1.0 / len(batch), device=device)
 
                 terms = evidence_terms(model, batch, noise, weight, generator)
-                capacity = capacity_at(fraction, config)
+                capacity = capacity_at(done, config)
                 objective = loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
                 objective = objective - model.likelihood.log_prior() / len(training)
                 optimizer.zero_grad()
@@ -145,11 +147,12 @@ def train(
                 optimizer.step()
                 sums.append(torch.stack([terms.log_likelihood.mean(), terms.kl.detach().sum(1).mean()]))
 
+            held_out = evaluate(model, cells, validation, seed=seed, device=device)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            held_out = evaluate(model, cells, validation, seed=seed, device=device)
             record(progress, sums, held_out, kl_weight, learning_rate)
-            keep_weights(progress, model, beta, ranked=progress.epoch > config.warmup * n_epochs)
+            ranked = progress.epoch > config.warmup * n_epochs
+            keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             bar.set_postfix_str(status(progress), refresh=False)
             bar.update()
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
@@ -166,11 +169,19 @@ def train(
     return progress, ended
 
 
-def make_optimizer(model: VAE, learning_rate: float) -> torch.optim.Adam:
-    """Adam (eps 1e-8) in one fused pass over the parameters; the dispersions move faster than the rest."""
-    fast = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
-    usual = [p for name, p in model.named_parameters() if not name.endswith("log_inverse_dispersion")]
-    groups = [{"params": usual, "rate": 1.0}, {"params": fast, "rate": DISPERSION_RATE}]
+def make_optimizer(model: VAE, learning_rate: float, n_cells: int) -> torch.optim.Adam:
+    """Adam (eps 1e-8) in one fused pass over the parameters.
+
+    The dispersions move faster than the rest; the output weights have the gradient of their prior added (as L2 decay).
+    """
+    dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
+    outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
+    special = {id(p) for p in (*dispersions, *outputs)}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if id(p) not in special], "rate": 1.0},
+        {"params": dispersions, "rate": DISPERSION_RATE},
+        {"params": outputs, "rate": 1.0, "weight_decay": 1.0 / (OutputLayer.weight_sd**2 * n_cells)},
+    ]
     return torch.optim.Adam([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
 
 
@@ -247,11 +258,16 @@ def record(
         progress.history.setdefault(name, []).append(value)
 
 
-def keep_weights(progress: Progress, model: VAE, beta: float, *, ranked: bool) -> None:
+def final_objective(held_out: Evaluation, beta: float, config: TrainingConfig) -> float:
+    """What training maximises from the end of the warm-up on, of the validation cells; NaN without any."""
+    penalty = kl_penalty(held_out.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
+    return held_out.log_likelihood - beta * float(penalty)
+
+
+def keep_weights(progress: Progress, model: VAE, objective: float, *, ranked: bool) -> None:
     """Keeps the latest weights; once epochs are `ranked` (β was attained), those with the best validation objective."""
-    objective = progress.history["validation_log_likelihood"][-1] - beta * progress.history["validation_kl"][-1]
-    if ranked and not math.isnan(objective):
-        if objective <= progress.best_objective:
+    if ranked and not (math.isnan(objective) and progress.best_objective == -math.inf):
+        if not objective > progress.best_objective:  # nor if it is not a number
             return
         progress.best_objective = objective
     progress.best_epoch = progress.epoch
@@ -273,12 +289,12 @@ def status(progress: Progress) -> str:
 
 def verdict(progress: Progress, ended: str) -> tuple[bool, str]:
     """Whether training converged, and the sentence that says why."""
-    name = "validation" if not math.isnan(progress.history["validation_elbo"][-1]) else "train"
-    elbo = progress.history[f"{name}_elbo"]
     if ended == "interrupted":
         return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"
     if ended == "stopped early":
         return True, f"the validation objective had not improved since epoch {progress.best_epoch}"
+    name = "validation" if not math.isnan(progress.history["validation_elbo"][-1]) else "train"
+    elbo = progress.history[f"{name}_elbo"]
     window = max(2, round(0.1 * len(elbo)))
     if len(elbo) <= window:
         return False, f"{len(elbo)} epochs are too few to tell"

@@ -74,13 +74,24 @@ class Likelihood(nn.Module, ABC):
 
 
 class OutputLayer(nn.Module):
-    """Features to one number per gene: features @ weight.T + bias."""
+    """Features to one number per gene: features @ weight.T + bias.
+
+    The weights have the prior N(0, `weight_sd`^2), which the optimizer adds to their gradient: these are most of the
+    decoder's parameters, and without it they follow the noise of the training cells.
+    """
+
+    weight_sd: ClassVar[float] = 0.07
 
     def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
         super().__init__()
         scale = 0.3 / n_features**0.5  # small: the first decoder output is close to the marginal means in the bias
         self.weight = nn.Parameter(torch.randn(n_genes, n_features, generator=generator) * scale)
         self.bias = nn.Parameter(torch.zeros(n_genes))
+
+    def start_without_last(self, n_features: int) -> None:
+        """Sets the weights of the last features to 0: before training, no gene has an offset by batch."""
+        with torch.no_grad():
+            self.weight[:, self.weight.shape[1] - n_features :] = 0.0
 
     def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows genes"]:
         return torch.addmm(self.bias, features, self.weight.T)
@@ -106,4 +117,4 @@ def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[T
     """Sums a dense table of log-probabilities over genes: the plain path of the heads without a fused kernel."""
     values = repeat_cells(dense(batch.x), row_weight.shape[0])
     per_row = distribution.log_prob(values).sum(1)
-    return WeightedLogProb((row_weight * per_row).sum().float(), per_row.detach().float())
+    return WeightedLogProb((row_weight * per_row).sum().to(row_weight), per_row.detach().to(row_weight))

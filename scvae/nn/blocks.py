@@ -38,7 +38,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, rows: Float[Tensor, "rows columns"], generator: torch.Generator | None) -> Tensor:
+    def forward(self, rows: Float[Tensor, "..."], generator: torch.Generator | None) -> Tensor:
         if generator is None or self.rate == 0.0:
             return rows
         keep = torch.empty_like(rows).bernoulli_(1.0 - self.rate, generator=generator)

@@ -242,7 +242,7 @@ def test_an_empty_adata_is_refused(shape):
 
 def test_a_missing_x_names_the_layers():
     adata = ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"]), layers={"counts": np.ones((1, 1))})
-    with pytest.raises(ValueError, match=r"adata.X is None; pass layer=, one of 'counts'"):
+    with pytest.raises(ValueError, match=r"adata has no X; pass layer=, one of 'counts'"):
         read_fit(adata, **NONE)
 
 

@@ -1,0 +1,31 @@
+"""Fixtures that several test modules share."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+
+def _bytes_of(value):
+    if sparse.issparse(value):
+        return b"".join(np.asarray(part).tobytes() for part in (value.indptr, value.indices, value.data))
+    if isinstance(value, pd.DataFrame):
+        names = repr([*value.columns, *value.index, *value.dtypes]).encode()
+        return names + pd.util.hash_pandas_object(value).to_numpy().tobytes()
+    return np.ascontiguousarray(value).tobytes()
+
+
+@pytest.fixture
+def digest():
+    """A function: AnnData -> {slot: hash of its content}, to tell what a call has changed."""
+
+    def hashes(adata):
+        slots = {"X": adata.X, "obs": adata.obs, "var": adata.var}
+        for name in ("layers", "obsm", "varm", "obsp"):
+            slots |= {f"{name}[{key}]": value for key, value in getattr(adata, name).items()}
+        content = {name: hashlib.blake2b(_bytes_of(value)).hexdigest() for name, value in slots.items()}
+        return content | {"uns": repr(sorted(adata.uns)), "is_view": str(adata.is_view)}
+
+    return hashes

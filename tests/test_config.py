@@ -1,0 +1,61 @@
+"""The two records of settings."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scvae import NetworkConfig, TrainingConfig
+from scvae.config import to_json
+
+
+@pytest.mark.parametrize(
+    ("record", "setting", "value"),
+    [
+        (NetworkConfig, "width", 0),
+        (NetworkConfig, "width", 12.5),
+        (NetworkConfig, "width", True),
+        (NetworkConfig, "encoder_layers", -1),
+        (NetworkConfig, "decoder_layers", 0),
+        (NetworkConfig, "norm", "group"),
+        (NetworkConfig, "dropout", 1.0),
+        (NetworkConfig, "dropout", -0.1),
+        (NetworkConfig, "input_dropout", float("nan")),
+        (NetworkConfig, "dispersion", "cell"),
+        (NetworkConfig, "minimum_scale", -1.0),
+        (TrainingConfig, "epochs", 0),
+        (TrainingConfig, "epochs", "ten"),
+        (TrainingConfig, "batch_size", 0),
+        (TrainingConfig, "learning_rate", float("inf")),
+        (TrainingConfig, "validation_fraction", 1.0),
+        (TrainingConfig, "warmup", 1.0),
+        (TrainingConfig, "warmup", -0.1),
+        (TrainingConfig, "patience", -1.0),
+        (TrainingConfig, "free_bits", -0.5),
+        (TrainingConfig, "capacity", "much"),
+        (TrainingConfig, "checkpoint_every", 0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_its_name(record, setting, value):
+    with pytest.raises(ValueError, match=rf"{record.__name__}\.{setting} must be .*; found"):
+        record(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [NetworkConfig(width=7, dropout=0, norm="batch"), TrainingConfig(epochs=3, patience=None, capacity=2.5, warmup=0)],
+)
+def test_settings_survive_json(config):
+    assert type(config)(**json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("config", [NetworkConfig(), TrainingConfig()])
+def test_settings_cannot_be_changed_afterwards(config):
+    name = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, name, 1)
+
+
+def test_settings_are_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        TrainingConfig(10)

@@ -1,0 +1,105 @@
+"""What users get: a light import, a complete wheel, requirements that agree with each other, and no pickle."""
+
+from __future__ import annotations
+
+import ast
+import email
+import hashlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import scvae
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HEAVY = {"igraph", "leidenalg", "matplotlib", "numba", "scanpy", "sklearn", "umap"}
+UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+def python(code: str, directory: Path) -> str:
+    """What `code` prints in a fresh interpreter that finds `directory` first."""
+    run = subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel; install the extra 'test'")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_import_leaves_heavy_packages_alone():
+    loaded = python("import sys, scvae; print(*{name.split('.')[0] for name in sys.modules})", ROOT)
+    assert "anndata" in loaded.split()
+    assert not HEAVY & set(loaded.split())
+
+
+def test_wheel_has_the_package_and_no_leftovers(wheel):
+    names = set(wheel.namelist())
+    sources = {f"scvae/{path.relative_to(ROOT / 'scvae').as_posix()}" for path in (ROOT / "scvae").rglob("*.py")}
+    assert sources <= names
+    assert "scvae/py.typed" in names
+    assert {name.split("/")[0] for name in names} == {"scvae", f"scvae_torch-{scvae.__version__}.dist-info"}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_wheel_metadata_has_the_name_the_version_and_the_command(wheel):
+    (folder,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    metadata = email.message_from_bytes(wheel.read(f"{folder}/METADATA"))
+    assert metadata["Name"] == "scvae-torch"
+    assert metadata["Version"] == scvae.__version__
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert "scvae = scvae.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+
+
+def test_installed_wheel_reads_the_data_it_carries(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    carried = tmp_path / "scvae" / "_bundled" / "pbmc3k.h5ad"
+    source = ROOT / "data" / "pbmc3k.h5ad"
+    assert hashlib.sha256(carried.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
+    code = "import scvae; print(scvae.__file__); print(*scvae.datasets.pbmc3k().shape)"
+    assert python(code, tmp_path).splitlines() == [str(tmp_path / "scvae" / "__init__.py"), "2700 32738"]
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): Version(version) for name, version in pins.items()}
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scvae").rglob("*.py")), ids=lambda path: path.name)
+def test_nothing_is_ever_unpickled(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not UNSAFE & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in UNSAFE
+            assert node.module != "torch" or not {"load", "save"} & {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
+        elif isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle"
+
+
+def test_typed_marker_and_licence_are_there():
+    assert (ROOT / "scvae" / "py.typed").is_file()
+    assert re.match(r"BSD 3-Clause License\n\nCopyright \(c\) 2026, scvae contributors", (ROOT / "LICENSE").read_text())
