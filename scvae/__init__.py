@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ._version import __version__, refuse_namesake
+from ._version import __version__
+from ._version import refuse_namesake as _refuse_namesake
 
-refuse_namesake()
+_refuse_namesake()
 
 from . import datasets, tl
 from ._fit import fit

@@ -73,7 +73,8 @@ def check_layer(adata: AnnData, layer: str | None) -> None:
         if layer not in adata.layers:
             raise missing_key("adata.layers", layer, list(adata.layers))
     elif "X" not in adata.file if adata.isbacked else adata.X is None:
-        hint = f"pass layer=, one of {listing(adata.layers)}" if len(adata.layers) else "it has no layers either: put counts into X"
+        layers = f"pass layer=, one of {listing(adata.layers)}"
+        hint = layers if len(adata.layers) else "it has no layers either: put counts into X"
         raise ValueError(f"adata has no X; {hint}")
 
 

@@ -50,6 +50,17 @@ def test_import_leaves_heavy_packages_alone():
     assert not HEAVY & set(loaded.split())
 
 
+def test_import_beside_the_other_scvae_says_what_is_wrong(tmp_path):
+    other = tmp_path / "scvae-2.1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: scvae\nVersion: 2.1.0\n")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import scvae"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "another project's scvae 2.1.0 are both installed" in run.stderr.splitlines()[-1]
+    assert "pip uninstall" in run.stderr.splitlines()[-1]
+
+
 def test_wheel_has_the_package_and_no_leftovers(wheel):
     names = set(wheel.namelist())
     sources = {f"scvae/{path.relative_to(ROOT / 'scvae').as_posix()}" for path in (ROOT / "scvae").rglob("*.py")}

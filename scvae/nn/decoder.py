@@ -10,7 +10,6 @@ from torch.nn.functional import relu
 from ..config import Norm
 from .blocks import Linear, make_norm
 
-
 CONDITION_SCALE = 10.0
 
 
@@ -18,8 +17,9 @@ class Decoder(nn.Module):
     """A multilayer perceptron; the conditions join every layer, and the features themselves.
 
     As columns of the features they give each gene its own offset per batch in the head. There they are multiplied by
-    `CONDITION_SCALE`: the head's weights have a tight prior (`OutputLayer`), and an offset between technologies, of 1 or
-    2 in logarithms, must not have to go through z. On a pancreas set of four studies it raised the ARI from 0.56 to 0.61.
+    `CONDITION_SCALE`: the head's weights have a tight prior (`OutputLayer`), and an offset between technologies, of 1
+    or 2 in logarithms, must not have to go through z. On a pancreas set of four studies the scale raised the ARI of Leiden
+    clusters from 0.56 to 0.61 (three seeds).
 
     Parameters
     ----------
