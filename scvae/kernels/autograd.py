@@ -38,11 +38,18 @@ class WeightedLogProb(NamedTuple):
 @cache
 def cpu_kernels() -> ModuleType | None:
     """The numba kernels, or None (and one log line) where numba cannot be imported."""
+    threads = torch.get_num_threads()
     try:
         from . import cpu
     except ImportError as error:
         logger.warning("numba is not usable here (%s); scvae falls back to plain torch, which is slower", error)
         return None
+    # numba starts its threads at the first call, and gives the OpenMP library that it shares with torch its own number
+    # of them: torch's products would change their last bits in the middle of a run
+    weight = np.zeros((1, 1), np.float32)
+    cpu.csr_matmul(np.zeros(2, np.int64), np.zeros(0, np.int32), weight[0, :0], weight, np.zeros_like(weight))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
     return cpu
 
 
@@ -69,7 +76,7 @@ class _SparseMatmul(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         kernels = cpu_kernels()
         assert kernels is not None
-        out = torch.zeros(ctx.shape)
+        out = torch.empty(ctx.shape)
         kernels.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
         return out, None
 

@@ -91,16 +91,20 @@ def _digamma_rise(x, theta):
 
 
 @njit(cache=True, error_model="numpy")
-def _rising(x, theta):
-    """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1), and its derivative in theta, for x > 0 (float64)."""
+def _rising(x, theta, scale):
+    """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(scale), and its derivative in theta, in float64.
+
+    For a small count it is one logarithm of a product, whose factors stay far from under- and overflow.
+    """
     if x <= SMALL_COUNT and x == math.floor(x):
         product, slope, k = 1.0, 0.0, 0.0
         while k < x:
-            product *= (theta + k) / (k + 1.0)
+            product *= (theta + k) / ((k + 1.0) * scale)
             slope += 1.0 / (theta + k)
             k += 1.0
         return math.log(product), slope
-    return math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0), _digamma_rise(x, theta)
+    value = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0) - x * math.log(scale)
+    return value, _digamma_rise(x, theta)
 
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
@@ -189,9 +193,8 @@ def nb_rows(logits, indptr, indices, counts, library, theta, group, weight, bloc
                     g = indices[j]
                     t = np.float64(row_theta[g])
                     mean = np.float64(library[c] * proportions[g])
-                    log_ratio = logits[i, g] + log_norm - math.log(t + mean)
-                    value, rise = _rising(x, t)
-                    total += value + x * log_ratio
+                    value, rise = _rising(x, t, t + mean)
+                    total += value + x * (logits[i, g] + log_norm)
                     slope[g] += np.float32(x * t / (t + mean))
                     theta_slope[g] += np.float32(t * rise - x * t / (t + mean))
             log_probability[i] = total
@@ -215,19 +218,39 @@ def csr_matmul(indptr, indices, values, weight, out):
                 row[k] += v * source[k]
 
 
+@njit(cache=True, error_model="numpy")
+def _by_column(indptr, indices, n_columns):
+    """Stored entries sorted by column, rows rising within each: where each column starts, the rows, the positions."""
+    starts = np.zeros(n_columns + 1, np.int64)
+    for j in range(indices.size):
+        starts[indices[j] + 1] += 1
+    for g in range(n_columns):
+        starts[g + 1] += starts[g]
+    free = starts[:-1].copy()
+    rows = np.empty(indices.size, np.int32)
+    positions = np.empty(indices.size, np.int64)
+    for i in range(indptr.size - 1):
+        for j in range(indptr[i], indptr[i + 1]):
+            place = free[indices[j]]
+            rows[place] = i
+            positions[place] = j
+            free[indices[j]] = place + 1
+    return starts, rows, positions
+
+
 @njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
 def csr_transposed_matmul(indptr, indices, values, rows, out):
-    """out[indices[j]] += values[j] * rows[i]: the gradient of `csr_matmul` in its weight.
+    """out[g] = sum over the stored j of column g of values[j] * rows[row of j]: the gradient of `csr_matmul`.
 
-    Threads share out the columns of `rows` in slabs of 32, so every sum runs over cells in their order.
+    Sorted by column first, so that each row of `out` is written once, by one thread, in the order of the cells.
     """
-    n_rows, width = rows.shape
-    slab = 32
-    for s in prange((width + slab - 1) // slab):
-        first, last = s * slab, min((s + 1) * slab, width)
-        for i in range(n_rows):
-            for j in range(indptr[i], indptr[i + 1]):
-                v = values[j]
-                g = indices[j]
-                for k in range(first, last):
-                    out[g, k] += v * rows[i, k]
+    n_columns, width = out.shape
+    starts, row_of, positions = _by_column(indptr, indices, n_columns)
+    for g in prange(n_columns):
+        target = out[g]
+        target[:] = np.float32(0.0)
+        for p in range(starts[g], starts[g + 1]):
+            v = values[positions[p]]
+            source = rows[row_of[p]]
+            for k in range(width):
+                target[k] += v * source[k]

@@ -106,13 +106,14 @@ def tensor(values: np.ndarray) -> Tensor:
 
 
 def digest() -> str:
-    """sha256 of everything that the fused operations return for one input."""
-    problem = make(67, 401, draws=2, groups=3)
-    total, per_row, gradients = problem.fused()
-    weight = problem.weight.clone().requires_grad_()
-    product = autograd.csr_matmul(problem.counts, weight)
-    product.square().sum().backward()
-    parts = [total, per_row, *gradients, product.detach(), weight.grad]
+    """sha256 of everything that the fused operations return for two shapes."""
+    parts = []
+    for problem in (make(67, 401, draws=2, groups=3), make(10, 200, n_features=128)):
+        total, per_row, gradients = problem.fused()
+        weight = problem.weight.clone().requires_grad_()
+        product = autograd.csr_matmul(problem.counts, weight)
+        product.square().sum().backward()
+        parts += [total, per_row, *gradients, product.detach(), weight.grad]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
 

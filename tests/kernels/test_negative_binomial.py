@@ -185,7 +185,10 @@ def test_repeated_calls_give_the_same_bits():
 
 
 def test_one_thread_and_two_give_the_same_bits():
-    code = "from problems import digest; import numba; print(numba.get_num_threads(), digest())"
+    code = (
+        "import numba, torch; from problems import digest; "
+        "print(torch.get_num_threads(), digest(), torch.get_num_threads(), numba.get_num_threads())"
+    )
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     outputs = [
         subprocess.run(
@@ -195,8 +198,10 @@ def test_one_thread_and_two_give_the_same_bits():
         ).stdout.split()
         for n in (1, 2)
     ]  # fmt: skip
-    assert [threads for threads, _ in outputs] == ["1", "2"]
+    assert [threads for *_, threads in outputs] == ["1", "2"]
     assert outputs[0][1] == outputs[1][1]
+    for before, _, after, _ in outputs:
+        assert before == after == "1", "numba has changed the number of torch's threads"
 
 
 def test_without_numba_the_plain_definition_is_used(monkeypatch):

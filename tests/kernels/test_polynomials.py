@@ -1,5 +1,6 @@
 """The special functions of the CPU kernels, as compiled into them, against numpy and mpmath."""
 
+import itertools
 import math
 
 import numpy as np
@@ -89,11 +90,13 @@ COUNTS = (1e-3, 0.5, 1.0, 2.0, 31.0, 32.0, 33.0, 100.5, 1e5)
 
 @pytest.mark.parametrize("theta", [1e-6, 0.1, 1.0, 5.999, 6.0, 300.0, 1e6])
 def test_rising_factorial_and_its_slope_are_those_of_mpmath(theta):
-    for x in COUNTS:
-        value, slope = cpu._rising(x, theta)
+    for x, scale in itertools.product(COUNTS, (1.0, theta + 1e-8, theta + 1e5)):
+        value, slope = cpu._rising(x, theta, scale)
         expected, expected_slope = references.rising(x, theta)
-        added = sum(abs(math.lgamma(v)) for v in (x + theta, theta, x + 1.0))
-        assert value == pytest.approx(expected, rel=1e-13, abs=4 * EPS * added)
+        expected -= x * math.log(scale)
+        added = sum(abs(math.lgamma(v)) for v in (x + theta, theta, x + 1.0)) + abs(x * math.log(scale))
+        # a product of up to 32 rounded factors comes first, whose relative error is an absolute one of its logarithm
+        assert value == pytest.approx(expected, rel=1e-13, abs=4 * EPS * (added + min(x, 32.0)))
         assert slope == pytest.approx(expected_slope, rel=1e-11)
 
 
