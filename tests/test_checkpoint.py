@@ -242,7 +242,7 @@ def test_a_broken_checkpoint_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("place", ["missing/run", "."])
 def test_a_place_that_cannot_be_written_is_refused_before_training(monkeypatch, tmp_path, place):
     fail_in_call(monkeypatch, scvae.train, "epoch_plan", 1)
-    with pytest.raises((FileNotFoundError, IsADirectoryError), match="does not exist|is a folder"):
+    with pytest.raises((FileNotFoundError, IsADirectoryError), match=r"does not exist|is a folder"):
         fit(simulated(), tmp_path / place)
 
 

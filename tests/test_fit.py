@@ -95,11 +95,12 @@ def same(found, expected):
         return set(found) == set(expected) and all(same(found[key], value) for key, value in expected.items())
     if isinstance(expected, np.ndarray):
         return np.array_equal(np.asarray(found).astype(expected.dtype), expected, equal_nan=expected.dtype.kind == "f")
-    return found == expected or (found != found and expected != expected)
+    return found == expected or (np.isnan(found) and np.isnan(expected))
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")  # of anndata
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-@pytest.mark.parametrize("options", [{}, {"batch_key": "batch", "covariate_keys": ["cell_type"]}], ids=["plain", "conditions"])
+@pytest.mark.parametrize("options", [{}, {"batch_key": "batch", "covariate_keys": ["cell_type"]}])
 def test_everything_written_survives_a_file(tmp_path, kind, options):
     adata = simulated(n_batches=2)
     fit(adata, **options)
@@ -208,7 +209,6 @@ def test_the_model_holds_no_reference_to_the_data():
     assert len(model.genes) == 30
 
 
-
 ERRORS = {
     "no such layer": ({"layer": "nothing"}, "layers"),
     "no such batch": ({"batch_key": "nothing"}, "nothing"),
@@ -251,6 +251,12 @@ def test_a_failure_of_the_embedding_leaves_adata_as_it_was(monkeypatch, digest):
     with pytest.raises(ZeroDivisionError):
         fit(adata)
     assert digest(adata) == before
+
+
+@pytest.mark.parametrize("what", [None, np.ones((3, 3)), pd.DataFrame({"gene": [1.0]})], ids=["none", "array", "frame"])
+def test_something_else_than_an_anndata_is_refused(what):
+    with pytest.raises(TypeError, match="pass an anndata"):
+        fit(what)
 
 
 # repeatability
@@ -332,7 +338,7 @@ def neighbour_accuracy(embedding, labels, k=15):
 
 
 def test_a_default_fit_recovers_planted_cell_types():
-    adata = simulated(400, 200, n_types=6, type_share=0.8, mean_library=600.0, rng=4)
+    adata = simulated(400, 200, n_types=5, type_share=0.9, n_latent=10, rng=4)
     model = scvae.fit(adata, rng=0, verbose=False, training=TrainingConfig(epochs=60))
     labels = adata.obs["cell_type"].to_numpy()
     untrained = make_model(model.schema, model.likelihood, model.n_latent, model.network_config, seed=0).eval()
@@ -340,16 +346,17 @@ def test_a_default_fit_recovers_planted_cell_types():
         scvae.FittedModel(**{f: getattr(model, f) for f in model.__dataclass_fields__} | {"network": untrained}),
         read_query(adata, model.schema),
     )
-    trained, chance = neighbour_accuracy(adata.obsm["X_scvae"], labels), 1 / 6
+    trained = neighbour_accuracy(adata.obsm["X_scvae"], labels)
     assert trained > 0.9
-    assert trained > neighbour_accuracy(before, labels) > chance
+    assert trained > neighbour_accuracy(before, labels) + 0.1
 
 
 def test_a_batch_effect_is_left_to_the_decoder():
-    adata = simulated(400, 100, n_types=4, type_share=0.9, n_batches=2, batch_effect=1.0, mean_library=600.0, rng=1)
+    adata = simulated(400, 100, n_types=4, type_share=0.9, n_batches=2, batch_effect=0.6, rng=1)
     accuracy = {}
     for batch_key in (None, "batch"):
-        training = TrainingConfig(epochs=60)
-        scvae.fit(adata, batch_key=batch_key, rng=0, verbose=False, training=training)
+        scvae.fit(adata, batch_key=batch_key, rng=0, verbose=False, training=TrainingConfig(epochs=60))
         accuracy[batch_key] = neighbour_accuracy(adata.obsm["X_scvae"], adata.obs["batch"].to_numpy())
-    assert accuracy["batch"] < accuracy[None] - 0.1
+    assert accuracy[None] > 0.95
+    assert accuracy["batch"] < 0.75  # 0.5 is chance
+    assert neighbour_accuracy(adata.obsm["X_scvae"], adata.obs["cell_type"].to_numpy()) > 0.9

@@ -77,7 +77,7 @@ def test_free_bits_keep_information_that_a_large_beta_squeezes_out():
         model = fit(simulated(100), beta=5.0, free_bits=free_bits, epochs=60, learning_rate=1e-2, patience=None)
         kl[free_bits] = model.history["train_kl"].iloc[-1]
     assert kl[0.0] < 0.1
-    assert 0.4 < kl[0.5] < 3.0
+    assert kl[0.5] > 5 * kl[0.0]
 
 
 def test_capacity_draws_the_kl_to_its_target():

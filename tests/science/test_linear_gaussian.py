@@ -50,7 +50,7 @@ class LinearGaussian:
     """Some cells, a VAE that knows the law they come from, and the truth about them."""
 
     def __init__(self, weight, n_cells=5, seed=0):
-        n_genes, n_latent = weight.shape
+        n_genes = len(weight)
         self.weight = weight
         self.x = np.random.default_rng(seed).normal(size=(n_cells, n_genes)) * 1.7
         square = (weight**2).sum(0)
