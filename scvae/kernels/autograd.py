@@ -84,12 +84,12 @@ class _SparseMatmul(torch.autograd.Function):
 def negative_binomial(
     features: Float[Tensor, "rows features"],
     weight: Float[Tensor, "genes features"],
-    bias: Float[Tensor, "genes"],
+    bias: Float[Tensor, " genes"],
     log_inverse_dispersion: Float[Tensor, "groups genes"],
     counts: CSR,
-    library: Float[Tensor, "cells"],
-    group: Int[Tensor, "cells"],
-    row_weight: Float[Tensor, "rows"],
+    library: Float[Tensor, " cells"],
+    group: Int[Tensor, " cells"],
+    row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """Output layer, softmax and negative-binomial log-probability in one operation.
 
@@ -97,20 +97,95 @@ def negative_binomial(
     another. On the CPU the gradients are formed in the forward pass, block by block, and only scaled in the backward
     pass (as in Liger-Kernel's fused linear cross entropy): no cells x genes intermediate is kept.
     """
-    tensors = (features, weight, bias, log_inverse_dispersion)
-    if features.device.type == "cpu" and features.dtype == torch.float32 and cpu_kernels() is not None:
-        return WeightedLogProb(*_NegativeBinomial.apply(*tensors, counts, library, group, row_weight))
-    draws = features.shape[0] // len(counts)
-    log_mean = reference.log_softmax_mean(features @ weight.T + bias, library.repeat(draws))
-    log_theta = log_inverse_dispersion[group.repeat(draws)]
-    per_row = reference.negative_binomial_log_prob(counts.to_dense().repeat(draws, 1), log_mean, log_theta).sum(1)
-    return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(features.dtype))
+    if _fusible(features):
+        tensors = (features, weight, bias, log_inverse_dispersion)
+        return WeightedLogProb(*_FusedHead.apply("nb_rows", *tensors, counts, library, group, row_weight))
+    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
+    log_theta = log_inverse_dispersion[_per_row(group, features)]
+    table = reference.negative_binomial_log_prob(_per_row(counts.to_dense(), features), log_mean, log_theta)
+    return _weighted(table, row_weight)
 
 
-class _NegativeBinomial(torch.autograd.Function):
+def zero_inflated(
+    features: Float[Tensor, "rows features"],
+    weight: Float[Tensor, "genes features"],
+    bias: Float[Tensor, " genes"],
+    zero_weight: Float[Tensor, "genes features"],
+    zero_bias: Float[Tensor, " genes"],
+    log_inverse_dispersion: Float[Tensor, "groups genes"],
+    counts: CSR,
+    library: Float[Tensor, " cells"],
+    group: Int[Tensor, " cells"],
+    row_weight: Float[Tensor, " rows"],
+) -> WeightedLogProb:
+    """As `negative_binomial`, with zeros added with probability sigmoid(features @ zero_weight.T + zero_bias)."""
+    if _fusible(features):
+        tensors = (torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias]), log_inverse_dispersion)
+        return WeightedLogProb(*_FusedHead.apply("zinb_rows", features, *tensors, counts, library, group, row_weight))
+    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
+    log_theta = log_inverse_dispersion[_per_row(group, features)]
+    x = _per_row(counts.to_dense(), features)
+    base = reference.negative_binomial_log_prob(x, log_mean, log_theta)
+    return _weighted(reference.zero_inflated_log_prob(x, base, features @ zero_weight.T + zero_bias), row_weight)
+
+
+def poisson(
+    features: Float[Tensor, "rows features"],
+    weight: Float[Tensor, "genes features"],
+    bias: Float[Tensor, " genes"],
+    counts: CSR,
+    library: Float[Tensor, " cells"],
+    row_weight: Float[Tensor, " rows"],
+) -> WeightedLogProb:
+    """As `negative_binomial`, for the Poisson."""
+    if _fusible(features):
+        none, group = features.new_zeros(1, 0), torch.zeros(len(counts), dtype=torch.int64)
+        return WeightedLogProb(
+            *_FusedHead.apply("poisson_rows", features, weight, bias, none, counts, library, group, row_weight)
+        )
+    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
+    return _weighted(reference.poisson_log_prob(_per_row(counts.to_dense(), features), log_mean), row_weight)
+
+
+def bernoulli(
+    features: Float[Tensor, "rows features"],
+    weight: Float[Tensor, "genes features"],
+    bias: Float[Tensor, " genes"],
+    values: CSR,
+    row_weight: Float[Tensor, " rows"],
+) -> WeightedLogProb:
+    """Output layer and Bernoulli log-probability in one operation; rows as in `negative_binomial`."""
+    if _fusible(features):
+        none, group = features.new_zeros(1, 0), torch.zeros(len(values), dtype=torch.int64)
+        library = features.new_zeros(len(values))
+        return WeightedLogProb(
+            *_FusedHead.apply("bernoulli_rows", features, weight, bias, none, values, library, group, row_weight)
+        )
+    table = reference.bernoulli_log_prob(_per_row(values.to_dense(), features), features @ weight.T + bias)
+    return _weighted(table, row_weight)
+
+
+def _fusible(features: Tensor) -> bool:
+    return features.device.type == "cpu" and features.dtype == torch.float32 and cpu_kernels() is not None
+
+
+def _per_row(of_cells: Tensor, features: Tensor) -> Tensor:
+    """Values of the cells, repeated for each row of features: row i is cell i % cells."""
+    return of_cells.repeat(len(features) // len(of_cells), *[1] * (of_cells.dim() - 1))
+
+
+def _weighted(table: Float[Tensor, "rows genes"], row_weight: Float[Tensor, " rows"]) -> WeightedLogProb:
+    per_row = table.sum(1)
+    return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(row_weight.dtype))
+
+
+class _FusedHead(torch.autograd.Function):
+    """Any kernel that turns logits into log p per row, and the logits into their own gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
+        kernel: str,
         features: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -120,20 +195,18 @@ class _NegativeBinomial(torch.autograd.Function):
         group: Tensor,
         row_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels = cpu_kernels()
-        assert kernels is not None
+        rows_kernel = getattr(cpu_kernels(), kernel)
         want_gradient = any(ctx.needs_input_grad)
-        n_cells, n_genes = len(counts), weight.shape[0]
         log_prob = np.empty(features.shape[0])
         gradients = [torch.zeros_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []
         theta = log_theta.exp().numpy()
-        for cells, row_blocks in _chunks(features.shape[0], n_cells, n_genes):
+        for cells, row_blocks in _chunks(features.shape[0], len(counts), weight.shape[0]):
             part = counts.rows(cells.start, cells.stop)
             for rows in row_blocks:
                 logits = torch.addmm(bias, features[rows], weight.T)
                 block, n_blocks = _blocks(len(logits), log_theta.numel())
                 theta_gradient = np.zeros((n_blocks, *log_theta.shape), np.float32)
-                kernels.nb_rows(
+                rows_kernel(
                     logits.numpy(), *_arrays(part), library[cells].numpy(), theta, group[cells].numpy(),
                     row_weight[rows].numpy(), block, want_gradient, log_prob[rows], theta_gradient,
                 )  # fmt: skip
@@ -151,7 +224,7 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None
+        return None, *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None
 
 
 def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,6 +247,6 @@ def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[s
 
 def _blocks(n_rows: int, theta_size: int) -> tuple[int, int]:
     """Rows in a block and blocks: set by the shape alone, so that sums do not depend on the number of threads."""
-    n_blocks = max(1, min(16, n_rows // 4, THETA_BUDGET // theta_size))
+    n_blocks = max(1, min(16, n_rows // 4, THETA_BUDGET // max(1, theta_size)))
     block = -(-n_rows // n_blocks)
     return block, -(-n_rows // block)

@@ -21,6 +21,7 @@ LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(-2.12194440e-4)
 LN2 = np.float32(0.6931471805599453)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+SEEN = np.float32(1.0)  # no log-probability of a zero: those are never positive
 SMALL_COUNT = 32  # up to here lgamma and digamma differences are finite products and sums
 
 # Contraction and reciprocals are free to change; sums stay in the order written (no "reassoc"), except where noted.
@@ -202,6 +203,133 @@ def nb_rows(logits, indptr, indices, counts, library, theta, group, weight, bloc
                 continue
             _softmax_gradient(slope, proportions, weight[i], logits[i])
             _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def zinb_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+              log_probability, theta_gradient):  # fmt: skip
+    """As `nb_rows`, for zeros that may come from inflation: the second half of each row holds the logits q of pi.
+
+    log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q), and a zero came from the negative binomial
+    with probability sigmoid(log NB(0) - q), by which that one's slopes are multiplied.
+    """
+    n_rows, n_genes = logits.shape[0], logits.shape[1] // 2
+    n_cells = library.size
+    n_blocks = (n_rows + block - 1) // block
+    for b in prange(n_blocks):
+        proportions = np.empty(n_genes, np.float32)
+        log_p = np.empty(n_genes, np.float32)
+        slope = np.empty(n_genes, np.float32)
+        theta_slope = np.empty(n_genes, np.float32)
+        for i in range(b * block, min((b + 1) * block, n_rows)):
+            c = i % n_cells
+            row_theta = theta[group[c]]
+            row, inflation = logits[i, :n_genes], logits[i, n_genes:]
+            log_norm = math.log(np.float64(library[c])) - _softmax_row(row, proportions)
+            _nb_zeros(proportions, library[c], row_theta, log_p, slope, theta_slope)
+            total = 0.0
+            for j in range(indptr[c], indptr[c + 1]):
+                x = np.float64(counts[j])
+                if x > 0:  # replaces what a zero would give; SEEN marks the gene for `_inflate`
+                    g = indices[j]
+                    t = np.float64(row_theta[g])
+                    mean = np.float64(library[c] * proportions[g])
+                    value, rise = _rising(x, t, t + mean)
+                    total += value + x * (row[g] + log_norm) + log_p[g]
+                    slope[g] += np.float32(x * t / (t + mean))
+                    theta_slope[g] += np.float32(t * rise - x * t / (t + mean))
+                    log_p[g] = SEEN
+            _inflate(log_p, inflation, slope, theta_slope)
+            log_probability[i] = total + _sum(log_p)
+            if not want_gradient:
+                continue
+            _softmax_gradient(slope, proportions, weight[i], row)
+            for g in range(n_genes):
+                inflation[g] *= weight[i]
+            _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
+
+
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _inflate(log_p, inflation, slope, theta_slope):
+    """Turns log NB(0) into log p(0) - its slopes likewise - and q into d log p / d q.
+
+    Where log_p is SEEN there is a count: log p loses softplus(q), and the slopes stay.
+    """
+    for g in range(log_p.size):
+        q = inflation[g]
+        seen = log_p[g] > 0
+        e = _exp(-abs(q))
+        r = ONE / (ONE + e)
+        softplus = max(q, np.float32(0.0)) + _log1p(e, r)[0]
+        sigmoid = r if q >= 0 else e * r
+        base = q if seen else log_p[g]
+        gap = base - q
+        e = _exp(-abs(gap))
+        r = ONE / (ONE + e)
+        from_base = r if gap >= 0 else e * r
+        log_zero = max(base, q) + _log1p(e, r)[0]
+        log_p[g] = -softplus if seen else log_zero - softplus
+        inflation[g] = -sigmoid if seen else (ONE - from_base) - sigmoid
+        slope[g] = slope[g] if seen else slope[g] * from_base
+        theta_slope[g] = theta_slope[g] if seen else theta_slope[g] * from_base
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def poisson_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+                 log_probability, theta_gradient):  # fmt: skip
+    """As `nb_rows`, without dispersion: the zeros of a row give -library in all, as its proportions sum to 1."""
+    n_rows, n_genes = logits.shape
+    n_cells = library.size
+    n_blocks = (n_rows + block - 1) // block
+    for b in prange(n_blocks):
+        proportions = np.empty(n_genes, np.float32)
+        for i in range(b * block, min((b + 1) * block, n_rows)):
+            c = i % n_cells
+            log_norm = math.log(np.float64(library[c])) - _softmax_row(logits[i], proportions)
+            total, seen = -np.float64(library[c]), 0.0
+            for j in range(indptr[c], indptr[c + 1]):
+                x = np.float64(counts[j])
+                if x > 0:
+                    seen += x
+                    total += x * (logits[i, indices[j]] + log_norm) - math.lgamma(x + 1.0)
+            log_probability[i] = total
+            if not want_gradient:
+                continue
+            pulled = np.float32(-seen * weight[i])
+            for g in range(n_genes):
+                logits[i, g] = pulled * proportions[g]
+            for j in range(indptr[c], indptr[c + 1]):
+                logits[i, indices[j]] += weight[i] * counts[j]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def bernoulli_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+                   log_probability, theta_gradient):  # fmt: skip
+    """Bernoulli log p per row from logits; logits become weight x d log p / d logits. Arguments as in `nb_rows`."""
+    n_rows, n_genes = logits.shape
+    n_cells = library.size
+    n_blocks = (n_rows + block - 1) // block
+    for b in prange(n_blocks):
+        log_p = np.empty(n_genes, np.float32)
+        for i in range(b * block, min((b + 1) * block, n_rows)):
+            c = i % n_cells
+            total = 0.0
+            for j in range(indptr[c], indptr[c + 1]):
+                total += np.float64(counts[j]) * np.float64(logits[i, indices[j]])
+            _bernoulli_zeros(logits[i], weight[i], log_p)
+            log_probability[i] = total + _sum(log_p)
+            for j in range(indptr[c], indptr[c + 1]):
+                logits[i, indices[j]] += weight[i] * counts[j]
+
+
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _bernoulli_zeros(logits, weight, log_p):
+    """log p(0) = -softplus(logit), and logits become weight x its slope, -sigmoid(logit)."""
+    for g in range(logits.size):
+        e = _exp(-abs(logits[g]))
+        r = ONE / (ONE + e)
+        log_p[g] = -max(logits[g], np.float32(0.0)) - _log1p(e, r)[0]
+        logits[g] = -weight * (r if logits[g] >= 0 else e * r)
 
 
 @njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..data.batches import Batch
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
-from ..kernels import reference
+from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
-from .base import Likelihood, OutputLayer, log_library, repeat_cells, table_log_prob
+from .base import Likelihood, OutputLayer, log_library, repeat_cells
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,7 +73,13 @@ class Bernoulli(Likelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+        # the depth is one more feature, so that the output layer's product gives the whole logit
+        assert isinstance(batch.x, CSR)
+        depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
+        weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
+        return autograd.bernoulli(
+            torch.cat([features, depth[:, None]], dim=1), weight, self.output.bias, batch.x, row_weight
+        )
 
     def log_prior(self) -> Float[Tensor, ""]:
         return self.output.bias.new_zeros(())

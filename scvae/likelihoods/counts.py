@@ -15,7 +15,7 @@ from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
-from .base import Likelihood, OutputLayer, log_library, repeat_cells, table_log_prob
+from .base import Likelihood, OutputLayer, log_library, repeat_cells
 
 LOG_DISPERSION_SPREAD = 0.5  # prior standard deviation of log theta around its mean over genes
 
@@ -146,7 +146,9 @@ class Poisson(CountLikelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+        assert isinstance(batch.x, CSR)
+        output = self.output
+        return autograd.poisson(features, output.weight, output.bias, batch.x, batch.library, row_weight)
 
     def log_prior(self) -> Float[Tensor, ""]:
         return self.output.bias.new_zeros(())
@@ -224,7 +226,19 @@ class ZeroInflated(Likelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        return table_log_prob(self.distribution(features, batch), batch, row_weight)
+        assert isinstance(batch.x, CSR)
+        return autograd.zero_inflated(
+            features,
+            self.base.output.weight,
+            self.base.output.bias,
+            self.zero_logit.weight,
+            self.zero_logit.bias,
+            self.base.log_inverse_dispersion,
+            batch.x,
+            batch.library,
+            self.base.group_of(batch),
+            row_weight,
+        )
 
     def log_prior(self) -> Float[Tensor, ""]:
         return self.base.log_prior()
