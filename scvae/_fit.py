@@ -153,9 +153,33 @@ def fit(
     )
     _check_heads(network, likelihood, schema)
 
-    vae = make_model(schema, likelihood, n_latent, network, seed).to(target)
-    settings = {"likelihood": likelihood, "n_latent": n_latent, "beta": beta, "seed": seed}
-    identity = settings | {
+    model = _train_on(cells, schema, likelihood, n_latent, beta, seed, target, network, training, checkpoint, verbose)
+    keys = Keys(key_added)
+    mean, variance = posterior_moments(model, cells)
+    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
+    return model
+
+
+def _train_on(
+    cells: Cells,
+    schema: Schema,
+    likelihood: LikelihoodName,
+    n_latent: int,
+    beta: float,
+    seed: int,
+    device: torch.device,
+    network: NetworkConfig,
+    training: TrainingConfig,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> FittedModel:
+    """From checked cells to a trained model."""
+    vae = make_model(schema, likelihood, n_latent, network, seed).to(device)
+    identity = {
+        "likelihood": likelihood,
+        "n_latent": n_latent,
+        "beta": beta,
+        "seed": seed,
         "network": to_json(network),
         "training": to_json(training),
         "data": _fingerprint(schema, cells) if checkpoint is not None else None,
@@ -166,16 +190,16 @@ def fit(
         beta=beta,
         config=training,
         seed=seed,
-        device=target,
+        device=device,
         checkpoint=checkpoint,
         identity=identity,
         verbose=verbose,
     )
     if ended == "interrupted":
         warnings.warn(
-            f"training was interrupted after {progress.epoch} epochs; the best model so far is kept", stacklevel=2
+            f"training was interrupted after {progress.epoch} epochs; the best model so far is kept", stacklevel=3
         )
-    model = FittedModel(
+    return FittedModel(
         network=vae,
         schema=schema,
         likelihood=likelihood,
@@ -183,15 +207,11 @@ def fit(
         beta=beta,
         network_config=network,
         training_config=training,
-        outcome=_outcome(vae, cells, progress, ended, training, seed, target),
+        outcome=_outcome(vae, cells, progress, ended, training, seed, device),
         history=pd.DataFrame(progress.history),
         seed=seed,
         versions=_versions(),
     )
-    keys = Keys(key_added)
-    mean, variance = posterior_moments(model, cells)
-    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
-    return model
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:

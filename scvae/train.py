@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ._rng import numpy_generator, torch_generator
 from .checkpoint import NonFiniteLossError, Progress, resume, save_checkpoint
 from .config import TrainingConfig
-from .data.batches import chunks, epoch_plan, split
+from .data.batches import Batch, chunks, epoch_plan, split
 from .data.intake import Cells
 from .data.summary import summarize
 from .likelihoods.base import OutputLayer
@@ -52,6 +52,9 @@ def default_epochs(n_cells: int, batch_size: int) -> int:
     return min(400, max(8, epochs, math.ceil(600 / steps_per_epoch)))
 
 
+Ending = Literal["finished", "stopped early", "interrupted"]
+
+
 class Evaluation(NamedTuple):
     """Means over cells, in nats: log-likelihood, KL, and KL per latent dimension."""
 
@@ -71,7 +74,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None,
     identity: dict[str, Any],
     verbose: bool,
-) -> tuple[Progress, Literal["finished", "stopped early", "interrupted"]]:
+) -> tuple[Progress, Ending]:
     """Trains `model` in place and leaves it in evaluation mode with the weights to keep.
 
     Parameters
@@ -130,12 +133,7 @@ def train(
                 learning_rate = one_cycle(fraction, peak=config.learning_rate)
                 generator = torch_generator(seed, STEP, step, device=device)
                 batch = cells.batch(positions).to(device)
-                noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
-                weight = torch.full((len(batch),), 1.0 / len(batch), device=device)
-
-                terms = evidence_terms(model, batch, noise, weight, generator)
-                capacity = capacity_at(done, config)
-                objective = loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
+                terms, objective = forward(model, batch, generator, kl_weight, capacity_at(done, config), config)
                 objective = objective - model.likelihood.log_prior() / len(training)
                 optimizer.zero_grad()
                 objective.backward()
@@ -157,9 +155,7 @@ def train(
             bar.update()
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
                 save_checkpoint(checkpoint, progress, model, optimizer, identity)
-        ended: Literal["finished", "stopped early", "interrupted"] = (
-            "finished" if progress.epoch == n_epochs else "stopped early"
-        )
+        ended: Ending = "finished" if progress.epoch == n_epochs else "stopped early"
     except KeyboardInterrupt:
         ended = "interrupted"
     finally:
@@ -167,6 +163,21 @@ def train(
     model.load_state_dict(progress.best_weights or model.state_dict())
     model.eval()
     return progress, ended
+
+
+def forward(
+    model: VAE,
+    batch: Batch,
+    generator: torch.Generator,
+    kl_weight: float,
+    capacity: float | None,
+    config: TrainingConfig,
+) -> tuple[Terms, Float[Tensor, ""]]:
+    """One draw of the latent for each cell of the batch, and the loss, averaged over its cells."""
+    noise = torch.randn(len(batch), model.n_latent, generator=generator, device=generator.device)
+    weight = torch.full((len(batch),), 1.0 / len(batch), device=generator.device)
+    terms = evidence_terms(model, batch, noise, weight, generator)
+    return terms, loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
 
 
 def make_optimizer(model: VAE, learning_rate: float, n_cells: int) -> torch.optim.Adam:
