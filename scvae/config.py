@@ -38,7 +38,7 @@ class NetworkConfig:
     encoder_layers: int = 1
     decoder_layers: int = 1
     norm: Norm = "layer"
-    dropout: float = 0.1
+    dropout: float = 0.0
     input_dropout: float = 0.0
     encode_conditions: bool = False
     dispersion: Literal["gene", "gene-batch"] = "gene"
