@@ -18,6 +18,7 @@ LEAST_CELLS = 3  # cells in which a gene must be seen
 N_GENES = 2000
 LABELS = "cell_type"
 CLUSTERS = "leiden"
+RESOLUTION = 0.5  # coarse clusters: 1, the default, splits cell types of blood into their states
 UNLABELLED = "unlabelled"
 COLOURS = (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)  # of tab20; grey is for cells without a label
 
@@ -52,7 +53,7 @@ def analyse(adata: AnnData, *, verbose: bool = True) -> tuple[AnnData, dict[str,
     model = fit(adata, rng=SEED, verbose=verbose)
     seconds = time.perf_counter() - started
     sc.pp.neighbors(adata, use_rep=Keys().mean, random_state=SEED)
-    sc.tl.leiden(adata, key_added=CLUSTERS, flavor="igraph", n_iterations=2, random_state=SEED)
+    sc.tl.leiden(adata, resolution=RESOLUTION, key_added=CLUSTERS, flavor="igraph", n_iterations=2, random_state=SEED)
     sc.tl.umap(adata, random_state=SEED)
 
     labelled = (adata.obs[LABELS] != UNLABELLED).to_numpy()
