@@ -4,7 +4,8 @@ Usage: python benchmarks/quality.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--
 
 EVALUATE.py scores one method on one set (same genes, same cells, same split for every method; importance-weighted
 log-likelihood with 1,000 samples of the held-out fifth). REFERENCE_FOLDER holds its rows for the peers as
-METHOD__SET.json and datasets.txt, one set a line with the options to score it with. Rows of scvae are written to
+METHOD__SET.json and datasets.txt, one set a line with the options to score it with (benchmarks/results/peers has the
+peers of the committed tables). Rows of scvae are written to
 benchmarks/results/quality/scvae__SET__SEED.json; --table only prints what is there.
 """
 
