@@ -10,15 +10,16 @@ from scvae.kernels.csr import CSR
 from tests.kernels.problems import csr, tensor
 
 
-def counts(n_cells, n_genes, seed=0):
-    dense = np.random.default_rng(seed).poisson(0.4, (n_cells, n_genes)).astype(np.float32)
+def counts(n_cells, n_genes, mean=0.4):
+    dense = np.random.default_rng(0).poisson(mean, (n_cells, n_genes)).astype(np.float32)
     dense[n_cells // 2] = 0
     return dense
 
 
+@pytest.mark.parametrize("mean", [0.05, 0.4], ids=["sparse product", "dense block"])
 @pytest.mark.parametrize(("n_cells", "n_genes", "width"), [(1, 1, 1), (41, 401, 33), (7, 13, 128), (3, 5, 31)])
-def test_product_and_its_gradient_are_those_of_the_dense_matrix(n_cells, n_genes, width):
-    dense = counts(n_cells, n_genes)
+def test_product_and_its_gradient_are_those_of_the_dense_matrix(n_cells, n_genes, width, mean):
+    dense = counts(n_cells, n_genes, mean)
     rng = np.random.default_rng(1)
     weight = tensor(rng.normal(size=(n_genes, width))).requires_grad_()
     upstream = rng.normal(size=(n_cells, width))
@@ -31,13 +32,27 @@ def test_product_and_its_gradient_are_those_of_the_dense_matrix(n_cells, n_genes
     np.testing.assert_allclose(weight.grad, dense.T @ upstream, rtol=0, atol=scale)
 
 
-def test_plain_product_equals_the_fused_one():
-    dense = counts(19, 31)
+@pytest.mark.parametrize("mean", [0.05, 0.4], ids=["sparse product", "dense block"])
+def test_plain_product_equals_the_fused_one(mean):
+    dense = counts(19, 31, mean)
     weight = tensor(np.random.default_rng(2).normal(size=(31, 8)))
     fused, plain = autograd.csr_matmul(csr(dense), weight), reference.csr_matmul(csr(dense), weight.double())
     np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-5)
     assert plain.dtype == torch.float64
     assert autograd.csr_matmul(csr(dense), weight.double()).dtype == torch.float64
+
+
+def test_crowded_rows_take_the_dense_block_and_others_do_not(monkeypatch):
+    taken = []
+    kernels = autograd.cpu_kernels()
+    assert kernels is not None
+    fill = kernels.csr_to_dense
+    monkeypatch.setattr(kernels, "csr_to_dense", lambda *arguments: taken.append(True) or fill(*arguments))
+    weight = torch.ones(50, 3)
+    autograd.csr_matmul(csr(counts(20, 50, 0.05)), weight)
+    assert not taken
+    autograd.csr_matmul(csr(counts(20, 50, 1.0)), weight)
+    assert taken
 
 
 def test_rows_are_those_of_scipy():
