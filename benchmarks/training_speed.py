@@ -5,9 +5,9 @@ Usage: python benchmarks/training_speed.py [--genes 2000 20000] [--batch-sizes 1
 
 Simulated cells (`scvae.datasets.simulate`), one hidden layer of 128 units on both sides and 10 latent dimensions for
 both. Each measurement trains in a process of its own, once for few and once for more epochs, and divides the extra
-cells by the extra seconds, so that start-up and compilation drop out; both take no validation cells. Runs alternate; medians
-are reported. The share of the floor is the time of the decoder's three matrix products alone, by torch.mm on the same
-shapes, over the time of a step.
+cells by the extra seconds, so that start-up and compilation drop out; both take no validation cells. Runs alternate;
+medians are reported. The share of the floor is the time of the decoder's three matrix products alone, by torch.mm on
+the same shapes, over the time of a step.
 """
 
 from __future__ import annotations
