@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ._files import read_tensors, write_tensors
 from .model import VAE
+from .optimizer import Adam
 
 CHECKPOINT = "scvae checkpoint"
 COUNTERS = ("epoch", "history", "best_objective", "best_epoch", "skipped_steps", "failures_in_a_row", "seconds")
@@ -53,14 +53,13 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     progress: Progress,
     model: VAE,
-    optimizer: torch.optim.Adam,
+    optimizer: Adam,
     identity: dict[str, Any],
 ) -> None:
     """Writes all that `resume` needs to go on exactly where this epoch ended."""
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
     tensors |= {f"best/{name}": t for name, t in progress.best_weights.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": t for name, t in state.items()}
+    tensors |= {f"optimizer/{name}": t for name, t in optimizer.state().items()}
     counters = {name: getattr(progress, name) for name in COUNTERS}
     write_tensors(path, tensors, CHECKPOINT, {"identity": identity, "progress": counters})
 
@@ -69,7 +68,7 @@ def resume(
     path: str | os.PathLike[str],
     progress: Progress,
     model: VAE,
-    optimizer: torch.optim.Adam,
+    optimizer: Adam,
     identity: dict[str, Any],
 ) -> None:
     """Puts progress, weights and optimizer back to where `save_checkpoint` found them."""
@@ -84,11 +83,7 @@ def resume(
         setattr(progress, name, value)
     model.load_state_dict(_under("model", tensors))
     progress.best_weights = _under("best", tensors)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimizer", tensors).items():
-        index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load(_under("optimizer", tensors))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

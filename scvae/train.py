@@ -23,6 +23,7 @@ from .data.summary import summarize
 from .likelihoods.base import OutputLayer
 from .model import VAE
 from .objective import Terms, evidence_terms, kl_penalty, loss
+from .optimizer import Adam, Group
 from .schedules import beta_at, one_cycle
 
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
@@ -114,7 +115,7 @@ def train(
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs = config.epochs or default_epochs(len(training), config.batch_size)
     model.likelihood.start_from(summarize(cells, training))
-    optimizer = make_optimizer(model, config.learning_rate, len(training))
+    optimizer = make_optimizer(model, len(training))
     progress = Progress()
     if checkpoint is not None and Path(checkpoint).exists():
         resume(checkpoint, progress, model, optimizer, identity)
@@ -141,8 +142,7 @@ def train(
                     count_failure(progress, terms, cells, positions)
                     continue
                 progress.failures_in_a_row = 0
-                set_learning_rate(optimizer, learning_rate)
-                optimizer.step()
+                optimizer.step(learning_rate)
                 sums.append(torch.stack([terms.log_likelihood.mean(), terms.kl.detach().sum(1).mean()]))
 
             held_out = evaluate(model, cells, validation, seed=seed, device=device)
@@ -180,26 +180,18 @@ def forward(
     return terms, loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
 
 
-def make_optimizer(model: VAE, learning_rate: float, n_cells: int) -> torch.optim.Adam:
-    """Adam (eps 1e-8) in one fused pass over the parameters.
-
-    The dispersions move faster than the rest; the output weights have the gradient of their prior added (as L2 decay).
-    """
+def make_optimizer(model: VAE, n_cells: int) -> Adam:
+    """Adam whose dispersions move faster than the rest; the output weights have the gradient of their prior added."""
     dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
     outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
     special = {id(p) for p in (*dispersions, *outputs)}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) not in special], "rate": 1.0},
-        {"params": dispersions, "rate": DISPERSION_RATE},
-        {"params": outputs, "rate": 1.0, "weight_decay": 1.0 / (OutputLayer.weight_sd**2 * n_cells)},
-    ]
-    return torch.optim.Adam([g for g in groups if g["params"]], lr=learning_rate, eps=1e-8, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Adam, learning_rate: float) -> None:
-    """Sets each group's rate for the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["rate"]
+    return Adam(
+        [
+            Group([p for p in model.parameters() if id(p) not in special]),
+            Group(dispersions, rate=DISPERSION_RATE),
+            Group(outputs, decay=1.0 / (OutputLayer.weight_sd**2 * n_cells)),
+        ]
+    )
 
 
 def capacity_at(fraction: float, config: TrainingConfig) -> float | None:

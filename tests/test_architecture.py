@@ -21,6 +21,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_version",
         "config",
         "distributed",
+        "optimizer",
         "schedules",
     },
     {"kernels"},

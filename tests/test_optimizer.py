@@ -1,0 +1,79 @@
+"""Adam in the package's groups against torch's own class."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from scvae.optimizer import Adam, Group
+
+
+def parameters(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (4,), (2, 2))]
+
+
+def gradients(step):
+    generator = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(shape, generator=generator) for shape in ((5, 3), (4,), (2, 2))]
+
+
+def test_updates_are_those_of_torch():
+    ours, theirs = parameters(), parameters()
+    adam = Adam([Group(ours[:1]), Group(ours[1:2], rate=10.0), Group(ours[2:], decay=0.3)])
+    peer = torch.optim.Adam(
+        [{"params": theirs[:1]}, {"params": theirs[1:2]}, {"params": theirs[2:], "weight_decay": 0.3}], eps=1e-8
+    )
+    for step, rate in enumerate((1e-3, 3e-3, 2e-3, 1e-4)):
+        for p, q, gradient in zip(ours, theirs, gradients(step), strict=True):
+            p.grad, q.grad = gradient.clone(), gradient.clone()
+        adam.step(rate)
+        for group, times in zip(peer.param_groups, (1.0, 10.0, 1.0), strict=True):
+            group["lr"] = rate * times
+        peer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_a_parameter_without_a_gradient_stays():
+    (first, second, _) = ours = parameters()
+    adam = Adam([Group(ours), Group([])])
+    before = second.detach().clone()
+    first.grad = torch.ones_like(first)
+    adam.step(0.1)
+    assert torch.equal(second, before)
+    assert not torch.equal(first, parameters()[0])
+    adam.zero_grad()
+    assert first.grad is None
+
+
+def test_a_restored_state_goes_on_to_the_same_bits():
+    def run(steps, ours, adam, start=0):
+        for step in range(start, steps):
+            for p, gradient in zip(ours, gradients(step), strict=True):
+                p.grad = gradient
+            adam.step(1e-2)
+
+    whole = parameters()
+    run(6, whole, Adam([Group(whole)]))
+    first = parameters()
+    stopped = Adam([Group(first)])
+    run(3, first, stopped)
+    second = [nn.Parameter(p.detach().clone()) for p in first]
+    resumed = Adam([Group(second)])
+    resumed.load({name: t.clone() for name, t in stopped.state().items()})
+    run(6, second, resumed, start=3)
+    assert all(torch.equal(p, q) for p, q in zip(whole, second, strict=True))
+
+
+@pytest.mark.slow
+def test_a_fit_does_not_import_the_compiler():
+    code = (
+        "import sys, scvae; adata = scvae.datasets.simulate(n_cells=40, n_genes=20); "
+        "scvae.fit(adata, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=1)); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
