@@ -133,6 +133,7 @@ def fit(
     >>> adata.obsm["X_scvae"].shape
     (200, 5)
     """
+    keys = Keys(key_added)
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
     n_latent = check_positive_int(n_latent, "n_latent")
@@ -154,7 +155,6 @@ def fit(
     _check_heads(network, likelihood, schema)
 
     model = _train_on(cells, schema, likelihood, n_latent, beta, seed, target, network, training, checkpoint, verbose)
-    keys = Keys(key_added)
     mean, variance = posterior_moments(model, cells)
     write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
     return model

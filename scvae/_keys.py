@@ -17,6 +17,10 @@ class Keys:
 
     key_added: str = "scvae"
 
+    def __post_init__(self) -> None:
+        if not str(self.key_added) or "/" in str(self.key_added) or not isinstance(self.key_added, str):
+            raise ValueError(f"key_added is {self.key_added!r}; pass a name without '/', which files take for a folder")
+
     @property
     def mean(self) -> str:
         """obsm: posterior means, cells x n_latent."""

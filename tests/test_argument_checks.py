@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import scvae
 from scvae._checks import (
     MissingKeyError,
     check_adata,
@@ -56,3 +57,11 @@ def test_a_fraction_is_no_whole_number():
 def test_something_else_than_an_anndata_is_refused():
     with pytest.raises(TypeError, match=r"adata is a ndarray; pass an anndata.AnnData"):
         check_adata(np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", 3])
+def test_a_name_that_files_cannot_hold_is_refused_before_the_fit(name):
+    adata = scvae.datasets.simulate(n_cells=20, n_genes=10)
+    with pytest.raises(ValueError, match=r"key_added is .*; pass a name without '/'"):
+        scvae.fit(adata, key_added=name, verbose=False)
+    assert set(adata.obsm) == {"z"}

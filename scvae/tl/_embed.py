@@ -48,9 +48,9 @@ def embed(
     ValueError
         If fewer than half of the model's genes are there, a batch is unknown, or the data do not suit the likelihood.
     """
+    keys = Keys(key_added)
     cells = read_cells(adata, model, layer)
     mean, variance = posterior_moments(model, cells)
     target = adata.copy() if copy else adata
-    keys = Keys(key_added)
     write(target, obsm={keys.mean: mean, keys.variance: variance})
     return target if copy else None
