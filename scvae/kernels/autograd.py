@@ -107,9 +107,7 @@ def negative_binomial(
     if _fusible(features):
         tensors = (features, weight, bias, log_inverse_dispersion)
         return WeightedLogProb(*_FusedHead.apply("nb_rows", *tensors, counts, library, group, row_weight))
-    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
-    log_theta = log_inverse_dispersion[_per_row(group, features)]
-    table = reference.negative_binomial_log_prob(_per_row(counts.to_dense(), features), log_mean, log_theta)
+    table = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
     return _weighted(table, row_weight)
 
 
@@ -129,10 +127,8 @@ def zero_inflated(
     if _fusible(features):
         tensors = (torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias]), log_inverse_dispersion)
         return WeightedLogProb(*_FusedHead.apply("zinb_rows", features, *tensors, counts, library, group, row_weight))
-    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
-    log_theta = log_inverse_dispersion[_per_row(group, features)]
+    base = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
     x = _per_row(counts.to_dense(), features)
-    base = reference.negative_binomial_log_prob(x, log_mean, log_theta)
     return _weighted(reference.zero_inflated_log_prob(x, base, features @ zero_weight.T + zero_bias), row_weight)
 
 
@@ -174,6 +170,14 @@ def bernoulli(
 
 def _fusible(features: Tensor) -> bool:
     return features.device.type == "cpu" and features.dtype == torch.float32 and cpu_kernels() is not None
+
+
+def _negative_binomial_table(
+    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, counts: CSR, library: Tensor, group: Tensor
+) -> Float[Tensor, "rows genes"]:
+    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
+    x = _per_row(counts.to_dense(), features)
+    return reference.negative_binomial_log_prob(x, log_mean, log_theta[_per_row(group, features)])
 
 
 def _per_row(of_cells: Tensor, features: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class CountLikelihood(Likelihood):
     """What the count heads share: means are proportions x library size.
 
     The encoder sees log1p of the counts at a common library size, and the log of the cell's own as one more number:
-    with plain log1p counts it must first learn to divide, and fewer neighbours in the embedding were of one type.
+    with plain log1p counts it would first have to learn to divide.
     """
 
     kind: ClassVar[Kind] = "counts"

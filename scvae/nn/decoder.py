@@ -18,8 +18,7 @@ class Decoder(nn.Module):
 
     As columns of the features they give each gene its own offset per batch in the head. There they are multiplied by
     `CONDITION_SCALE`: the head's weights have a tight prior (`OutputLayer`), and an offset between technologies, of 1
-    or 2 in logarithms, must not have to go through z. On a pancreas set of four studies the scale raised the ARI of
-    Leiden clusters from 0.56 to 0.61 (three seeds).
+    or 2 in logarithms, must not have to go through z.
 
     Parameters
     ----------
