@@ -6,7 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -151,8 +151,7 @@ def train(
             record(progress, sums, held_out, kl_weight, learning_rate)
             ranked = progress.epoch > config.warmup * n_epochs
             keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
-            bar.set_postfix_str(status(progress), refresh=False)
-            bar.update()
+            show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
                 save_checkpoint(checkpoint, progress, model, optimizer, identity)
         ended: Ending = "finished" if progress.epoch == n_epochs else "stopped early"
@@ -284,10 +283,11 @@ def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -
     return progress.epoch - progress.best_epoch >= max(1.0, config.patience * n_epochs)
 
 
-def status(progress: Progress) -> str:
-    """The latest epoch in a few words."""
+def show(bar: tqdm[NoReturn], progress: Progress) -> None:
+    """Moves the bar on, with the latest epoch in a few words."""
     last = {name: values[-1] for name, values in progress.history.items()}
-    return f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}"
+    bar.set_postfix_str(f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}", refresh=False)
+    bar.update()
 
 
 def verdict(progress: Progress, ended: str) -> tuple[bool, str]:
