@@ -60,9 +60,9 @@ def loss(
     terms: Terms,
     cell_weight: Float[Tensor, " cells"],
     *,
-    beta: float,
+    beta: float | Tensor,
     free_bits: float = 0.0,
-    capacity: float | None = None,
+    capacity: float | Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017).
 
@@ -70,13 +70,17 @@ def loss(
     autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
     equation 8).
     """
+    kl = cell_weight @ terms.kl
+    if free_bits == 0.0 and capacity is None:
+        return beta * kl.sum() - terms.weighted_log_likelihood
     total_weight = cell_weight.sum()
-    mean_kl = cell_weight @ terms.kl / total_weight
-    penalty = kl_penalty(mean_kl, free_bits=free_bits, capacity=capacity)
+    penalty = kl_penalty(kl / total_weight, free_bits=free_bits, capacity=capacity)
     return beta * total_weight * penalty - terms.weighted_log_likelihood
 
 
-def kl_penalty(mean_kl: Float[Tensor, " latent"], *, free_bits: float, capacity: float | None) -> Float[Tensor, ""]:
+def kl_penalty(
+    mean_kl: Float[Tensor, " latent"], *, free_bits: float, capacity: float | Tensor | None
+) -> Float[Tensor, ""]:
     """What β multiplies, from the KL of each dimension averaged over cells: see `loss`."""
     penalty = (mean_kl.clamp_min(free_bits) if free_bits > 0 else mean_kl).sum()
     return penalty if capacity is None else (penalty - capacity).abs()

@@ -15,20 +15,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._rng import numpy_generator, torch_generator
-from .checkpoint import NonFiniteLossError, Progress, resume, save_checkpoint
+from .checkpoint import Progress, resume, save_checkpoint
 from .config import TrainingConfig
-from .data.batches import Batch, chunks, epoch_plan, split
+from .data.batches import chunks, epoch_plan, split
 from .data.intake import Cells
 from .data.summary import summarize
-from .likelihoods.base import OutputLayer
 from .model import VAE
-from .objective import Terms, evidence_terms, kl_penalty, loss
-from .optimizer import Adam, Group
+from .objective import evidence_terms, kl_penalty
 from .schedules import beta_at, one_cycle
+from .step import Dials, EagerStep, Reading, failure, make_optimizer, read
 
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
-FAILURES_IN_A_ROW = 5
-DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate a step: too slow to travel from 1 to 100 in one run
 EVALUATION_CHUNK = 512  # cells
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
 
@@ -116,6 +113,7 @@ def train(
     n_epochs = config.epochs or default_epochs(len(training), config.batch_size)
     model.likelihood.start_from(summarize(cells, training))
     optimizer = make_optimizer(model, len(training))
+    step = EagerStep(model, optimizer, cells, config, device)
     progress = Progress()
     if checkpoint is not None and Path(checkpoint).exists():
         resume(checkpoint, progress, model, optimizer, identity)
@@ -125,30 +123,22 @@ def train(
     try:
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
             model.train()
-            sums: list[Tensor] = []
             plan = epoch_plan(training, config.batch_size, seed=seed, epoch=progress.epoch)
-            for step, positions in enumerate(plan, start=progress.epoch * len(plan)):
-                fraction = step / (n_epochs * len(plan))
-                done = (step + 1) / (n_epochs * len(plan))  # 1 at the last step, so that even a single one attains β
-                kl_weight = beta_at(done, beta=beta, warmup=config.warmup)
-                learning_rate = one_cycle(fraction, peak=config.learning_rate)
-                generator = torch_generator(seed, STEP, step, device=device)
-                batch = cells.batch(positions).to(device)
-                terms, objective = forward(model, batch, generator, kl_weight, capacity_at(done, config), config)
-                objective = objective - model.likelihood.log_prior() / len(training)
-                optimizer.zero_grad()
-                objective.backward()
-                if not finite(objective, model):
-                    count_failure(progress, terms, cells, positions)
-                    continue
-                progress.failures_in_a_row = 0
-                optimizer.step(learning_rate)
-                sums.append(torch.stack([terms.log_likelihood.mean(), terms.kl.detach().sum(1).mean()]))
+            statistics: list[Tensor] = []
+            for i, positions in enumerate(plan):
+                dials = dials_at(progress.epoch * len(plan) + i, n_epochs * len(plan), beta, config)
+                generator = torch_generator(seed, STEP, progress.epoch, i, device=device)
+                statistics.append(step(positions, generator, dials))
+            reading = read(statistics, progress.failures_in_a_row)
+            progress.skipped_steps += reading.skipped
+            progress.failures_in_a_row = reading.streak
+            if reading.gave_up is not None:
+                raise failure(model, cells, plan[reading.gave_up], progress.epoch + 1)
 
             held_out = evaluate(model, cells, validation, seed=seed, device=device)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            record(progress, sums, held_out, kl_weight, learning_rate)
+            record(progress, reading, held_out, dials)
             ranked = progress.epoch > config.warmup * n_epochs
             keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             show(bar, progress)
@@ -164,32 +154,13 @@ def train(
     return progress, ended
 
 
-def forward(
-    model: VAE,
-    batch: Batch,
-    generator: torch.Generator,
-    kl_weight: float,
-    capacity: float | None,
-    config: TrainingConfig,
-) -> tuple[Terms, Float[Tensor, ""]]:
-    """One draw of the latent for each cell of the batch, and the loss, averaged over its cells."""
-    noise = torch.randn(len(batch), model.n_latent, generator=generator, device=generator.device)
-    weight = torch.full((len(batch),), 1.0 / len(batch), device=generator.device)
-    terms = evidence_terms(model, batch, noise, weight, generator)
-    return terms, loss(terms, weight, beta=kl_weight, free_bits=config.free_bits, capacity=capacity)
-
-
-def make_optimizer(model: VAE, n_cells: int) -> Adam:
-    """Adam whose dispersions move faster than the rest; the output weights have the gradient of their prior added."""
-    dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
-    outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
-    special = {id(p) for p in (*dispersions, *outputs)}
-    return Adam(
-        [
-            Group([p for p in model.parameters() if id(p) not in special]),
-            Group(dispersions, rate=DISPERSION_RATE),
-            Group(outputs, decay=1.0 / (OutputLayer.weight_sd**2 * n_cells)),
-        ]
+def dials_at(step: int, n_steps: int, beta: float, config: TrainingConfig) -> Dials:
+    """Where the dials stand at one of the steps, counted from 0."""
+    done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
+    return Dials(
+        kl_weight=beta_at(done, beta=beta, warmup=config.warmup),
+        capacity=capacity_at(done, config),
+        learning_rate=one_cycle(step / n_steps, peak=config.learning_rate),
     )
 
 
@@ -198,27 +169,6 @@ def capacity_at(fraction: float, config: TrainingConfig) -> float | None:
     if config.capacity is None:
         return None
     return beta_at(fraction, beta=config.capacity, warmup=config.warmup)
-
-
-def finite(objective: Float[Tensor, ""], model: VAE) -> bool:
-    """Whether the loss and every gradient are finite numbers."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(torch.isfinite(objective)) and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-
-
-def count_failure(progress: Progress, terms: Terms, cells: Cells, positions: Int[np.ndarray, " cells"]) -> None:
-    """Counts a step that was left out, and gives up after several in a row, naming a cell where one stands out."""
-    progress.skipped_steps += 1
-    progress.failures_in_a_row += 1
-    if progress.failures_in_a_row < FAILURES_IN_A_ROW:
-        return
-    bad = np.flatnonzero(~torch.isfinite(terms.elbo.detach()).cpu().numpy())
-    culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
-    raise NonFiniteLossError(
-        f"the loss or its gradient was not finite in {FAILURES_IN_A_ROW} steps in a row of epoch {progress.epoch + 1}; "
-        f"first at fault: {culprit}. Look for extreme values there, or lower TrainingConfig.learning_rate "
-        "(or raise NetworkConfig.minimum_scale, for likelihood='gaussian')."
-    )
 
 
 @torch.no_grad()
@@ -239,21 +189,18 @@ def evaluate(
     return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl.cpu() / n)
 
 
-def record(
-    progress: Progress, sums: list[Tensor], held_out: Evaluation, kl_weight: float, learning_rate: float
-) -> None:
-    """Appends one epoch to the history; `sums` holds each step's mean log-likelihood and KL."""
-    train_log_likelihood, train_kl = torch.stack(sums).mean(0).tolist() if sums else (math.nan, math.nan)
+def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials) -> None:
+    """Appends one epoch to the history, with the dials of its last step."""
     row = {
         "epoch": progress.epoch,
-        "train_elbo": train_log_likelihood - train_kl,
-        "train_log_likelihood": train_log_likelihood,
-        "train_kl": train_kl,
+        "train_elbo": reading.log_likelihood - reading.kl,
+        "train_log_likelihood": reading.log_likelihood,
+        "train_kl": reading.kl,
         "validation_elbo": held_out.log_likelihood - held_out.kl,
         "validation_log_likelihood": held_out.log_likelihood,
         "validation_kl": held_out.kl,
-        "beta": kl_weight,
-        "learning_rate": learning_rate,
+        "beta": float(dials.kl_weight),
+        "learning_rate": float(dials.learning_rate),
         "seconds": progress.seconds,
     }
     for name, value in row.items():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import scvae
 import scvae._files
-import scvae.train
+import scvae.step
 from scvae import NetworkConfig, TrainingConfig
 
 NETWORK = NetworkConfig(width=16, norm="batch", dropout=0.2)  # batch norm: running statistics must be resumed too
@@ -146,14 +146,14 @@ def test_a_run_that_stopped_early_is_not_trained_again(monkeypatch, tmp_path):
 
 
 def test_skipped_steps_are_remembered(monkeypatch, tmp_path):
-    adata, original, steps = simulated(), scvae.train.loss, []
+    adata, original, steps = simulated(), scvae.step.loss, []
 
     def sabotaged(*args, **options):
         steps.append(len(steps))
         return original(*args, **options) * (float("nan") if steps[-1] in (0, 1) else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scvae.train, "loss", sabotaged)
+        patch.setattr(scvae.step, "loss", sabotaged)
         fail_in_call(patch, scvae.train, "evaluate", 4)
         with pytest.raises(Killed):
             fit(adata, tmp_path / "run")

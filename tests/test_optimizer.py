@@ -1,5 +1,6 @@
 """Adam in the package's groups against torch's own class."""
 
+import math
 import subprocess
 import sys
 
@@ -47,6 +48,47 @@ def test_a_parameter_without_a_gradient_stays():
     assert not torch.equal(first, parameters()[0])
     adam.zero_grad()
     assert first.grad is None
+
+
+def test_a_centred_decay_adds_the_gradient_of_a_normal_prior_around_the_mean():
+    (ours,), (theirs,) = parameters()[:1], parameters()[:1]
+    adam, peer = Adam([Group([ours], decay=0.3, centred=True)]), Adam([Group([theirs])])
+    for step in range(4):
+        gradient = gradients(step)[0]
+        prior = -0.15 * (theirs - theirs.mean()).square().sum()  # log-density up to a constant, variance 1 / 0.3
+        prior.backward()
+        ours.grad, theirs.grad = gradient.clone(), gradient - theirs.grad
+        adam.step(1e-2)
+        peer.step(1e-2)
+        adam.zero_grad()
+        peer.zero_grad()
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(ours, parameters()[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["objective", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_one_that_is_goes_on(bad, where):
+    ours, theirs = parameters(), parameters()
+    adam, peer = Adam([Group(ours)]), Adam([Group(theirs)])
+    for step in range(3):
+        for p, q, gradient in zip(ours, theirs, gradients(step), strict=True):
+            p.grad, q.grad = gradient.clone(), gradient.clone()
+        if step == 1:
+            before = {name: tensor.clone() for name, tensor in adam.state().items()}
+            if where == "gradient":
+                ours[1].grad[2] = bad
+            skip = adam.non_finite(torch.tensor(bad if where == "objective" else 1.0))
+            adam.step(1e-2, skip)
+            assert skip == 1
+            assert all(torch.equal(before[name], tensor) for name, tensor in adam.state().items())
+        else:
+            skip = adam.non_finite(torch.tensor(1.0))
+            adam.step(1e-2, skip)
+            peer.step(1e-2)
+            assert skip == 0
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
 def test_a_restored_state_goes_on_to_the_same_bits():

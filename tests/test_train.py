@@ -11,6 +11,7 @@ from scipy import sparse
 from torch import nn
 
 import scvae
+import scvae.step
 import scvae.train
 from scvae import NetworkConfig, NonFiniteLossError, TrainingConfig
 from scvae.checkpoint import Progress
@@ -192,14 +193,14 @@ def test_the_number_of_epochs_gives_small_data_enough_steps_and_large_data_no_mo
 
 
 def batch_sizes(monkeypatch, adata, **options):
-    sizes, original = [], scvae.train.evidence_terms
+    sizes, original = [], scvae.step.evidence_terms
 
     def recorded(model, batch, noise, weight, generator=None):
         if generator is not None:  # a training step
             sizes.append(len(batch))
         return original(model, batch, noise, weight, generator)
 
-    monkeypatch.setattr(scvae.train, "evidence_terms", recorded)
+    monkeypatch.setattr(scvae.step, "evidence_terms", recorded)
     model = fit(adata, **options)
     return sizes, model
 
@@ -256,14 +257,14 @@ def test_cells_without_counts_and_genes_never_seen_do_no_harm(likelihood):
 
 def with_bad_steps(monkeypatch, is_bad):
     """Makes the loss of training step number k undefined where is_bad(k)."""
-    original, steps = scvae.train.loss, []
+    original, steps = scvae.step.loss, []
 
     def sabotaged(terms, weight, **options):
         steps.append(len(steps))
         value = original(terms, weight, **options)
         return value * math.nan if is_bad(steps[-1]) else value
 
-    monkeypatch.setattr(scvae.train, "loss", sabotaged)
+    monkeypatch.setattr(scvae.step, "loss", sabotaged)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch):
@@ -284,7 +285,7 @@ def test_failures_that_do_not_follow_one_another_do_not_end_the_run(monkeypatch)
 def test_repeated_failures_end_the_run_and_name_the_cell(monkeypatch, digest):
     adata = simulated()
     adata.obs["depth"] = np.arange(1.0, 61.0)
-    before, original = digest(adata), scvae.train.evidence_terms
+    before, original = digest(adata), scvae.step.evidence_terms
 
     def sabotaged(model, batch, noise, weight, generator=None):
         terms = original(model, batch, noise, weight, generator)
@@ -296,7 +297,7 @@ def test_repeated_failures_end_the_run_and_name_the_cell(monkeypatch, digest):
             weighted_log_likelihood=terms.weighted_log_likelihood * undefined.sum(),
         )
 
-    monkeypatch.setattr(scvae.train, "evidence_terms", sabotaged)
+    monkeypatch.setattr(scvae.step, "evidence_terms", sabotaged)
     with pytest.raises(NonFiniteLossError, match=r"5 steps in a row of epoch 5; first at fault: cell 'cell_42'"):
         fit(adata, size_factor_key="depth", batch_size=100, epochs=9, validation_fraction=0.0)
     assert digest(adata) == before

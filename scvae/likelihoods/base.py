@@ -68,10 +68,6 @@ class Likelihood(nn.Module, ABC):
     ) -> WeightedLogProb:
         """log p(x | features) summed over genes: each row's value, and their differentiable weighted total."""
 
-    @abstractmethod
-    def log_prior(self) -> Float[Tensor, ""]:
-        """Log-density of the head's own parameters under their prior, up to a constant; 0 where there is none."""
-
 
 class OutputLayer(nn.Module):
     """Features to one number per gene: features @ weight.T + bias.

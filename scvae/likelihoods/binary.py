@@ -80,6 +80,3 @@ class Bernoulli(Likelihood):
         return autograd.bernoulli(
             torch.cat([features, depth[:, None]], dim=1), weight, self.output.bias, batch.x, row_weight
         )
-
-    def log_prior(self) -> Float[Tensor, ""]:
-        return self.output.bias.new_zeros(())

@@ -85,6 +85,3 @@ class Gaussian(Likelihood):
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
         return table_log_prob(self.distribution(features, batch), batch, row_weight)
-
-    def log_prior(self) -> Float[Tensor, ""]:
-        return self.output.bias.new_zeros(())

@@ -150,9 +150,6 @@ class Poisson(CountLikelihood):
         output = self.output
         return autograd.poisson(features, output.weight, output.bias, batch.x, batch.library, row_weight)
 
-    def log_prior(self) -> Float[Tensor, ""]:
-        return self.output.bias.new_zeros(())
-
 
 class NegativeBinomial(CountLikelihood):
     """x ~ NB(library * rho, theta), theta per gene, or per group of cells and gene.
@@ -189,10 +186,6 @@ class NegativeBinomial(CountLikelihood):
     def group_of(self, batch: Batch) -> Tensor:
         """Which row of the dispersions a cell uses: its batch, where dispersions are per batch."""
         return batch.group if self.log_inverse_dispersion.shape[0] > 1 else torch.zeros_like(batch.group)
-
-    def log_prior(self) -> Float[Tensor, ""]:
-        deviation = (self.log_inverse_dispersion - self.log_inverse_dispersion.mean()) / LOG_DISPERSION_SPREAD
-        return -0.5 * deviation.square().sum()
 
 
 class ZeroInflated(Likelihood):
@@ -239,6 +232,3 @@ class ZeroInflated(Likelihood):
             self.base.group_of(batch),
             row_weight,
         )
-
-    def log_prior(self) -> Float[Tensor, ""]:
-        return self.base.log_prior()

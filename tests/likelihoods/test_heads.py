@@ -8,7 +8,7 @@ import torch
 
 from scvae.data.batches import Batch
 from scvae.data.summary import GeneSummary
-from scvae.likelihoods import KIND, NAMES, Gaussian, NegativeBinomial, make_likelihood
+from scvae.likelihoods import KIND, NAMES, Gaussian, make_likelihood
 from tests import references
 from tests.kernels.problems import csr, tensor
 
@@ -181,14 +181,3 @@ def test_dispersions_of_a_group_are_used_by_its_cells_only():
     table = head.distribution(torch.zeros(2 * CELLS, FEATURES), batch_of(values_for("nb"), groups=2))
     expected = np.tile(np.where(np.arange(CELLS) % 2 == 1, 3.0, 0.0), 2)
     np.testing.assert_array_equal(table.log_inverse_dispersion[:, 0].detach(), expected)
-
-
-def test_prior_of_dispersions_is_normal_around_their_own_mean():
-    head = NegativeBinomial(FEATURES, GENES, generator=generator())
-    with torch.no_grad():
-        assert float(head.log_prior()) == 0
-        head.log_inverse_dispersion.copy_(torch.linspace(-1, 1, GENES)[None] + 7.0)
-    around = np.linspace(-1, 1, GENES)
-    exact = sum(references.log_probability(references.gaussian, v, (0.0, np.log(0.5))) for v in around)
-    constant = GENES * references.log_probability(references.gaussian, 0.0, (0.0, np.log(0.5)))
-    assert float(head.log_prior().detach()) == pytest.approx(exact - constant, rel=1e-5)

@@ -1,0 +1,154 @@
+"""One step of training: from the positions of some cells to new weights."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .checkpoint import NonFiniteLossError
+from .config import TrainingConfig
+from .data.batches import Batch
+from .data.intake import Cells
+from .likelihoods.base import OutputLayer
+from .likelihoods.counts import LOG_DISPERSION_SPREAD
+from .model import VAE
+from .objective import evidence_terms, loss
+from .optimizer import Adam, Group
+
+FAILURES_IN_A_ROW = 5
+DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate a step: too slow to travel from 1 to 100 in one run
+
+
+class Dials(NamedTuple):
+    """What is turned from step to step: numbers, or scalars on the device.
+
+    kl_weight
+        β of this step.
+    capacity
+        KL to aim for, in nats per cell; None where the objective is the ELBO.
+    learning_rate
+        Adam's.
+    """
+
+    kl_weight: float | Tensor
+    capacity: float | Tensor | None
+    learning_rate: float | Tensor
+
+
+class Reading(NamedTuple):
+    """What a run of steps said.
+
+    log_likelihood, kl
+        Nats per cell, averaged over the steps that were not skipped; NaN where all were.
+    skipped
+        Steps whose loss or gradient was not finite.
+    streak
+        How many of the last ones in a row.
+    gave_up
+        The step at which `FAILURES_IN_A_ROW` had been skipped in a row, if it came to that.
+    """
+
+    log_likelihood: float
+    kl: float
+    skipped: int
+    streak: int
+    gave_up: int | None
+
+
+class EagerStep:
+    """Runs each step as it is called."""
+
+    def __init__(self, model: VAE, optimizer: Adam, cells: Cells, config: TrainingConfig, device: torch.device) -> None:
+        self.model, self.optimizer, self.cells, self.config, self.device = model, optimizer, cells, config, device
+
+    def __call__(
+        self, positions: Int[np.ndarray, " cells"], generator: torch.Generator, dials: Dials
+    ) -> Float[Tensor, "3"]:
+        """Moves the weights; returns log-likelihood and KL, in nats per cell, and 1 if the step was skipped."""
+        batch = self.cells.batch(positions).to(self.device)
+        noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
+        weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
+        return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
+
+
+def update(
+    model: VAE,
+    optimizer: Adam,
+    batch: Batch,
+    noise: Float[Tensor, "cells latent"],
+    cell_weight: Float[Tensor, " cells"],
+    generator: torch.Generator,
+    dials: Dials,
+    config: TrainingConfig,
+) -> Float[Tensor, "3"]:
+    """One draw of the latent for each cell, the loss, its gradient and Adam's move, without waiting for the device.
+
+    Parameters
+    ----------
+    cell_weight
+        Adds up to 1; 0 for cells that only fill up the batch.
+    generator
+        Draws the dropout masks.
+
+    Returns
+    -------
+    Tensor
+        As `EagerStep.__call__`.
+    """
+    terms = evidence_terms(model, batch, noise, cell_weight, generator)
+    objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)
+    optimizer.zero_grad()
+    objective.backward()
+    skip = optimizer.non_finite(objective)
+    optimizer.step(dials.learning_rate, skip)
+    kl = (cell_weight @ terms.kl.detach()).sum()
+    return torch.stack([cell_weight @ terms.log_likelihood, kl, skip])
+
+
+def make_optimizer(model: VAE, n_cells: int) -> Adam:
+    """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest."""
+    dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
+    outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
+    special = {id(p) for p in (*dispersions, *outputs)}
+    return Adam(
+        [
+            Group([p for p in model.parameters() if id(p) not in special]),
+            Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
+            Group(outputs, decay=1.0 / (OutputLayer.weight_sd**2 * n_cells)),
+        ]
+    )
+
+
+def read(statistics: list[Float[Tensor, "3"]], streak: int) -> Reading:
+    """What a run of steps returned, read from the device at once; `streak` steps before them were skipped in a row."""
+    rows = torch.stack(statistics).double().cpu().numpy()
+    skipped = rows[:, 2] != 0
+    gave_up = None
+    for i, bad in enumerate(skipped):
+        streak = streak + 1 if bad else 0
+        if streak == FAILURES_IN_A_ROW and gave_up is None:
+            gave_up = i
+    log_likelihood, kl = rows[~skipped, :2].mean(0) if not skipped.all() else (math.nan, math.nan)
+    return Reading(float(log_likelihood), float(kl), int(skipped.sum()), streak, gave_up)
+
+
+@torch.no_grad()
+def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoch: int) -> NonFiniteLossError:
+    """The error after several skipped steps in a row, which names a cell where one stands out."""
+    model.eval()
+    device = next(model.parameters()).device
+    batch = cells.batch(positions).to(device)
+    zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
+    elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
+    bad = np.flatnonzero(~torch.isfinite(elbo).cpu().numpy())
+    culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
+    return NonFiniteLossError(
+        f"the loss or its gradient was not finite in {FAILURES_IN_A_ROW} steps in a row of epoch {epoch}; "
+        f"first at fault: {culprit}. Look for extreme values there, or lower TrainingConfig.learning_rate "
+        "(or raise NetworkConfig.minimum_scale, for likelihood='gaussian')."
+    )
