@@ -123,8 +123,7 @@ class CountLikelihood(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[CSR, Float[Tensor, "cells covariates"]]:
         assert isinstance(batch.x, CSR)
         log_depth = log_library(batch, self.mean_log_library)
-        scaled = batch.x.values * torch.exp(-log_depth)[batch.x.row_of_stored()]
-        return batch.x.with_values(torch.log1p(scaled)), log_depth[:, None]
+        return autograd.log1p_scaled(batch.x, torch.exp(-log_depth)), log_depth[:, None]
 
     def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
         """log(library * softmax(logits))."""

@@ -27,8 +27,10 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_outputs)) if bias else None
 
     def forward(self, rows: CSR | Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
-        product = csr_matmul(rows, self.weight) if isinstance(rows, CSR) else rows @ self.weight
-        return product if self.bias is None else product + self.bias
+        if isinstance(rows, CSR):
+            product = csr_matmul(rows, self.weight)
+            return product if self.bias is None else product + self.bias
+        return rows @ self.weight if self.bias is None else torch.addmm(self.bias, rows, self.weight)
 
 
 class Dropout(nn.Module):

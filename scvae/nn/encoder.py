@@ -72,7 +72,9 @@ class Encoder(nn.Module):
             x = x.with_values(self.input_dropout(x.values, generator))
         else:
             x = self.input_dropout(x, generator)
-        h = self.genes(x) + self.covariates(covariates)
+        h = self.genes(x)
+        if covariates.shape[1]:
+            h = torch.addmm(h, covariates, self.covariates.weight)
         h = self.dropout(relu(self.norms[0](h)), generator)
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
             h = self.dropout(relu(norm(layer(h))), generator)

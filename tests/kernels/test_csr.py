@@ -46,8 +46,8 @@ def test_crowded_rows_take_the_dense_block_and_others_do_not(monkeypatch):
     taken = []
     kernels = autograd.cpu_kernels()
     assert kernels is not None
-    fill = kernels.csr_to_dense
-    monkeypatch.setattr(kernels, "csr_to_dense", lambda *arguments: taken.append(True) or fill(*arguments))
+    fill = kernels.sparse.csr_to_dense
+    monkeypatch.setattr(kernels.sparse, "csr_to_dense", lambda *arguments: taken.append(True) or fill(*arguments))
     weight = torch.ones(50, 3)
     autograd.csr_matmul(csr(counts(20, 50, 0.05)), weight)
     assert not taken
