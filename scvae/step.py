@@ -104,8 +104,7 @@ def update(
     objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)
     optimizer.zero_grad()
     objective.backward()
-    skip = optimizer.non_finite(objective)
-    optimizer.step(dials.learning_rate, skip)
+    skip = optimizer.step(dials.learning_rate, objective)
     kl = (cell_weight @ terms.kl.detach()).sum()
     return torch.stack([cell_weight @ terms.log_likelihood, kl, skip])
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.csr import CSR
-from ..kernels.rows import take_rows
+from ..kernels.rows import keep_entries, take_rows
 
 BLOCK = 2**21  # stored values looked at together: about 32 MB with their columns as int64
 
@@ -90,12 +90,8 @@ class SparseRows(Rows):
 
     def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
         """See `Rows.take`."""
-        indptr, indices, values = take_rows(
-            self.indptr, self.indices, self.values, np.asarray(positions, dtype=np.int64)
-        )
-        if self.column_map is not None:
-            indices = self.column_map[indices]
-            indptr, indices, values = keep_entries(indptr, indices, values, indices >= 0)
+        positions = np.asarray(positions, dtype=np.int64)
+        indptr, indices, values = take_rows(self.indptr, self.indices, self.values, positions, self.column_map)
         if not self._is_sorted:
             rows = sp.csr_array((values, indices, indptr), shape=(len(positions), self.n_genes))
             rows.sort_indices()
@@ -157,17 +153,6 @@ def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tupl
         ranges.append((start, stop))
         start = stop
     return ranges
-
-
-def keep_entries(
-    indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Compressed rows with only the entries that are `kept`."""
-    if kept.all():
-        return indptr, indices, values
-    before = np.zeros(len(kept) + 1, dtype=np.int64)
-    np.cumsum(kept, out=before[1:])
-    return before[indptr], indices[kept], values[kept]
 
 
 def row_sums(indptr: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:

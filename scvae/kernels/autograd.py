@@ -64,12 +64,14 @@ def cpu_kernels() -> Kernels | None:
     return Kernels(cpu, cpu_sparse)
 
 
-def csr_matmul(rows: CSR, weight: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
-    """rows @ weight without a dense copy of all rows; differentiable in the weight."""
+def csr_matmul(
+    rows: CSR, weight: Float[Tensor, "columns width"], start: Float[Tensor, "*rows width"]
+) -> Float[Tensor, "rows width"]:
+    """start + rows @ weight without a dense copy of all rows; differentiable in the weight and the start."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and cpu_kernels() is not None:
-        product: Tensor = _RowsMatmul.apply(weight, rows)
+        product: Tensor = _RowsMatmul.apply(start.expand(len(rows), -1), weight, rows)
         return product
-    return reference.csr_matmul(rows, weight)
+    return start + reference.csr_matmul(rows, weight)
 
 
 def log1p_scaled(rows: CSR, scale: Float[Tensor, " rows"]) -> CSR:
@@ -86,7 +88,7 @@ class _RowsMatmul(torch.autograd.Function):
     """Sparse x dense, or a dense block x dense where the rows are few and full enough."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: CSR) -> Tensor:
+    def forward(ctx: Any, start: Tensor, weight: Tensor, rows: CSR) -> Tensor:
         kernels = cpu_kernels()
         assert kernels is not None
         size = len(rows) * rows.n_columns
@@ -95,22 +97,22 @@ class _RowsMatmul(torch.autograd.Function):
             ctx.block = torch.empty(len(rows), rows.n_columns)
             kernels.sparse.csr_to_dense(*_arrays(rows), ctx.block.numpy())
             with large_products():
-                return torch.mm(ctx.block, weight)
-        out = torch.empty(len(rows), weight.shape[1])
+                return torch.addmm(start, ctx.block, weight)
+        out = start.clone(memory_format=torch.contiguous_format)
         kernels.sparse.csr_matmul(*_arrays(rows), weight.detach().contiguous().numpy(), out.numpy())
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         kernels = cpu_kernels()
         assert kernels is not None
         if ctx.block is not None:
             with large_products():
-                return ctx.block.T @ gradient, None
+                return gradient, ctx.block.T @ gradient, None
         out = torch.empty(ctx.shape)
         kernels.sparse.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
-        return out, None
+        return gradient, out, None
 
 
 def negative_binomial(
@@ -236,13 +238,14 @@ class _FusedHead(torch.autograd.Function):
         rows_kernel = getattr(kernels.heads, kernel)
         want_gradient = any(ctx.needs_input_grad)
         log_prob = np.empty(features.shape[0])
-        gradients = [torch.empty_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []
+        gradients = [torch.empty_like(t) for t in (features, weight)] if want_gradient else []
+        small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
         theta = log_theta.exp().numpy()
         # -total is what a loss asks for: its gradient is the one that is formed, and needs no copy in `backward`
         cost_weight = -row_weight
         chunks = _chunks(features.shape[0], len(counts), weight.shape[0])
         buffer = torch.empty(max(r.stop - r.start for _, blocks in chunks for r in blocks), weight.shape[0])
-        added = False  # whether the gradients hold anything yet
+        added = False  # whether the gradient of the weights holds anything yet
         for cells, row_blocks in chunks:
             stored = counts.rows(cells.start, cells.stop)
             for rows in row_blocks:
@@ -259,12 +262,10 @@ class _FusedHead(torch.autograd.Function):
                     with large_products():
                         torch.mm(logits, weight, out=gradients[0][rows])
                         torch.addmm(gradients[1], logits.T, features[rows], beta=float(added), out=gradients[1])
-                    for gradient, slab in zip(gradients[2:], slabs, strict=True):
-                        part = torch.from_numpy(slab.sum(0))
-                        gradient.copy_(gradient + part if added else part)
+                    small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
                     added = True
         per_row = torch.from_numpy(log_prob)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*gradients, *map(torch.from_numpy, small))
         total, per_row = (per_row @ row_weight.double()).float(), per_row.float()
         ctx.mark_non_differentiable(per_row)
         return total, per_row

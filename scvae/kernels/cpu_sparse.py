@@ -35,9 +35,8 @@ def _add_weighted(target, values, sources, table, start, stop):
 
 @njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
 def csr_matmul(indptr, indices, values, weight, out):
-    """out[i] = sum over the stored j of row i of values[j] * weight[indices[j]]."""
+    """out[i] += sum over the stored j of row i of values[j] * weight[indices[j]]."""
     for i in prange(out.shape[0]):
-        out[i, :] = np.float32(0.0)
         _add_weighted(out[i], values, indices, weight, indptr[i], indptr[i + 1])
 
 
@@ -81,3 +80,26 @@ def take_rows(stored_indices, stored_values, first, indptr, indices, values):
         for j in range(indptr[i], indptr[i + 1]):
             indices[j] = stored_indices[j + shift]
             values[j] = stored_values[j + shift]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def count_mapped(stored_indices, first, last, column_map, lengths):
+    """lengths[i] = how many of the entries stored from first[i] to last[i] have a column in the map."""
+    for i in prange(first.size):
+        n = 0
+        for j in range(first[i], last[i]):
+            n += column_map[stored_indices[j]] >= 0
+        lengths[i] = n
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def take_mapped(stored_indices, stored_values, first, last, column_map, indptr, indices, values):
+    """As `take_rows`, with the columns renamed, and without the entries whose column is not in the map."""
+    for i in prange(first.size):
+        place = indptr[i]
+        for j in range(first[i], last[i]):
+            column = column_map[stored_indices[j]]
+            if column >= 0:
+                indices[place] = column
+                values[place] = stored_values[j]
+                place += 1
