@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._rng import numpy_generator, torch_generator
+from ._rng import numpy_generator, torch_generator, torch_generators
 from .checkpoint import Progress, resume, save_checkpoint
 from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
@@ -125,9 +125,9 @@ def train(
             model.train()
             plan = epoch_plan(training, config.batch_size, seed=seed, epoch=progress.epoch)
             statistics: list[Tensor] = []
-            for i, positions in enumerate(plan):
+            generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
+            for i, (positions, generator) in enumerate(zip(plan, generators, strict=True)):
                 dials = dials_at(progress.epoch * len(plan) + i, n_epochs * len(plan), beta, config)
-                generator = torch_generator(seed, STEP, progress.epoch, i, device=device)
                 statistics.append(step(positions, generator, dials))
             reading = read(statistics, progress.failures_in_a_row)
             progress.skipped_steps += reading.skipped
@@ -220,7 +220,11 @@ def keep_weights(progress: Progress, model: VAE, objective: float, *, ranked: bo
             return
         progress.best_objective = objective
     progress.best_epoch = progress.epoch
-    progress.best_weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if name in progress.best_weights:
+            progress.best_weights[name].copy_(tensor)
+        else:
+            progress.best_weights[name] = tensor.detach().clone()
 
 
 def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -> bool:
