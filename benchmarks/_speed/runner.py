@@ -1,0 +1,121 @@
+"""Runs one measurement in a process of its own; used by every part."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+BENCHMARKS = Path(__file__).parents[1]
+Side = Literal["ours", "peer", "products"]
+Row = dict[str, Any]
+Measurement = Callable[[], Row]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements of a run share.
+
+    Parameters
+    ----------
+    peer_python
+        Interpreter with scvi-tools.
+    device
+        ``"cpu"`` or ``"cuda"``.
+    threads
+        CPU threads of each measurement.
+    repeats
+        Times each measurement is made; None leaves it to the part.
+    quick
+        Whether everything is shrunk to a trial.
+    data
+        Files of raw counts; none for the bundled one.
+    folder
+        Where files that measurements share are put.
+    """
+
+    peer_python: str
+    device: str
+    threads: int
+    repeats: int | None
+    quick: bool
+    data: tuple[Path, ...]
+    folder: Path
+
+    def times(self, default: int) -> int:
+        """How often to measure where the part would do it `default` times."""
+        return self.repeats or (1 if self.quick else default)
+
+    def call(
+        self, side: Side, task: str, settings: Row | None = None, environment: dict[str, str] | None = None
+    ) -> Row:
+        """What a task of the module `side` (ours, peer or products) returns, run in a new process.
+
+        Parameters
+        ----------
+        settings
+            Arguments of the task.
+        environment
+            Variables to set for that process.
+
+        Raises
+        ------
+        SystemExit
+            If the process fails, with the end of what it wrote.
+        """
+        python = self.peer_python if side == "peer" else sys.executable
+        path = [BENCHMARKS] if side == "peer" else [BENCHMARKS, BENCHMARKS.parent]  # this checkout's package
+        threads = str(self.threads)
+        variables = os.environ | {
+            "PYTHONPATH": os.pathsep.join(map(str, path)),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "NUMBA_NUM_THREADS": threads,
+        }
+        given = json.dumps(settings or {}, default=str)
+        command = [python, "-m", f"_speed.{side}", task, given]
+        done = subprocess.run(command, env=variables | (environment or {}), capture_output=True, text=True, check=False)
+        if done.returncode:
+            hint = " Does it have scvi-tools? --peer-python names one that has." if side == "peer" else ""
+            sys.exit(f"{python} failed at {side}.{task}({given}).{hint} Its last words:\n{done.stderr[-2000:]}")
+        answer: Row = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def later(self, side: Side, task: str, settings: Row) -> Measurement:
+        """That call, to be made when its turn comes."""
+        return partial(self.call, side, task, settings)
+
+    def machine(self) -> Row:
+        """The machine and the versions on both sides, for the record."""
+        return {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": self.threads,
+            "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "scvae": self.call("ours", "versions", {"device": self.device}),
+            "scvi": self.call("peer", "versions", {"device": self.device}),
+        }
+
+
+def alternate(repeats: int, measurements: Mapping[str, Measurement]) -> dict[str, list[Row]]:
+    """Makes each measurement in turn, `repeats` times, so that a slow minute of the machine meets all of them."""
+    results: dict[str, list[Row]] = {name: [] for name in measurements}
+    for _ in range(repeats):
+        for name, measure in measurements.items():
+            results[name].append(measure())
+    return results
+
+
+def _processor() -> str:
+    """Model of the CPU, from Linux' /proc where that exists."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,114 @@
+"""The speed benchmark: scvae against scvi-tools' SCVI (nb) on this machine, in one run.
+
+Usage: python benchmarks/speed.py [--peer-python PYTHON] [--only PART ...] [--repeats N] [--device cpu|cuda]
+    [--data FILE.h5ad ...] [--threads N] [--out FOLDER] [--quick]
+
+Each measurement runs in a process of its own; ours and the peer's take turns; medians are reported and every raw value
+is kept. Each part writes FOLDER/PART.json after every row (PART_cuda.json for a GPU), so that it can be rerun alone;
+`python benchmarks/report.py` turns these files into the tables of README.md and into speed.png. Leave the machine
+alone meanwhile.
+
+Parts: training (cells per second in the steady state, and the share of the bare decoder products), quality_time
+(seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, growth. With
+--device cuda only training runs unless others are named. --data names files with raw counts in X and the genes to
+model (at most 20,000 cells, where SCVI's KL weight reaches 1); without it the bundled set's 2,000 highly variable genes
+are taken (which needs scikit-misc). --peer-python names an interpreter with scvi-tools, where this one lacks it.
+--quick shrinks everything to a trial of a few minutes, whose figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from _speed import embed, growth, memory, quality_time, training, whole_fit
+from _speed.runner import Bench, Row
+
+PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "training": training.measure,
+    "quality_time": quality_time.measure,
+    "fit": whole_fit.measure,
+    "memory": memory.measure,
+    "embed": embed.measure,
+    "growth": growth.measure,
+}
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    only = arguments.only or (["training"] if arguments.device == "cuda" else list(PARTS))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            peer_python=arguments.peer_python,
+            device=arguments.device,
+            threads=arguments.threads,
+            repeats=arguments.repeats,
+            quick=arguments.quick,
+            data=tuple(arguments.data),
+            folder=Path(folder),
+        )
+        machine = bench.machine()
+        for name in only:
+            measure(bench, name, machine, arguments.out)
+
+
+def measure(bench: Bench, name: str, machine: Row, out: Path) -> None:
+    """Runs one part and writes its file after every row."""
+    record: Row = {
+        "part": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "settings": {
+            "device": bench.device,
+            "repeats": bench.repeats,
+            "quick": bench.quick,
+            "data": [path.name for path in bench.data],
+        },
+    }
+    started = time.perf_counter()
+    rows: list[Row] = []
+    for row in PARTS[name](bench):
+        rows.append(row)
+        shown = {key: value for key, value in row.items() if key != "runs"}
+        print(f"{name}: {json.dumps(shown)}", flush=True)
+        record |= {"seconds": time.perf_counter() - started, "rows": rows}
+        path = out / f"{name}{'_cuda' if bench.device == 'cuda' else ''}.json"
+        path.write_text(to_text(record), encoding="utf-8")
+
+
+def to_text(record: Row) -> str:
+    """JSON with an entry a line, but lists of numbers (curves) in one."""
+    text = json.dumps(record, indent=1) + "\n"
+    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: " ".join(found[0].split()), text)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART")
+    parser.add_argument("--repeats", type=int, help="times each measurement is made; by default each part knows")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--data", type=Path, nargs="+", default=[])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    for path in arguments.data:
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
+    if arguments.repeats is not None and arguments.repeats < 1:
+        parser.error(f"--repeats must be at least 1; found {arguments.repeats}")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
