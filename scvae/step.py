@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from .checkpoint import NonFiniteLossError
 from .config import TrainingConfig
 from .data.batches import Batch
+from .data.feeds import Feed, Plan
 from .data.intake import Cells
 from .likelihoods.base import OutputLayer
 from .likelihoods.counts import LOG_DISPERSION_SPREAD
@@ -63,14 +65,25 @@ class Reading(NamedTuple):
 class EagerStep:
     """Runs each step as it is called."""
 
-    def __init__(self, model: VAE, optimizer: Adam, cells: Cells, config: TrainingConfig, device: torch.device) -> None:
-        self.model, self.optimizer, self.cells, self.config, self.device = model, optimizer, cells, config, device
+    def __init__(self, model: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, device: torch.device) -> None:
+        self.model, self.optimizer, self.feed, self.config, self.device = model, optimizer, feed, config, device
 
-    def __call__(
-        self, positions: Int[np.ndarray, " cells"], generator: torch.Generator, dials: Dials
-    ) -> Float[Tensor, "3"]:
-        """Moves the weights; returns log-likelihood and KL, in nats per cell, and 1 if the step was skipped."""
-        batch = self.cells.batch(positions).to(self.device)
+    def run(
+        self, plan: Plan, dials: Sequence[Dials], generator_of: Callable[[int], torch.Generator]
+    ) -> list[Float[Tensor, "3"]]:
+        """Moves the weights once for each batch of the plan; `generator_of` a step draws its noise.
+
+        Returns
+        -------
+        list
+            For each step log-likelihood and KL, in nats per cell, and 1 if the step was skipped; on the device, which
+            was not waited for.
+        """
+        steps = zip(self.feed.batches(plan), dials, strict=True)
+        return [self(batch, generator_of(i), turned) for i, (batch, turned) in enumerate(steps)]
+
+    def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
+        """One step: see `run`."""
         noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
         weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
         return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
@@ -82,7 +95,7 @@ def update(
     batch: Batch,
     noise: Float[Tensor, "cells latent"],
     cell_weight: Float[Tensor, " cells"],
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     dials: Dials,
     config: TrainingConfig,
 ) -> Float[Tensor, "3"]:
@@ -93,12 +106,12 @@ def update(
     cell_weight
         Adds up to 1; 0 for cells that only fill up the batch.
     generator
-        Draws the dropout masks.
+        Draws the dropout masks; may be None where there are none.
 
     Returns
     -------
     Tensor
-        As `EagerStep.__call__`.
+        As each of `EagerStep.run`.
     """
     terms = evidence_terms(model, batch, noise, cell_weight, generator)
     objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)

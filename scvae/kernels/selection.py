@@ -44,6 +44,11 @@ class SelectedRows:
         first, last = self.first[positions], self.last[positions]
         return SelectedRows(first, last, self.indices, self.values, self.n_columns, self.longest)
 
+    def to(self, device: torch.device) -> SelectedRows:
+        """The same rows on another device, with the whole matrix that they belong to."""
+        first, last, indices, values = (t.to(device) for t in (self.first, self.last, self.indices, self.values))
+        return SelectedRows(first, last, indices, values, self.n_columns, self.longest)
+
     def to_dense(self, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
         """The rows as a dense float32 block; with `scale`, log1p(value x scale of the row) of each value."""
         stored = self.first[:, None] + torch.arange(self.longest, device=self.first.device)
