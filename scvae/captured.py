@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ class CapturedStep:
         self.can_capture = feed.device.type == "cuda"
 
     def run(
-        self, plan: Plan, dials: Sequence[Dials], generator_of: Callable[[int], torch.Generator]
+        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
         """See `EagerStep.run`."""
         size = max(map(len, plan))
@@ -60,11 +60,11 @@ class CapturedStep:
         inputs = self.inputs
         positions, weights = (upload(array, self.feed.device) for array in padded(plan, size))
         said = torch.empty(len(plan), 3, device=self.feed.device)
-        for i, cells in enumerate(plan):
+        for i, (cells, generator) in enumerate(zip(plan, generators, strict=True)):
             inputs.positions.copy_(positions[i])
             inputs.cell_weight.copy_(weights[i])
             # a tensor of this very shape gets the numbers that an eager step draws
-            inputs.noise[: len(cells)].normal_(generator=generator_of(i))
+            inputs.noise[: len(cells)].normal_(generator=generator)
             for dial, number in zip((inputs.kl_weight, inputs.capacity, inputs.learning_rate), dials[i], strict=True):
                 dial.fill_(0.0 if number is None else number)
             said[i] = self._advance(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class DiagonalNormal:
 
     def kl_to_standard_normal(self) -> Float[Tensor, "cells latent"]:
         """KL(q || N(0, 1)) per dimension: (mean^2 + variance - 1 - log variance) / 2 (Kingma & Welling, appendix B)."""
-        return 0.5 * (self.mean.square() + self.log_variance.expm1() - self.log_variance)
+        return 0.5 * torch.addcmul(self.log_variance.expm1() - self.log_variance, self.mean, self.mean)
 
 
 def standard_normal_log_prob(z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:

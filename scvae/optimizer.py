@@ -43,46 +43,41 @@ class Adam:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = [group for group in groups if group.parameters]
-        every: list[Tensor] = [p for group in self.groups for p in group.parameters]
-        self.means = {p: torch.zeros_like(p, memory_format=torch.preserve_format) for p in every}
-        self.squares = {p: torch.zeros_like(p, memory_format=torch.preserve_format) for p in every}
-        device = every[0].device
+        self.means = [[torch.zeros_like(p) for p in group.parameters] for group in self.groups]
+        self.squares = [[torch.zeros_like(p) for p in group.parameters] for group in self.groups]
+        device = self.groups[0].parameters[0].device
         self.steps = torch.zeros((), device=device)
         self.unscaled = torch.ones((), device=device)
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
-        for parameter in self.means:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def non_finite(self, objective: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """1 where the objective or a gradient is not finite, else 0; the device is not waited for."""
-        found = torch.zeros_like(self.steps)
-        values = [p.grad for p in self.means if p.grad is not None]
-        # the check of torch's GradScaler, with nothing to unscale
-        torch._amp_foreach_non_finite_check_and_unscale_([objective.detach(), *values], found, self.unscaled)
-        return found
-
-    @torch.no_grad()
-    def step(self, learning_rate: float | Tensor, skip: Float[Tensor, ""] | None = None) -> None:
-        """One update of every parameter that has a gradient; none where `skip` is 1."""
-        self.steps += 1.0 if skip is None else 1.0 - skip
         for group in self.groups:
-            trained: list[Tensor] = [p for p in group.parameters if p.grad is not None]
-            if not trained:
-                continue
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float | Tensor, objective: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """One update of every parameter that has a gradient; none if the objective or a gradient is not finite.
+
+        Returns 1 if the step was left out, else 0: on the device, which is not waited for.
+        """
+        trained = [_with_gradients(*parts) for parts in zip(self.groups, self.means, self.squares, strict=True)]
+        skip = torch.zeros_like(self.steps)
+        gradients = [gradient for _, of_group, _, _ in trained for gradient in of_group]
+        # the check of torch's GradScaler, with nothing to unscale
+        torch._amp_foreach_non_finite_check_and_unscale_([objective.detach(), *gradients], skip, self.unscaled)
+        self.steps += 1.0 - skip
+        for group, (parameters, gradients, means, squares) in zip(self.groups, trained, strict=True):
             if group.centred:
-                for p in trained:
-                    assert p.grad is not None
-                    p.grad.add_(p - p.mean(), alpha=group.decay)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    gradient.add_(parameter - parameter.mean(), alpha=group.decay)
             torch._fused_adam_(
-                trained,
-                [p.grad for p in trained if p.grad is not None],
-                [self.means[p] for p in trained],
-                [self.squares[p] for p in trained],
+                parameters,
+                gradients,
+                means,
+                squares,
                 [],
-                [self.steps] * len(trained),
+                [self.steps] * len(parameters),
                 lr=learning_rate * group.rate,
                 beta1=BETA1,
                 beta2=BETA2,
@@ -92,11 +87,16 @@ class Adam:
                 maximize=False,
                 found_inf=skip,
             )
+        return skip
 
     def state(self) -> dict[str, Tensor]:
         """All that changes with the steps, by name."""
         parts = {"mean": self.means, "square": self.squares}
-        moments = {f"{name}/{i}": t for name, part in parts.items() for i, t in enumerate(part.values())}
+        moments = {
+            f"{name}/{i}": tensor
+            for name, of_groups in parts.items()
+            for i, tensor in enumerate(tensor for of_group in of_groups for tensor in of_group)
+        }
         return {**moments, "steps": self.steps}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -104,3 +104,9 @@ class Adam:
         with torch.no_grad():
             for name, tensor in self.state().items():
                 tensor.copy_(state[name])
+
+
+def _with_gradients(group: Group, means: list[Tensor], squares: list[Tensor]) -> list[list[Tensor]]:
+    """The parameters that have a gradient, their gradients and their moments."""
+    rows = [(p, p.grad, m, s) for p, m, s in zip(group.parameters, means, squares, strict=True) if p.grad is not None]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], [], []]

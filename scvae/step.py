@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,9 +69,9 @@ class EagerStep:
         self.model, self.optimizer, self.feed, self.config, self.device = model, optimizer, feed, config, device
 
     def run(
-        self, plan: Plan, dials: Sequence[Dials], generator_of: Callable[[int], torch.Generator]
+        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
-        """Moves the weights once for each batch of the plan; `generator_of` a step draws its noise.
+        """Moves the weights once for each batch of the plan; one of the generators draws the noise of each.
 
         Returns
         -------
@@ -79,8 +79,7 @@ class EagerStep:
             For each step log-likelihood and KL, in nats per cell, and 1 if the step was skipped; on the device, which
             was not waited for.
         """
-        steps = zip(self.feed.batches(plan), dials, strict=True)
-        return [self(batch, generator_of(i), turned) for i, (batch, turned) in enumerate(steps)]
+        return [self(*step) for step in zip(self.feed.batches(plan), generators, dials, strict=True)]
 
     def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
         """One step: see `run`."""
@@ -117,8 +116,7 @@ def update(
     objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)
     optimizer.zero_grad()
     objective.backward()
-    skip = optimizer.non_finite(objective)
-    optimizer.step(dials.learning_rate, skip)
+    skip = optimizer.step(dials.learning_rate, objective)
     kl = (cell_weight @ terms.kl.detach()).sum()
     return torch.stack([cell_weight @ terms.log_likelihood, kl, skip])
 

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._devices import working_on
-from ._rng import numpy_generator, torch_generator
+from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
 from .config import TrainingConfig
@@ -137,10 +136,10 @@ def train(
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
             dials = [dials_at(first + i, n_steps, beta, config) for i in range(len(plan))]
-            generator_of = partial(torch_generator, seed, STEP, progress.epoch, device=device)
+            generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
                 with working_on(device, tf32=True):
-                    statistics = step.run(plan, dials, generator_of)
+                    statistics = step.run(plan, dials, generators)
             except torch.OutOfMemoryError as error:
                 batch_size = halved(plan, error)
                 optimizer.zero_grad()

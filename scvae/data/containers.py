@@ -14,7 +14,8 @@ from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import NDArray
 
 from .._checks import check_layer
-from .rows import BLOCK, keep_entries, row_ranges
+from ..kernels.rows import keep_entries
+from .rows import BLOCK, row_ranges
 
 
 @dataclass(frozen=True, eq=False, slots=True)

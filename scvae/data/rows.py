@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.csr import CSR
+from ..kernels.rows import keep_entries, take_rows
 
 BLOCK = 2**21  # stored values looked at together: about 32 MB with their columns as int64
 
@@ -89,26 +90,13 @@ class SparseRows(Rows):
 
     def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
         """See `Rows.take`."""
-        stored, indptr = self._stored_of(np.asarray(positions, dtype=np.int64))
-        indices, values = self.indices[stored], self.values[stored]
-        if self.column_map is not None:
-            indices = self.column_map[indices]
-            indptr, indices, values = keep_entries(indptr, indices, values, indices >= 0)
-        indices, values = indices.astype(np.int32), values.astype(np.float32)
+        positions = np.asarray(positions, dtype=np.int64)
+        indptr, indices, values = take_rows(self.indptr, self.indices, self.values, positions, self.column_map)
         if not self._is_sorted:
             rows = sp.csr_array((values, indices, indptr), shape=(len(positions), self.n_genes))
             rows.sort_indices()
             indices, values = rows.indices, rows.data
         return CSR.from_numpy(indptr, indices, values, self.n_genes)
-
-    def _stored_of(self, positions: NDArray[np.int64]) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
-        """Where the entries of these rows are stored, and the indptr they will have."""
-        first, last = self.indptr[positions], self.indptr[positions + 1]
-        indptr = np.zeros(len(positions) + 1, dtype=np.int64)
-        np.cumsum(last - first, out=indptr[1:])
-        if len(positions) and np.array_equal(last[:-1], first[1:]):  # consecutive rows lie together
-            return slice(int(first[0]), int(last[-1])), indptr
-        return np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first), indptr
 
     def compact(self) -> SparseRows:
         """A copy of the modelled entries only, so that rows of a few chosen genes are quick to take."""
@@ -165,17 +153,6 @@ def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tupl
         ranges.append((start, stop))
         start = stop
     return ranges
-
-
-def keep_entries(
-    indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Compressed rows with only the entries that are `kept`."""
-    if kept.all():
-        return indptr, indices, values
-    before = np.zeros(len(kept) + 1, dtype=np.int64)
-    np.cumsum(kept, out=before[1:])
-    return before[indptr], indices[kept], values[kept]
 
 
 def row_sums(indptr: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:

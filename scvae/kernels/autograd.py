@@ -16,12 +16,15 @@ from torch.autograd.function import once_differentiable
 from . import reference
 from .csr import CSR
 from .device import CountHead, densify, kernels_for
+from .products import large_products
 from .selection import SelectedRows
 
 logger = logging.getLogger(__name__)
 
-LOGITS_BUDGET = 2**23  # float32 logits alive at once (32 MB): larger batches pass the output layer in chunks of rows
-DENSE_ABOVE = 0.2  # share of non-zeros from which a dense block is faster (128 x 2,000 x 128, on 1 and on 2 cores)
+LOGITS_BUDGET = 2**23  # float32 logits alive at once at most (32 MB): larger batches pass the output layer in chunks
+CACHED_LOGITS = 2**20  # and few enough to stay in the cache (4 MB), unless that leaves too few rows for fast products
+FEWEST_ROWS = 256
+DENSE_ABOVE = 0.13  # share of non-zeros from which a dense block is faster (128 to 1,024 x 2,000 to 20,000 x 128)
 THETA_BUDGET = 2**22  # partial sums of the dispersion gradient
 
 
@@ -38,58 +41,82 @@ class WeightedLogProb(NamedTuple):
     per_row: Float[Tensor, "rows"]
 
 
+class Kernels(NamedTuple):
+    """The modules of numba kernels: the heads of the model, and products with sparse rows."""
+
+    heads: ModuleType
+    sparse: ModuleType
+
+
 @cache
-def cpu_kernels() -> ModuleType | None:
+def cpu_kernels() -> Kernels | None:
     """The numba kernels, or None (and one log line) where numba cannot be imported."""
     threads = torch.get_num_threads()
     try:
-        from . import cpu
+        from . import cpu, cpu_sparse
     except ImportError as error:
         logger.warning("numba is not usable here (%s); scvae falls back to plain torch, which is slower", error)
         return None
     # numba starts its threads at the first call, and gives the OpenMP library that it shares with torch its own number
     # of them: torch's products would change their last bits in the middle of a run
     weight = np.zeros((1, 1), np.float32)
-    cpu.csr_matmul(np.zeros(2, np.int64), np.zeros(0, np.int32), weight[0, :0], weight, np.zeros_like(weight))
+    cpu_sparse.csr_matmul(np.zeros(2, np.int64), np.zeros(0, np.int32), weight[0, :0], weight, np.zeros_like(weight))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    return cpu
+    return Kernels(cpu, cpu_sparse)
 
 
-def csr_matmul(rows: CSR, weight: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
-    """rows @ weight without a dense copy of the rows; differentiable in the weight."""
-    kernels = cpu_kernels() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
-    size = len(rows) * rows.n_columns
-    if kernels is not None and rows.indices.numel() > DENSE_ABOVE * size and size <= LOGITS_BUDGET:
-        dense = torch.empty(len(rows), rows.n_columns)
-        kernels.csr_to_dense(*_arrays(rows), dense.numpy())
-        return dense @ weight
-    if kernels is not None:
-        product: Tensor = _SparseMatmul.apply(weight, rows)
+def csr_matmul(
+    rows: CSR, weight: Float[Tensor, "columns width"], start: Float[Tensor, "*rows width"]
+) -> Float[Tensor, "rows width"]:
+    """start + rows @ weight without a dense copy of all rows; differentiable in the weight and the start."""
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and cpu_kernels() is not None:
+        product: Tensor = _RowsMatmul.apply(start.expand(len(rows), -1), weight, rows)
         return product
     if kernels_for(weight.device) is not None and weight.dtype == torch.float32:
-        return densify(rows) @ weight
-    return reference.csr_matmul(rows, weight)
+        return torch.addmm(start, densify(rows), weight)
+    return start + reference.csr_matmul(rows, weight)
 
 
-class _SparseMatmul(torch.autograd.Function):
+def log1p_scaled(rows: CSR, scale: Float[Tensor, " rows"]) -> CSR:
+    """The rows with log1p(scale of the row x value) as their values; not differentiable."""
+    kernels = cpu_kernels() if scale.device.type == "cpu" and scale.dtype == torch.float32 else None
+    if kernels is None:
+        return rows.with_values(reference.log1p_scaled(rows, scale))
+    out = torch.empty_like(rows.values)
+    kernels.heads.log1p_scaled(rows.indptr.numpy(), rows.values.numpy(), scale.numpy(), out.numpy())
+    return rows.with_values(out)
+
+
+class _RowsMatmul(torch.autograd.Function):
+    """Sparse x dense, or a dense block x dense where the rows are few and full enough."""
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: CSR) -> Tensor:
+    def forward(ctx: Any, start: Tensor, weight: Tensor, rows: CSR) -> Tensor:
         kernels = cpu_kernels()
         assert kernels is not None
-        out = torch.empty(len(rows), weight.shape[1])
-        kernels.csr_matmul(*_arrays(rows), weight.detach().contiguous().numpy(), out.numpy())
-        ctx.rows, ctx.shape = rows, weight.shape
+        size = len(rows) * rows.n_columns
+        ctx.rows, ctx.shape, ctx.block = rows, weight.shape, None
+        if rows.indices.numel() > DENSE_ABOVE * size and size <= LOGITS_BUDGET:
+            ctx.block = torch.empty(len(rows), rows.n_columns)
+            kernels.sparse.csr_to_dense(*_arrays(rows), ctx.block.numpy())
+            with large_products():
+                return torch.addmm(start, ctx.block, weight)
+        out = start.clone(memory_format=torch.contiguous_format)
+        kernels.sparse.csr_matmul(*_arrays(rows), weight.detach().contiguous().numpy(), out.numpy())
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         kernels = cpu_kernels()
         assert kernels is not None
+        if ctx.block is not None:
+            with large_products():
+                return gradient, ctx.block.T @ gradient, None
         out = torch.empty(ctx.shape)
-        kernels.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
-        return out, None
+        kernels.sparse.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
+        return gradient, out, None
 
 
 def negative_binomial(
@@ -229,36 +256,49 @@ class _FusedHead(torch.autograd.Function):
         group: Tensor,
         row_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        rows_kernel = getattr(cpu_kernels(), kernel)
+        kernels = cpu_kernels()
+        assert kernels is not None
+        rows_kernel = getattr(kernels.heads, kernel)
         want_gradient = any(ctx.needs_input_grad)
         log_prob = np.empty(features.shape[0])
-        gradients = [torch.zeros_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []
+        gradients = [torch.empty_like(t) for t in (features, weight)] if want_gradient else []
+        small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
         theta = log_theta.exp().numpy()
-        for cells, row_blocks in _chunks(features.shape[0], len(counts), weight.shape[0]):
-            part = counts.rows(cells.start, cells.stop)
+        # -total is what a loss asks for: its gradient is the one that is formed, and needs no copy in `backward`
+        cost_weight = -row_weight
+        chunks = _chunks(features.shape[0], len(counts), weight.shape[0])
+        buffer = torch.empty(max(r.stop - r.start for _, blocks in chunks for r in blocks), weight.shape[0])
+        added = False  # whether the gradient of the weights holds anything yet
+        for cells, row_blocks in chunks:
+            stored = counts.rows(cells.start, cells.stop)
             for rows in row_blocks:
-                logits = torch.addmm(bias, features[rows], weight.T)
-                block, n_blocks = _blocks(len(logits), log_theta.numel())
-                theta_gradient = np.zeros((n_blocks, *log_theta.shape), np.float32)
+                logits = buffer[: rows.stop - rows.start]
+                with large_products():
+                    torch.mm(features[rows], weight.T, out=logits)
+                block, n_blocks = _blocks(len(logits), log_theta.numel() + len(bias))
+                slabs = [np.zeros((n_blocks, *t.shape), np.float32) for t in (bias, log_theta)]
                 rows_kernel(
-                    logits.numpy(), *_arrays(part), library[cells].numpy(), theta, group[cells].numpy(),
-                    row_weight[rows].numpy(), block, want_gradient, log_prob[rows], theta_gradient,
+                    logits.numpy(), bias.numpy(), *_arrays(stored), library[cells].numpy(), theta,
+                    group[cells].numpy(), cost_weight[rows].numpy(), block, want_gradient, log_prob[rows], *slabs,
                 )  # fmt: skip
                 if want_gradient:
-                    torch.mm(logits, weight, out=gradients[0][rows])
-                    gradients[1].addmm_(logits.T, features[rows])
-                    gradients[2].add_(logits.sum(0))
-                    gradients[3].add_(torch.from_numpy(theta_gradient.sum(0)))
+                    with large_products():
+                        torch.mm(logits, weight, out=gradients[0][rows])
+                        torch.addmm(gradients[1], logits.T, features[rows], beta=float(added), out=gradients[1])
+                    small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
+                    added = True
         per_row = torch.from_numpy(log_prob)
-        ctx.save_for_backward(*gradients)
-        total, per_row = (per_row * row_weight).sum().float(), per_row.float()
+        ctx.save_for_backward(*gradients, *map(torch.from_numpy, small))
+        total, per_row = (per_row @ row_weight.double()).float(), per_row.float()
         ctx.mark_non_differentiable(per_row)
         return total, per_row
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None
+        scale = -float(gradient)
+        gradients = ctx.saved_tensors if scale == 1.0 else [saved * scale for saved in ctx.saved_tensors]
+        return None, *gradients, None, None, None, None
 
 
 def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -266,8 +306,8 @@ def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[slice]]]:
-    """Cuts the work so that at most LOGITS_BUDGET logits are alive: whole draws of all cells, or cells of one draw."""
-    most = max(1, LOGITS_BUDGET // n_genes)
+    """Cuts the work by the budgets of logits alive: whole draws of all cells, or cells of one draw."""
+    most = max(1, min(LOGITS_BUDGET // n_genes, max(FEWEST_ROWS, CACHED_LOGITS // n_genes)))
     draws = n_rows // n_cells
     if most >= n_cells:
         step = n_cells * (most // n_cells)

@@ -23,6 +23,8 @@ LN2 = np.float32(0.6931471805599453)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
 SEEN = np.float32(1.0)  # no log-probability of a zero: those are never positive
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are finite products and sums
+TABLE = 8  # and up to here they are looked up: gene by gene they depend on theta alone
+LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(256)])
 
 # Contraction and reciprocals are free to change; sums stay in the order written (no "reassoc"), except where noted.
 STRICT = {"contract", "arcp", "nsz", "nnan"}
@@ -46,27 +48,32 @@ def _exp(x):
 
 
 @njit(inline="always")
-def _log1p(u, r):
-    """log(1 + u), and log(1 + u) - u / (1 + u), for u >= 0 in float32 with r = 1 / (1 + u).
+def _log1p(u):
+    """log(1 + u), log(1 + u) - u / (1 + u), and 1 / (1 + u), for u >= 0 in float32.
 
     1 + u = 2^k (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1]; for small u, k = 0 and f = u without rounding.
     log(1 + f) = 2 artanh(s) with s = f / (2 + f), by its odd series 2 s + s^3 p(s^2). For k = 0, u / (1 + u) is
     2 s / (1 + s), so the difference is s^2 (2 / (1 + s) + s p): nothing cancels, where plain subtraction would leave
-    no digit of u^2 / 2. Relative errors: about 3e-7 of the first, 2e-6 of the second, also where u is tiny.
+    no digit of u^2 / 2. Relative errors: about 3e-7 of the first, 2e-6 of the second, also where u is tiny. The two
+    divisions share one: dividing is most of the time.
     """
     w = ONE + u
     bits = np.float32(w).view(np.int32) - np.int32(0x3F3504F3)
     k = bits >> np.int32(23)
     mantissa = np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)).view(np.float32)
     f = u if k == 0 else mantissa - ONE
-    s = f / (TWO + f)
+    d = TWO + f
+    both = ONE / (w * d)
+    r = both * d
+    r += r * (ONE - w * r)  # one step of Newton's: back to the last place
+    s = f * (both * w)
     z = s * s
     p = np.float32(0.24279078841)  # Cephes/fdlibm coefficients of the even part
     p = p * z + np.float32(0.28498786688)
     p = p * z + np.float32(0.40000972152)
     p = p * z + np.float32(0.66666662693)
     log = np.float32(k) * LN2 + s * (TWO + z * p)
-    return log, z * ((TWO + u) * r + s * p) if k == 0 else log - u * r
+    return log, z * ((TWO + u) * r + s * p) if k == 0 else log - u * r, r
 
 
 @njit(inline="always")
@@ -110,15 +117,79 @@ def _rising(x, theta, scale):
     return value, _digamma_rise(x, theta)
 
 
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _count_table(theta, inverse_theta, logs, drops):
+    """Fills, for x = 2 ... TABLE in row x - 2, what `_nb_count` needs of lgamma and digamma, in float32.
+
+    logs: lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(theta), the sum of log1p(k / theta) over k < x less
+    log(x!). drops: x - theta (digamma(x + theta) - digamma(theta)), the sum of k / (theta + k). Neither cancels.
+    """
+    for x in range(2, TABLE + 1):
+        k = np.float32(x - 1)
+        factor = np.float32(math.log(x))
+        for g in range(theta.size):
+            before = logs[x - 3, g] if x > 2 else np.float32(0.0)
+            logs[x - 2, g] = before + _log1p(k * inverse_theta[g])[0] - factor
+            before = drops[x - 3, g] if x > 2 else np.float32(0.0)
+            drops[x - 2, g] = before + k / (theta[g] + k)
+
+
+@njit(cache=True, error_model="numpy")
+def _count_tables(theta):
+    """`_count_table` of every group, and 1 / theta."""
+    inverse_theta = ONE / theta
+    logs = np.empty((theta.shape[0], TABLE - 1, theta.shape[1]), np.float32)
+    drops = np.empty_like(logs)
+    for group in range(theta.shape[0]):
+        _count_table(theta[group], inverse_theta[group], logs[group], drops[group])
+    return inverse_theta, logs, drops
+
+
+@njit(cache=True, error_model="numpy")
+def _nb_count(count, mean, theta, log_zero, logs, drops, g):
+    """What a count adds to `log_zero`, the log-probability of a zero, besides count x log mean; and to its slopes.
+
+    log(theta / (theta + mean)) is log_zero / theta, so that a count of 1, most of what is stored, needs no logarithm.
+    """
+    r = theta / (theta + mean)
+    if count == ONE:
+        return np.float64(log_zero / theta), r, mean / (theta + mean)
+    x = np.int64(count)
+    if x <= TABLE and np.float32(x) == count and x > 1:
+        value = np.float64(logs[x - 2, g]) + np.float64(count) * np.float64(log_zero / theta)
+        return value, count * r, count * (mean / (theta + mean)) - drops[x - 2, g]
+    return _nb_large_count(np.float64(count), np.float64(mean), np.float64(theta))
+
+
+@njit(cache=True, error_model="numpy")
+def _nb_large_count(x, mean, theta):
+    """`_nb_count` in float64, for any x > 0."""
+    scale = theta + mean
+    value, rise = _rising(x, theta, scale)
+    return value, np.float32(x * theta / scale), np.float32(theta * rise - x * theta / scale)
+
+
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
 def _sum(values):
+    """Sum in float64 of float32 sums over 512: slices, because an index that starts anywhere would not vectorise."""
     total = 0.0
     for start in range(0, values.size, 512):
+        piece = values[start : start + 512]
         part = np.float32(0.0)
-        for g in range(start, min(start + 512, values.size)):
-            part += values[g]
+        for g in range(piece.size):
+            part += piece[g]
         total += part
     return total
+
+
+@njit(cache=True, error_model="numpy")
+def _max(values):
+    """Largest value, compared as integers that order like the floats: LLVM vectorises no float maximum here."""
+    top = np.int32(-0x80000000)
+    bits = values.view(np.int32)
+    for g in range(bits.size):
+        top = max(top, bits[g] ^ ((bits[g] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
@@ -127,9 +198,7 @@ def _softmax_row(logits, proportions):
 
     Every count of the row is multiplied by this one number, so that a float32 rounding of it would not average out.
     """
-    top = logits[0]
-    for g in range(logits.size):
-        top = max(top, logits[g])
+    top = _max(logits)
     for g in range(logits.size):
         proportions[g] = _exp(logits[g] - top)
     total = _sum(proportions)
@@ -140,13 +209,11 @@ def _softmax_row(logits, proportions):
 
 
 @njit(fastmath=STRICT, cache=True, error_model="numpy")
-def _nb_zeros(proportions, library, theta, log_probability, slope, theta_slope):
+def _nb_zeros(proportions, library, theta, inverse_theta, log_probability, slope, theta_slope):
     """What every gene would give at count 0: log p, d log p / d log mean, d log p / d log theta."""
     for g in range(proportions.size):
         mean = library * proportions[g]
-        u = mean / theta[g]
-        r = ONE / (ONE + u)
-        spread, excess = _log1p(u, r)
+        spread, excess, r = _log1p(mean * inverse_theta[g])
         log_probability[g] = -theta[g] * spread
         slope[g] = -mean * r
         theta_slope[g] = -theta[g] * excess
@@ -167,17 +234,18 @@ def _add_scaled(target, values, weight):
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def nb_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-            log_probability, theta_gradient):  # fmt: skip
+def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+            log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """Negative-binomial log p per row from logits; logits become weight x d log p / d logits.
 
     Row i of the logits belongs to cell i % cells: several draws of the latent for the same cells stand one after
-    another. theta_gradient (blocks, groups, genes) receives weight x d log p / d log theta, one slab per block of
-    cells.
+    another. The logits come without `bias`, which is added here. bias_gradient (blocks, genes) and theta_gradient
+    (blocks, groups, genes) receive weight x d log p / d bias and / d log theta, one slab per block of cells.
     """
     n_rows, n_genes = logits.shape
     n_cells = library.size
     n_blocks = (n_rows + block - 1) // block
+    inverse_theta, logs, drops = _count_tables(theta)
     for b in prange(n_blocks):
         proportions = np.empty(n_genes, np.float32)
         log_p = np.empty(n_genes, np.float32)
@@ -185,31 +253,33 @@ def nb_rows(logits, indptr, indices, counts, library, theta, group, weight, bloc
         theta_slope = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
-            row_theta = theta[group[c]]
+            row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
+            row_logs, row_drops = logs[group[c]], drops[group[c]]
+            _add_scaled(logits[i], bias, ONE)
             # the log mean at the few non-zeros comes from the logits, before they are overwritten
             log_norm = math.log(np.float64(library[c])) - _softmax_row(logits[i], proportions)
-            _nb_zeros(proportions, library[c], row_theta, log_p, slope, theta_slope)
+            _nb_zeros(proportions, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
             total = _sum(log_p)
             for j in range(indptr[c], indptr[c + 1]):
-                x = np.float64(counts[j])
-                if x > 0:
+                if counts[j] > 0:
                     g = indices[j]
-                    t = np.float64(row_theta[g])
-                    mean = np.float64(library[c] * proportions[g])
-                    value, rise = _rising(x, t, t + mean)
-                    total += value + x * (logits[i, g] + log_norm)
-                    slope[g] += np.float32(x * t / (t + mean))
-                    theta_slope[g] += np.float32(t * rise - x * t / (t + mean))
+                    value, pull, theta_pull = _nb_count(
+                        counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
+                    )
+                    total += value + np.float64(counts[j]) * (logits[i, g] + log_norm)
+                    slope[g] += pull
+                    theta_slope[g] += theta_pull
             log_probability[i] = total
             if not want_gradient:
                 continue
             _softmax_gradient(slope, proportions, weight[i], logits[i])
+            _add_scaled(bias_gradient[b], logits[i], ONE)
             _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def zinb_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-              log_probability, theta_gradient):  # fmt: skip
+def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+              log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """As `nb_rows`, for zeros that may come from inflation: the second half of each row holds the logits q of pi.
 
     log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q), and a zero came from the negative binomial
@@ -218,6 +288,7 @@ def zinb_rows(logits, indptr, indices, counts, library, theta, group, weight, bl
     n_rows, n_genes = logits.shape[0], logits.shape[1] // 2
     n_cells = library.size
     n_blocks = (n_rows + block - 1) // block
+    inverse_theta, logs, drops = _count_tables(theta)
     for b in prange(n_blocks):
         proportions = np.empty(n_genes, np.float32)
         log_p = np.empty(n_genes, np.float32)
@@ -225,21 +296,22 @@ def zinb_rows(logits, indptr, indices, counts, library, theta, group, weight, bl
         theta_slope = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
-            row_theta = theta[group[c]]
+            row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
+            row_logs, row_drops = logs[group[c]], drops[group[c]]
+            _add_scaled(logits[i], bias, ONE)
             row, inflation = logits[i, :n_genes], logits[i, n_genes:]
             log_norm = math.log(np.float64(library[c])) - _softmax_row(row, proportions)
-            _nb_zeros(proportions, library[c], row_theta, log_p, slope, theta_slope)
+            _nb_zeros(proportions, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
             total = 0.0
             for j in range(indptr[c], indptr[c + 1]):
-                x = np.float64(counts[j])
-                if x > 0:  # replaces what a zero would give; SEEN marks the gene for `_inflate`
+                if counts[j] > 0:  # replaces what a zero would give; SEEN marks the gene for `_inflate`
                     g = indices[j]
-                    t = np.float64(row_theta[g])
-                    mean = np.float64(library[c] * proportions[g])
-                    value, rise = _rising(x, t, t + mean)
-                    total += value + x * (row[g] + log_norm) + log_p[g]
-                    slope[g] += np.float32(x * t / (t + mean))
-                    theta_slope[g] += np.float32(t * rise - x * t / (t + mean))
+                    value, pull, theta_pull = _nb_count(
+                        counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
+                    )
+                    total += value + np.float64(counts[j]) * (row[g] + log_norm) + log_p[g]
+                    slope[g] += pull
+                    theta_slope[g] += theta_pull
                     log_p[g] = SEEN
             _inflate(log_p, inflation, slope, theta_slope)
             log_probability[i] = total + _sum(log_p)
@@ -248,6 +320,7 @@ def zinb_rows(logits, indptr, indices, counts, library, theta, group, weight, bl
             _softmax_gradient(slope, proportions, weight[i], row)
             for g in range(n_genes):
                 inflation[g] *= weight[i]
+            _add_scaled(bias_gradient[b], logits[i], ONE)
             _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
 
 
@@ -262,14 +335,14 @@ def _inflate(log_p, inflation, slope, theta_slope):
         seen = log_p[g] > 0
         e = _exp(-abs(q))
         r = ONE / (ONE + e)
-        softplus = max(q, np.float32(0.0)) + _log1p(e, r)[0]
+        softplus = max(q, np.float32(0.0)) + _log1p(e)[0]
         sigmoid = r if q >= 0 else e * r
         base = q if seen else log_p[g]
         gap = base - q
         e = _exp(-abs(gap))
         r = ONE / (ONE + e)
         from_base = r if gap >= 0 else e * r
-        log_zero = max(base, q) + _log1p(e, r)[0]
+        log_zero = max(base, q) + _log1p(e)[0]
         log_p[g] = -softplus if seen else log_zero - softplus
         inflation[g] = -sigmoid if seen else (ONE - from_base) - sigmoid
         slope[g] = slope[g] if seen else slope[g] * from_base
@@ -277,8 +350,8 @@ def _inflate(log_p, inflation, slope, theta_slope):
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def poisson_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-                 log_probability, theta_gradient):  # fmt: skip
+def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+                 log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """As `nb_rows`, without dispersion: the zeros of a row give -library in all, as its proportions sum to 1."""
     n_rows, n_genes = logits.shape
     n_cells = library.size
@@ -287,13 +360,14 @@ def poisson_rows(logits, indptr, indices, counts, library, theta, group, weight,
         proportions = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
+            _add_scaled(logits[i], bias, ONE)
             log_norm = math.log(np.float64(library[c])) - _softmax_row(logits[i], proportions)
             total, seen = -np.float64(library[c]), 0.0
             for j in range(indptr[c], indptr[c + 1]):
                 x = np.float64(counts[j])
                 if x > 0:
                     seen += x
-                    total += x * (logits[i, indices[j]] + log_norm) - math.lgamma(x + 1.0)
+                    total += x * (logits[i, indices[j]] + log_norm) - _log_factorial(x)
             log_probability[i] = total
             if not want_gradient:
                 continue
@@ -302,11 +376,17 @@ def poisson_rows(logits, indptr, indices, counts, library, theta, group, weight,
                 logits[i, g] = pulled * proportions[g]
             for j in range(indptr[c], indptr[c + 1]):
                 logits[i, indices[j]] += weight[i] * counts[j]
+            _add_scaled(bias_gradient[b], logits[i], ONE)
+
+
+@njit(cache=True, error_model="numpy")
+def _log_factorial(x):
+    return LOG_FACTORIAL[np.int64(x)] if x < LOG_FACTORIAL.size and x == math.floor(x) else math.lgamma(x + 1.0)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def bernoulli_rows(logits, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-                   log_probability, theta_gradient):  # fmt: skip
+def bernoulli_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
+                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """Bernoulli log p per row from logits; logits become weight x d log p / d logits. Arguments as in `nb_rows`."""
     n_rows, n_genes = logits.shape
     n_cells = library.size
@@ -315,6 +395,7 @@ def bernoulli_rows(logits, indptr, indices, counts, library, theta, group, weigh
         log_p = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
+            _add_scaled(logits[i], bias, ONE)
             total = 0.0
             for j in range(indptr[c], indptr[c + 1]):
                 total += np.float64(counts[j]) * np.float64(logits[i, indices[j]])
@@ -322,6 +403,7 @@ def bernoulli_rows(logits, indptr, indices, counts, library, theta, group, weigh
             log_probability[i] = total + _sum(log_p)
             for j in range(indptr[c], indptr[c + 1]):
                 logits[i, indices[j]] += weight[i] * counts[j]
+            _add_scaled(bias_gradient[b], logits[i], ONE)
 
 
 @njit(fastmath=STRICT, cache=True, error_model="numpy")
@@ -330,66 +412,18 @@ def _bernoulli_zeros(logits, weight, log_p):
     for g in range(logits.size):
         e = _exp(-abs(logits[g]))
         r = ONE / (ONE + e)
-        log_p[g] = -max(logits[g], np.float32(0.0)) - _log1p(e, r)[0]
+        log_p[g] = -max(logits[g], np.float32(0.0)) - _log1p(e)[0]
         logits[g] = -weight * (r if logits[g] >= 0 else e * r)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def csr_to_dense(indptr, indices, values, out):
-    """out = the rows as a dense array."""
-    for i in prange(out.shape[0]):
-        out[i, :] = np.float32(0.0)
-        for j in range(indptr[i], indptr[i + 1]):
-            out[i, indices[j]] += values[j]
+def log1p_scaled(indptr, values, scale, out):
+    """out[j] = log(1 + scale[row of j] * values[j])."""
+    for i in prange(indptr.size - 1):
+        _log1p_row(values[indptr[i] : indptr[i + 1]], scale[i], out[indptr[i] : indptr[i + 1]])
 
 
-@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
-def csr_matmul(indptr, indices, values, weight, out):
-    """out[i] = sum over the stored j of row i of values[j] * weight[indices[j]]."""
-    n_rows, width = out.shape
-    for i in prange(n_rows):
-        row = out[i]
-        row[:] = np.float32(0.0)
-        for j in range(indptr[i], indptr[i + 1]):
-            v = values[j]
-            source = weight[indices[j]]
-            for k in range(width):
-                row[k] += v * source[k]
-
-
-@njit(cache=True, error_model="numpy")
-def _by_column(indptr, indices, n_columns):
-    """Stored entries sorted by column, rows rising within each: where each column starts, the rows, the positions."""
-    starts = np.zeros(n_columns + 1, np.int64)
-    for j in range(indices.size):
-        starts[indices[j] + 1] += 1
-    for g in range(n_columns):
-        starts[g + 1] += starts[g]
-    free = starts[:-1].copy()
-    rows = np.empty(indices.size, np.int32)
-    positions = np.empty(indices.size, np.int64)
-    for i in range(indptr.size - 1):
-        for j in range(indptr[i], indptr[i + 1]):
-            place = free[indices[j]]
-            rows[place] = i
-            positions[place] = j
-            free[indices[j]] = place + 1
-    return starts, rows, positions
-
-
-@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
-def csr_transposed_matmul(indptr, indices, values, rows, out):
-    """out[g] = sum over the stored j of column g of values[j] * rows[row of j]: the gradient of `csr_matmul`.
-
-    Sorted by column first, so that each row of `out` is written once, by one thread, in the order of the cells.
-    """
-    n_columns, width = out.shape
-    starts, row_of, positions = _by_column(indptr, indices, n_columns)
-    for g in prange(n_columns):
-        target = out[g]
-        target[:] = np.float32(0.0)
-        for p in range(starts[g], starts[g + 1]):
-            v = values[positions[p]]
-            source = rows[row_of[p]]
-            for k in range(width):
-                target[k] += v * source[k]
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _log1p_row(values, scale, out):
+    for j in range(values.size):
+        out[j] = _log1p(scale * values[j])[0]

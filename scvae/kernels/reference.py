@@ -76,6 +76,11 @@ def csr_matmul(rows: CSR, weight: Float[Tensor, "columns width"]) -> Float[Tenso
     return rows.to_dense().to(weight.dtype) @ weight
 
 
+def log1p_scaled(rows: CSR, scale: Float[Tensor, " rows"]) -> Float[Tensor, "stored"]:
+    """log(1 + scale x value) of each stored value, with the scale of its row."""
+    return torch.log1p(scale[rows.row_of_stored()] * rows.values)
+
+
 def _times(count: Float[Tensor, "..."], logarithm: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """count * logarithm with 0 * -inf = 0, in value and in gradient."""
     return torch.where(count > 0, count * torch.where(count > 0, logarithm, 0.0), 0.0)

@@ -126,10 +126,8 @@ class CountLikelihood(Likelihood):
         assert not isinstance(batch.x, Tensor)
         log_depth = log_library(batch, self.mean_log_library)
         scale = torch.exp(-log_depth)
-        if isinstance(batch.x, SelectedRows):
-            return densify(batch.x, scale), log_depth[:, None]
-        scaled = batch.x.values * scale[batch.x.row_of_stored()]
-        return batch.x.with_values(torch.log1p(scaled)), log_depth[:, None]
+        x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
+        return x, log_depth[:, None]
 
     def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
         """log(library * softmax(logits))."""

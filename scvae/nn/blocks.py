@@ -14,21 +14,36 @@ from ..kernels.autograd import csr_matmul
 from ..kernels.csr import CSR
 
 
-class Linear(nn.Module):
-    """rows @ weight + bias, for sparse or dense rows, with the weight stored as inputs x outputs.
+class Weights(nn.Module):
+    """A matrix of weights, inputs x outputs, to be added to something that has a bias already.
 
     Drawn from the caller's generator: torch's own layers would draw from the global random state.
     """
 
-    def __init__(self, n_inputs: int, n_outputs: int, *, bias: bool = True, generator: torch.Generator) -> None:
+    def __init__(self, n_inputs: int, n_outputs: int, *, generator: torch.Generator) -> None:
         super().__init__()
-        scale = 1.0 / math.sqrt(max(n_inputs, 1))
-        self.weight = nn.Parameter(torch.randn(n_inputs, n_outputs, generator=generator) * scale)
-        self.bias = nn.Parameter(torch.zeros(n_outputs)) if bias else None
+        self.weight = nn.Parameter(torch.randn(n_inputs, n_outputs, generator=generator) / math.sqrt(max(n_inputs, 1)))
 
-    def forward(self, rows: CSR | Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
-        product = csr_matmul(rows, self.weight) if isinstance(rows, CSR) else rows @ self.weight
-        return product if self.bias is None else product + self.bias
+
+class Linear(nn.Module):
+    """rows @ weight + bias, with the weight stored as inputs x outputs and drawn as in `Weights`."""
+
+    def __init__(self, n_inputs: int, n_outputs: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = Weights(n_inputs, n_outputs, generator=generator).weight
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
+        return torch.addmm(self.bias, rows, self.weight)
+
+
+def add_product(
+    start: Float[Tensor, "*rows outputs"],
+    rows: CSR | Float[Tensor, "rows inputs"],
+    weight: Float[Tensor, "inputs outputs"],
+) -> Float[Tensor, "rows outputs"]:
+    """start + rows @ weight, for sparse or dense rows."""
+    return csr_matmul(rows, weight, start) if isinstance(rows, CSR) else torch.addmm(start, rows, weight)
 
 
 class Dropout(nn.Module):

@@ -56,5 +56,10 @@ class Decoder(nn.Module):
         """Features of each row."""
         h = z
         for layer, norm in zip(self.hidden, self.norms, strict=True):
-            h = relu(norm(layer(torch.cat([h, conditions], dim=1))))
-        return torch.cat([h, CONDITION_SCALE * conditions], dim=1)
+            h = relu(norm(layer(_beside(h, conditions))))
+        return _beside(h, CONDITION_SCALE * conditions)
+
+
+def _beside(rows: Float[Tensor, "rows _"], columns: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:
+    """Rows with more columns; without any, the rows themselves, so that no step copies them for nothing."""
+    return torch.cat([rows, columns], dim=1) if columns.shape[1] else rows

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import hardtanh, relu
 
 from ..config import Norm
 from ..kernels.csr import CSR
 from ..latent import DiagonalNormal
-from .blocks import Dropout, Linear, make_norm
+from .blocks import Dropout, Linear, Weights, add_product, make_norm
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]: outside, one bad step could overflow exp
 
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         self.n_latent = n_latent
         self.input_dropout = Dropout(input_dropout)
         self.genes = Linear(n_genes, width, generator=generator)
-        self.covariates = Linear(n_covariates, width, bias=False, generator=generator)
+        self.covariates = Weights(n_covariates, width, generator=generator)
         self.hidden = nn.ModuleList(Linear(width, width, generator=generator) for _ in range(n_layers - 1))
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(n_layers))
         self.dropout = Dropout(dropout)
@@ -72,8 +72,11 @@ class Encoder(nn.Module):
             x = x.with_values(self.input_dropout(x.values, generator))
         else:
             x = self.input_dropout(x, generator)
-        h = self.genes(x) + self.covariates(covariates)
+        start: Tensor = self.genes.bias
+        if covariates.shape[1]:
+            start = torch.addmm(start, covariates, self.covariates.weight)
+        h = add_product(start, x, self.genes.weight)
         h = self.dropout(relu(self.norms[0](h)), generator)
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
             h = self.dropout(relu(norm(layer(h))), generator)
-        return DiagonalNormal(self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE_RANGE))
+        return DiagonalNormal(self.mean(h), hardtanh(self.log_variance(h), *LOG_VARIANCE_RANGE))

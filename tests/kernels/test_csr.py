@@ -24,10 +24,14 @@ def test_product_and_its_gradient_are_those_of_the_dense_matrix(n_cells, n_genes
     weight = tensor(rng.normal(size=(n_genes, width))).requires_grad_()
     upstream = rng.normal(size=(n_cells, width))
     assert autograd.cpu_kernels() is not None
-    product = autograd.csr_matmul(csr(dense), weight)
-    (product * tensor(upstream)).sum().backward()
+    start = tensor(rng.normal(size=width if n_cells == 41 else (n_cells, width))).requires_grad_()
+    sums = autograd.csr_matmul(csr(dense), weight, start)
+    (sums * tensor(upstream)).sum().backward()
+    product = sums.detach().double() - start.detach().double()
     exact = weight.detach().double().numpy()
-    np.testing.assert_allclose(product.detach(), dense @ exact, rtol=0, atol=1e-6 * (dense @ np.abs(exact)).max())
+    np.testing.assert_allclose(product, dense @ exact, rtol=0, atol=1e-6 * (4 + (dense @ np.abs(exact)).max()))
+    expected = upstream.sum(0) if n_cells == 41 else upstream
+    np.testing.assert_allclose(start.grad, expected, rtol=0, atol=1e-6 * np.abs(upstream).sum(0).max())
     scale = 1e-6 * (dense.T @ np.abs(upstream)).max()
     np.testing.assert_allclose(weight.grad, dense.T @ upstream, rtol=0, atol=scale)
 
@@ -36,22 +40,23 @@ def test_product_and_its_gradient_are_those_of_the_dense_matrix(n_cells, n_genes
 def test_plain_product_equals_the_fused_one(mean):
     dense = counts(19, 31, mean)
     weight = tensor(np.random.default_rng(2).normal(size=(31, 8)))
-    fused, plain = autograd.csr_matmul(csr(dense), weight), reference.csr_matmul(csr(dense), weight.double())
+    fused = autograd.csr_matmul(csr(dense), weight, torch.zeros(8))
+    plain = reference.csr_matmul(csr(dense), weight.double())
     np.testing.assert_allclose(fused, plain, rtol=0, atol=1e-5)
     assert plain.dtype == torch.float64
-    assert autograd.csr_matmul(csr(dense), weight.double()).dtype == torch.float64
+    assert autograd.csr_matmul(csr(dense), weight.double(), torch.zeros(8)).dtype == torch.float64
 
 
 def test_crowded_rows_take_the_dense_block_and_others_do_not(monkeypatch):
     taken = []
     kernels = autograd.cpu_kernels()
     assert kernels is not None
-    fill = kernels.csr_to_dense
-    monkeypatch.setattr(kernels, "csr_to_dense", lambda *arguments: taken.append(True) or fill(*arguments))
+    fill = kernels.sparse.csr_to_dense
+    monkeypatch.setattr(kernels.sparse, "csr_to_dense", lambda *arguments: taken.append(True) or fill(*arguments))
     weight = torch.ones(50, 3)
-    autograd.csr_matmul(csr(counts(20, 50, 0.05)), weight)
+    autograd.csr_matmul(csr(counts(20, 50, 0.05)), weight, torch.zeros(3))
     assert not taken
-    autograd.csr_matmul(csr(counts(20, 50, 1.0)), weight)
+    autograd.csr_matmul(csr(counts(20, 50, 1.0)), weight, torch.zeros(3))
     assert taken
 
 

@@ -21,9 +21,9 @@ def exp_of(x, out):
 
 
 @njit(fastmath=cpu.STRICT)
-def log1p_of(u, log, excess):
+def log1p_of(u, log, excess, reciprocal):
     for i in range(u.size):
-        log[i], excess[i] = cpu._log1p(u[i], cpu.ONE / (cpu.ONE + u[i]))
+        log[i], excess[i], reciprocal[i] = cpu._log1p(u[i])
 
 
 def test_exp_is_within_two_units_in_the_last_place():
@@ -42,16 +42,17 @@ def test_exp_far_below_its_range_is_negligible_but_not_negative():
 
 def test_log1p_is_accurate_over_sixty_decades():
     u = np.concatenate([np.geomspace(1e-30, 1e30, 500_001), np.linspace(0.2, 2.0, 100_001)]).astype(np.float32)
-    log, excess = np.empty_like(u), np.empty_like(u)
-    log1p_of(u, log, excess)
+    log, excess, reciprocal = np.empty_like(u), np.empty_like(u), np.empty_like(u)
+    log1p_of(u, log, excess, reciprocal)
+    assert np.max(np.abs(reciprocal * (1 + u.astype(np.float64)) - 1)) < 2.5 * ULP
     assert np.max(np.abs(log / np.log1p(u.astype(np.float64)) - 1)) < 2.5 * ULP
 
 
 def test_log1p_minus_its_tangent_keeps_its_digits_where_it_nearly_vanishes():
     """u - u + u^2 / 2: subtraction in float32 leaves nothing of it below u = 1e-7."""
     u = np.concatenate([np.geomspace(1e-18, 1e30, 4001), np.linspace(0.2, 2.0, 1001)]).astype(np.float32)
-    log, excess = np.empty_like(u), np.empty_like(u)
-    log1p_of(u, log, excess)
+    log, excess, reciprocal = np.empty_like(u), np.empty_like(u), np.empty_like(u)
+    log1p_of(u, log, excess, reciprocal)
     expected = np.array([references.log1p_excess(v) for v in u])
     relative = np.abs(excess / expected - 1)
     assert relative[u < 0.4].max() < 4 * ULP
@@ -59,9 +60,9 @@ def test_log1p_minus_its_tangent_keeps_its_digits_where_it_nearly_vanishes():
 
 
 def test_log1p_of_zero_is_zero():
-    log, excess = np.ones(1, np.float32), np.ones(1, np.float32)
-    log1p_of(np.zeros(1, np.float32), log, excess)
-    assert (log[0], excess[0]) == (0, 0)
+    log, excess, reciprocal = np.ones((3, 1), np.float32)
+    log1p_of(np.zeros(1, np.float32), log, excess, reciprocal)
+    assert (log[0], excess[0], reciprocal[0]) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 20.0, 85.0])
@@ -83,6 +84,25 @@ def test_a_nan_among_the_logits_is_not_hidden(n):
         logits = np.zeros(n, np.float32)
         logits[at] = np.nan
         assert np.isnan(cpu._softmax_row(logits, np.empty_like(logits)))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("n", [1, 15, 16, 2000])
+def test_the_maximum_by_integer_comparison_is_that_of_the_floats(n, sign):
+    values = (sign * np.random.default_rng(n).gamma(0.1, 1e3, n)).astype(np.float32)
+    assert cpu._max(values) == values.max()
+    assert cpu._max(-values) == -values.min()
+    assert cpu._max(np.array([-0.0, 0.0, -np.inf], np.float32)) == 0.0
+
+
+@pytest.mark.parametrize("theta", [1e-6, 0.1, 1.0, 30.0, 1e6, 1e15])
+def test_tables_of_small_counts_hold_the_rising_factorial_and_its_slope(theta):
+    table = cpu._count_tables(np.full((1, 3), theta, np.float32))
+    theta = float(np.float32(theta))
+    for x in range(2, cpu.TABLE + 1):
+        value, slope = references.rising(float(x), theta)
+        assert table[1][0, x - 2] == pytest.approx([value - x * math.log(theta)] * 3, rel=20 * ULP, abs=20 * ULP)
+        assert table[2][0, x - 2] == pytest.approx([x - theta * slope] * 3, rel=20 * ULP, abs=1e-13 * x)
 
 
 COUNTS = (1e-3, 0.5, 1.0, 2.0, 15.0, 16.0, 17.0, 100.5, 1e5)

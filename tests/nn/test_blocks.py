@@ -8,7 +8,7 @@ from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Categorical, Schema
 from scvae.model import make_model
-from scvae.nn.blocks import BatchNorm, Dropout, Linear, make_norm
+from scvae.nn.blocks import BatchNorm, Dropout, Linear, add_product, make_norm
 from scvae.nn.conditions import Conditions
 from scvae.nn.decoder import Decoder
 from scvae.nn.encoder import LOG_VARIANCE_RANGE, Encoder
@@ -19,15 +19,17 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_linear_gives_the_same_for_sparse_and_dense_rows():
+def test_a_product_is_the_same_for_sparse_and_dense_rows():
     dense = np.random.default_rng(0).poisson(0.5, (9, 31)).astype(np.float32)
     dense[4] = 0
     layer = Linear(31, 6, generator=generator())
     with torch.no_grad():
         layer.bias.copy_(torch.arange(6.0))
     expected = dense @ layer.weight.detach().double().numpy() + np.arange(6)
-    np.testing.assert_allclose(layer(csr(dense)).detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(add_product(layer.bias, csr(dense), layer.weight).detach(), expected, atol=1e-5)
     np.testing.assert_allclose(layer(tensor(dense)).detach(), expected, atol=1e-5)
+    twice = add_product(layer(tensor(dense)), tensor(dense), layer.weight).detach()
+    np.testing.assert_allclose(twice, 2 * expected - np.arange(6), atol=1e-5)
 
 
 def test_weights_come_from_the_given_generator_only():

@@ -1,0 +1,72 @@
+"""Rows taken out of compressed sparse arrays of any type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .autograd import cpu_kernels
+
+COMPILED = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}  # what is worth compiling for
+
+Taken = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
+
+
+def take_rows(
+    indptr: NDArray[np.int64],
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    positions: NDArray[np.int64],
+    column_map: NDArray[np.int32] | None,
+) -> Taken:
+    """Copies of the stored entries of the rows at `positions`, one row after another: indptr, indices and values.
+
+    With a `column_map`, columns are renamed by it, and entries whose column it maps to -1 are left out.
+    """
+    first, last = indptr[positions], indptr[positions + 1]
+    kernels = cpu_kernels()
+    if kernels is None or not all(a.dtype in COMPILED and a.flags.c_contiguous for a in (indices, values)):
+        return _take_plainly(first, last, indices, values, column_map)
+    lengths = last - first
+    if column_map is not None:
+        lengths = np.empty_like(first)
+        kernels.sparse.count_mapped(indices, first, last, column_map, lengths)
+    new_indptr = np.zeros(len(first) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=new_indptr[1:])
+    new_indices, new_values = np.empty(new_indptr[-1], np.int32), np.empty(new_indptr[-1], np.float32)
+    if column_map is None:
+        kernels.sparse.take_rows(indices, values, first, new_indptr, new_indices, new_values)
+    else:
+        kernels.sparse.take_mapped(indices, values, first, last, column_map, new_indptr, new_indices, new_values)
+    return new_indptr, new_indices, new_values
+
+
+def keep_entries(
+    indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+    """Compressed rows with only the entries that are `kept`."""
+    if kept.all():
+        return indptr, indices, values
+    before = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum(kept, out=before[1:])
+    return before[indptr], indices[kept], values[kept]
+
+
+def _take_plainly(
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    indices: NDArray[Any],
+    values: NDArray[Any],
+    column_map: NDArray[np.int32] | None,
+) -> Taken:
+    """`take_rows` in numpy."""
+    indptr = np.zeros(len(first) + 1, dtype=np.int64)
+    np.cumsum(last - first, out=indptr[1:])
+    stored = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first)
+    indices, values = indices[stored], values[stored]
+    if column_map is not None:
+        indices = column_map[indices]
+        indptr, indices, values = keep_entries(indptr, indices, values, indices >= 0)
+    return indptr, indices.astype(np.int32), values.astype(np.float32)
