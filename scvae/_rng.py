@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -30,6 +32,13 @@ def torch_generator(seed: int, *stream: int, device: torch.device | str = "cpu")
     """Torch's counterpart of `numpy_generator`."""
     state = _sequence(seed, stream).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state >> np.uint64(1)))
+
+
+def torch_generators(n: int, seed: int, *stream: int, device: torch.device | str = "cpu") -> Iterator[torch.Generator]:
+    """One generator, seeded anew for each of `n` turns: for loops in which making them one by one would be felt."""
+    generator = torch.Generator(device=device)
+    for state in _sequence(seed, stream).generate_state(n, np.uint64):
+        yield generator.manual_seed(int(state >> np.uint64(1)))
 
 
 def _sequence(seed: int, stream: tuple[int, ...]) -> np.random.SeedSequence:

@@ -249,7 +249,11 @@ def keep_weights(progress: Progress, model: VAE, objective: float, *, ranked: bo
             return
         progress.best_objective = objective
     progress.best_epoch = progress.epoch
-    progress.best_weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if name in progress.best_weights:
+            progress.best_weights[name].copy_(tensor)
+        else:
+            progress.best_weights[name] = tensor.detach().clone()
 
 
 def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae._rng import numpy_generator, seed_of, torch_generator
+from scvae._rng import numpy_generator, seed_of, torch_generator, torch_generators
 
 STREAMS = [(), (0,), (1,), (0, 0), (1, 0), (0, 1), (1, 0, 0), (2, 5)]
 
@@ -60,3 +60,13 @@ def test_global_random_states_are_not_touched():
         draw_torch(seed, 1)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_generators_of_a_loop_are_functions_of_seed_stream_and_turn():
+    def draws(n, *stream):
+        return [torch.rand(3, generator=generator) for generator in torch_generators(n, *stream)]
+
+    first, again, shorter, other = draws(5, 7, 1), draws(5, 7, 1), draws(2, 7, 1), draws(5, 7, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, shorter, strict=False))
+    assert len({tuple(row.tolist()) for row in first + other}) == 10
