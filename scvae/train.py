@@ -142,8 +142,6 @@ def train(
                     statistics = step.run(plan, dials, generators)
             except torch.OutOfMemoryError as error:
                 batch_size = halved(plan, error)
-                optimizer.zero_grad()
-                step = make_step(model, optimizer, feed, config, device)
                 continue
             reading = read(statistics, progress.failures_in_a_row)
             progress.skipped_steps += reading.skipped
