@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ._devices import working_on
 from .checkpoint import NonFiniteLossError
 from .config import TrainingConfig
 from .data.batches import Batch
@@ -155,7 +156,8 @@ def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoc
     device = next(model.parameters()).device
     batch = cells.batch(positions).to(device)
     zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
-    elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
+    with working_on(device):
+        elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
     bad = np.flatnonzero(~torch.isfinite(elbo).cpu().numpy())
     culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
     return NonFiniteLossError(
