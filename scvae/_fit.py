@@ -9,6 +9,7 @@ import os
 import platform
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from ._slots import write
 from ._version import __version__
 from .checkpoint import CHECKPOINT, Progress
 from .config import NetworkConfig, TrainingConfig, to_json
-from .data.batches import chunks, split
+from .data.batches import chunks, n_aside, split
 from .data.feeds import single_pass
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
@@ -35,6 +36,7 @@ from .inference import posterior_moments
 from .kernels.csr import CSR
 from .likelihoods import KIND, NAMES, LikelihoodName
 from .model import VAE, make_model
+from .recipe import Recipe, make_recipe
 from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
@@ -222,12 +224,17 @@ def _train_on(
         n_latent=n_latent,
         beta=beta,
         network_config=network,
-        training_config=training,
+        training_config=replace(training, **_recipe(training, len(cells))._asdict()),
         outcome=_outcome(vae, cells, progress, ended, training, seed, device),
         history=pd.DataFrame(progress.history),
         seed=seed,
         versions=_versions(),
     )
+
+
+def _recipe(training: TrainingConfig, n_cells: int) -> Recipe:
+    """What was left open, as `train` chose it."""
+    return make_recipe(training, n_cells - n_aside(n_cells, training.validation_fraction))
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:

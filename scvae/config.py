@@ -61,11 +61,12 @@ class TrainingConfig:
     Parameters
     ----------
     epochs
-        Passes over the training cells; None sets them from the number of cells (see `scvae.train.default_epochs`).
+        Passes over the training cells; None sets them from the number of cells (see `scvae.recipe.default_epochs`).
     batch_size
-        Cells of a step (each epoch is cut into nearly equal batches of about this size, so none is tiny).
+        Cells of a step (each epoch is cut into nearly equal batches of about this size, so none is tiny); None takes
+        128, and 256 from 10,000 training cells on.
     learning_rate
-        Peak of the one-cycle schedule of Adam.
+        Peak of the one-cycle schedule of Adam; None sets it from the batch size (see `scvae.recipe.make_recipe`).
     validation_fraction
         Share of the cells held out for validation; 0 for none.
     warmup
@@ -82,8 +83,8 @@ class TrainingConfig:
     """
 
     epochs: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 3e-3
+    batch_size: int | None = None
+    learning_rate: float | None = None
     validation_fraction: float = 0.1
     warmup: float = 0.1
     patience: float | None = 0.5
@@ -92,15 +93,14 @@ class TrainingConfig:
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs is not None:
-            _check_integer(self, "epochs", at_least=1)
-        _check_integer(self, "batch_size", at_least=1)
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) is not None:
+                _check_integer(self, name, at_least=1)
         _check_integer(self, "checkpoint_every", at_least=1)
-        _check_number(self, "learning_rate", low=0.0)
         _check_number(self, "validation_fraction", low=0.0, below=1.0)
         _check_number(self, "warmup", low=0.0, below=1.0)
         _check_number(self, "free_bits", low=0.0)
-        for name in ("patience", "capacity"):
+        for name in ("learning_rate", "patience", "capacity"):
             if getattr(self, name) is not None:
                 _check_number(self, name, low=0.0)
 

@@ -26,6 +26,7 @@ from .data.intake import Cells
 from .data.summary import summarize
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
+from .recipe import make_recipe
 from .schedules import beta_at, one_cycle
 from .step import Dials, Reading, failure, make_optimizer, read
 
@@ -34,26 +35,6 @@ logger = logging.getLogger(__name__)
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
 EVALUATION_CHUNK = 512  # cells
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
-
-
-def default_epochs(n_cells: int, batch_size: int) -> int:
-    """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
-
-    Parameters
-    ----------
-    n_cells
-        Training cells.
-    batch_size
-        Cells of a step.
-
-    Returns
-    -------
-    int
-        Epochs, between 8 and 400.
-    """
-    steps_per_epoch = max(1, round(n_cells / batch_size))
-    epochs = round(40 * min(1.0, math.sqrt(20_000 / n_cells)))
-    return min(400, max(8, epochs, math.ceil(600 / steps_per_epoch)))
 
 
 Ending = Literal["finished", "stopped early", "interrupted"]
@@ -119,10 +100,10 @@ def train(
         If the checkpoint belongs to another run.
     """
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
-    n_epochs = config.epochs or default_epochs(len(training), config.batch_size)
+    n_epochs, batch_size, peak = make_recipe(config, len(training))
     model.likelihood.start_from(summarize(cells, training))
     optimizer = make_optimizer(model, len(training))
-    feed, batch_size = make_feed(cells, device), config.batch_size
+    feed = make_feed(cells, device)
     step = make_step(model, optimizer, feed, config, device)
     progress = Progress()
     if checkpoint is not None and Path(checkpoint).exists():
@@ -135,7 +116,7 @@ def train(
             model.train()
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
-            dials = [dials_at(first + i, n_steps, beta, config) for i in range(len(plan))]
+            dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
                 with working_on(device, tf32=True):
@@ -180,13 +161,13 @@ def halved(plan: Plan, error: torch.OutOfMemoryError) -> int:
     return size // 2
 
 
-def dials_at(step: int, n_steps: int, beta: float, config: TrainingConfig) -> Dials:
-    """Where the dials stand at one of the steps, counted from 0."""
+def dials_at(step: int, n_steps: int, beta: float, peak: float, config: TrainingConfig) -> Dials:
+    """Where the dials stand at one of the steps, counted from 0; `peak` is the highest learning rate."""
     done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
     return Dials(
         kl_weight=beta_at(done, beta=beta, warmup=config.warmup),
         capacity=capacity_at(done, config),
-        learning_rate=one_cycle(step / n_steps, peak=config.learning_rate),
+        learning_rate=one_cycle(step / n_steps, peak=peak),
     )
 
 

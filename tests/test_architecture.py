@@ -24,7 +24,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "optimizer",
         "schedules",
     },
-    {"kernels"},
+    {"kernels", "recipe"},
     {"data", "latent"},
     {"likelihoods"},
     {"nn"},

@@ -18,7 +18,6 @@ from scvae.checkpoint import Progress
 from scvae.train import (
     Evaluation,
     capacity_at,
-    default_epochs,
     final_objective,
     keep_weights,
     out_of_patience,
@@ -179,14 +178,6 @@ def test_a_flat_end_counts_as_converged_and_a_steep_one_does_not():
     assert said([-200.0, -150.0, *[-100.0] * 18])[0]
     assert not said([-300.0 + 5 * epoch for epoch in range(20)])[0]
     assert said([-100.0]) == (False, "1 epochs are too few to tell")
-
-
-@pytest.mark.parametrize("n_cells", [1, 100, 2_000, 20_000, 100_000, 3_000_000])
-def test_the_number_of_epochs_gives_small_data_enough_steps_and_large_data_no_more_than_they_need(n_cells):
-    epochs = default_epochs(n_cells, 128)
-    assert isinstance(epochs, int)
-    assert 8 <= epochs <= 400
-    assert epochs >= default_epochs(10 * n_cells, 128)
 
 
 # sizes

@@ -62,6 +62,17 @@ class Batch:
         return torch.zeros(len(self), dtype=torch.int64, device=self.library.device)
 
 
+def n_aside(n: int, fraction: float) -> int:
+    """How many of `n` cells `split` sets aside."""
+    check_positive_int(n, "n")
+    check_probability(fraction, "fraction")
+    if fraction == 1:
+        raise ValueError("fraction is 1, which leaves no cell to train on; pass a number in [0, 1)")
+    if n < SMALLEST_SPLIT or fraction == 0:
+        return 0
+    return min(max(round(n * fraction), 1), n - 1)
+
+
 def split(
     n: int, fraction: float, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
@@ -87,13 +98,7 @@ def split(
     ValueError
         If `n` is not positive or `fraction` not in [0, 1).
     """
-    check_positive_int(n, "n")
-    check_probability(fraction, "fraction")
-    if fraction == 1:
-        raise ValueError("fraction is 1, which leaves no cell to train on; pass a number in [0, 1)")
-    aside = 0
-    if n >= SMALLEST_SPLIT and fraction > 0:
-        aside = min(max(round(n * fraction), 1), n - 1)
+    aside = n_aside(n, fraction)
     order = rng.permutation(n).astype(np.int64)
     return np.sort(order[aside:]), np.sort(order[:aside])
 

@@ -1,0 +1,53 @@
+"""What of a training depends on the number of cells, where the user leaves it open."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from .config import TrainingConfig
+
+MANY_CELLS = 10_000
+FEWEST_STEPS = 600
+
+
+class Recipe(NamedTuple):
+    """Passes over the training cells, cells of a step, and Adam's peak learning rate."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+def make_recipe(config: TrainingConfig, n_cells: int) -> Recipe:
+    """The recipe for `n_cells` training cells, on any device; what the config sets is kept.
+
+    Batches of 128 cells, and of 256 from 10,000 cells on: there the held-out ELBO is the same to 0.05 nats and an epoch
+    takes two thirds of the time, while still larger batches lose likelihood. The learning rate is 3e-3 at 128 and grows
+    with the square root of the batch size, as the noise of the gradient falls, up to that of 512.
+    """
+    batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)
+    learning_rate = config.learning_rate
+    if learning_rate is None:
+        learning_rate = 3e-3 * math.sqrt(min(max(batch_size, 128), 512) / 128)
+    return Recipe(config.epochs or default_epochs(n_cells, batch_size), batch_size, learning_rate)
+
+
+def default_epochs(n_cells: int, batch_size: int) -> int:
+    """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
+
+    Parameters
+    ----------
+    n_cells
+        Training cells.
+    batch_size
+        Cells of a step.
+
+    Returns
+    -------
+    int
+        Epochs, between 8 and 400.
+    """
+    steps_per_epoch = max(1, round(n_cells / batch_size))
+    epochs = round(40 * min(1.0, math.sqrt(20_000 / n_cells)))
+    return min(400, max(8, epochs, math.ceil(FEWEST_STEPS / steps_per_epoch)))

@@ -1,0 +1,48 @@
+"""What the number of cells decides of a training."""
+
+import math
+
+import pytest
+
+import scvae
+from scvae import TrainingConfig
+from scvae.recipe import FEWEST_STEPS, default_epochs, make_recipe
+
+SIZES = [1, 100, 2_000, 9_999, 10_000, 20_000, 100_000, 3_000_000]
+
+
+@pytest.mark.parametrize("n_cells", SIZES)
+def test_the_number_of_epochs_gives_small_data_enough_steps_and_large_data_no_more_than_they_need(n_cells):
+    epochs = default_epochs(n_cells, 128)
+    assert isinstance(epochs, int)
+    assert 8 <= epochs <= 400
+    assert epochs >= default_epochs(10 * n_cells, 128)
+
+
+@pytest.mark.parametrize("n_cells", SIZES[2:])
+def test_no_recipe_has_too_few_steps(n_cells):
+    recipe = make_recipe(TrainingConfig(), n_cells)
+    assert recipe.epochs * round(n_cells / recipe.batch_size) >= FEWEST_STEPS
+
+
+def test_batches_and_learning_rate_grow_together():
+    assert make_recipe(TrainingConfig(), 9_999)[1:] == (128, 3e-3)
+    assert make_recipe(TrainingConfig(), 10_000)[1:] == (256, pytest.approx(3e-3 * math.sqrt(2)))
+    assert make_recipe(TrainingConfig(batch_size=16), 10_000)[1:] == (16, 3e-3)
+    assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 6e-3)
+
+
+def test_what_the_user_sets_is_kept():
+    config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
+    assert make_recipe(config, 123_456) == (3, 77, 0.01)
+
+
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.25])
+def test_the_model_keeps_the_recipe_that_it_was_trained_by(validation_fraction):
+    adata = scvae.datasets.simulate(n_cells=40, n_genes=20, truth=False, rng=0)
+    training = TrainingConfig(epochs=2, validation_fraction=validation_fraction)
+    model = scvae.fit(adata, rng=0, verbose=False, n_latent=2, training=training)
+    assert (model.training_config.epochs, model.training_config.batch_size) == (2, 128)
+    assert model.training_config.learning_rate == 3e-3
+    assert adata.uns["scvae"]["params"]["training"]["batch_size"] == 128
+    assert model.outcome.epochs == len(model.history) == 2
