@@ -33,6 +33,8 @@ def _cuda_kernels() -> ModuleType | None:
 
         zero = torch.zeros(1, dtype=torch.int64, device="cuda")
         cuda.densify(zero, zero, zero, zero, 1)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001  (no Triton, no C compiler, too old a card: each fails in its own way)
         logger.warning("triton is not usable here (%r); scvae falls back to plain torch, which is slower", error)
         return None
