@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import warnings
@@ -27,6 +28,7 @@ from ._version import __version__
 from .checkpoint import CHECKPOINT, Progress
 from .config import NetworkConfig, TrainingConfig, to_json
 from .data.batches import chunks, n_aside, split
+from .data.feeds import single_pass
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
 from .fitted import FittedModel, Outcome
@@ -39,6 +41,8 @@ from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_N_LATENT = 10
 
@@ -93,7 +97,10 @@ def fit(
     rng
         Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
     device
-        ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. On a
+        CUDA device the cells lie there if they fit and are streamed otherwise, products of matrices are rounded to TF32
+        in training (not in results), and batches are halved when memory runs out. ``"mps"`` is untested; where it lacks
+        an operation, as it does float64 now, the whole fit moves to the CPU.
     key_added
         Name of the slots written.
     network, training
@@ -126,6 +133,8 @@ def fit(
         then as it was.
     NonFiniteLossError
         If training diverges; the message names a cell.
+    MemoryError
+        If the device has no memory to train on even one cell at a time.
 
     Examples
     --------
@@ -156,7 +165,14 @@ def fit(
     )
     _check_heads(network, likelihood, schema)
 
-    model = _train_on(cells, schema, likelihood, n_latent, beta, seed, target, network, training, checkpoint, verbose)
+    what, how = (cells, schema, likelihood, n_latent, beta, seed), (network, training, checkpoint, verbose)
+    try:
+        model = _train_on(*what, target, *how)
+    except (NotImplementedError, TypeError) as error:
+        if target.type != "mps":
+            raise
+        logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
+        model = _train_on(*what, torch.device("cpu"), *how)
     mean, variance = posterior_moments(model, cells)
     write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
     return model
@@ -253,7 +269,8 @@ def _outcome(
     vae: VAE, cells: Cells, progress: Progress, ended: str, config: TrainingConfig, seed: int, device: torch.device
 ) -> Outcome:
     train_cells, held_out = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
-    result = evaluate(vae, cells, held_out if len(held_out) else train_cells, seed=seed, device=device)
+    judged = held_out if len(held_out) else train_cells
+    result = evaluate(vae, single_pass(cells, device), judged, seed=seed, device=device)
     converged, reason = verdict(progress, ended)
     return Outcome(
         converged=converged,

@@ -116,7 +116,7 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
-    training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:1")
+    training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
     training.add_argument(
         "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
     )

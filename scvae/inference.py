@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ._devices import working_on
 from ._rng import torch_generator
 from .data.batches import Batch, chunks
+from .data.feeds import single_pass
 from .data.intake import Cells
 from .fitted import FittedModel
 from .objective import elbo, importance_weighted
@@ -28,10 +30,11 @@ def posterior_moments(
     """Posterior means and variances of each cell, float32."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
-    for positions, batch in _batches(model, cells, EMBEDDING_CHUNK):
-        posterior = model.network.encode(batch)
-        mean[positions] = posterior.mean.cpu().numpy()
-        variance[positions] = posterior.variance.cpu().numpy()
+    with working_on(model.device):
+        for positions, batch in _batches(model, cells, EMBEDDING_CHUNK):
+            posterior = model.network.encode(batch)
+            mean[positions] = posterior.mean.cpu().numpy()
+            variance[positions] = posterior.variance.cpu().numpy()
     return mean, variance
 
 
@@ -41,12 +44,13 @@ def log_likelihood_bound(
     """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1."""
     bound = np.empty(len(cells))
     estimate = importance_weighted if kind == "iw" else elbo
-    for i, (positions, batch) in enumerate(_batches(model, cells, BOUND_CHUNK)):
-        generator = torch_generator(seed, BOUND, i, device=model.device)
-        bound[positions] = estimate(model.network, batch, n_samples, generator).cpu().numpy()
+    with working_on(model.device):
+        for i, (positions, batch) in enumerate(_batches(model, cells, BOUND_CHUNK)):
+            generator = torch_generator(seed, BOUND, i, device=model.device)
+            bound[positions] = estimate(model.network, batch, n_samples, generator).cpu().numpy()
     return bound
 
 
 def _batches(model: FittedModel, cells: Cells, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    for positions in chunks(len(cells), size):
-        yield positions, cells.batch(positions).to(model.device)
+    plan = chunks(len(cells), size)
+    yield from zip(plan, single_pass(cells, model.device).batches(plan), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ._devices import working_on
 from .checkpoint import NonFiniteLossError
 from .config import TrainingConfig
 from .data.batches import Batch
+from .data.feeds import Feed, Plan
 from .data.intake import Cells
 from .likelihoods.base import OutputLayer
 from .likelihoods.counts import LOG_DISPERSION_SPREAD
@@ -63,14 +66,24 @@ class Reading(NamedTuple):
 class EagerStep:
     """Runs each step as it is called."""
 
-    def __init__(self, model: VAE, optimizer: Adam, cells: Cells, config: TrainingConfig, device: torch.device) -> None:
-        self.model, self.optimizer, self.cells, self.config, self.device = model, optimizer, cells, config, device
+    def __init__(self, model: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, device: torch.device) -> None:
+        self.model, self.optimizer, self.feed, self.config, self.device = model, optimizer, feed, config, device
 
-    def __call__(
-        self, positions: Int[np.ndarray, " cells"], generator: torch.Generator, dials: Dials
-    ) -> Float[Tensor, "3"]:
-        """Moves the weights; returns log-likelihood and KL, in nats per cell, and 1 if the step was skipped."""
-        batch = self.cells.batch(positions).to(self.device)
+    def run(
+        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+    ) -> list[Float[Tensor, "3"]]:
+        """Moves the weights once for each batch of the plan; one of the generators draws the noise of each.
+
+        Returns
+        -------
+        list
+            For each step log-likelihood and KL, in nats per cell, and 1 if the step was skipped; on the device, which
+            was not waited for.
+        """
+        return [self(*step) for step in zip(self.feed.batches(plan), generators, dials, strict=True)]
+
+    def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
+        """One step: see `run`."""
         noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
         weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
         return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
@@ -82,7 +95,7 @@ def update(
     batch: Batch,
     noise: Float[Tensor, "cells latent"],
     cell_weight: Float[Tensor, " cells"],
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     dials: Dials,
     config: TrainingConfig,
 ) -> Float[Tensor, "3"]:
@@ -93,12 +106,12 @@ def update(
     cell_weight
         Adds up to 1; 0 for cells that only fill up the batch.
     generator
-        Draws the dropout masks.
+        Draws the dropout masks; may be None where there are none.
 
     Returns
     -------
     Tensor
-        As `EagerStep.__call__`.
+        As each of `EagerStep.run`.
     """
     terms = evidence_terms(model, batch, noise, cell_weight, generator)
     objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)
@@ -143,7 +156,8 @@ def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoc
     device = next(model.parameters()).device
     batch = cells.batch(positions).to(device)
     zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
-    elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
+    with working_on(device):
+        elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
     bad = np.flatnonzero(~torch.isfinite(elbo).cpu().numpy())
     culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
     return NonFiniteLossError(

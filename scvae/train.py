@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -14,17 +15,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ._devices import working_on
 from ._rng import numpy_generator, torch_generator, torch_generators
+from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
 from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
+from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
 from .data.summary import summarize
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
 from .recipe import make_recipe
 from .schedules import beta_at, one_cycle
-from .step import Dials, EagerStep, Reading, failure, make_optimizer, read
+from .step import Dials, Reading, failure, make_optimizer, read
+
+logger = logging.getLogger(__name__)
 
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
 EVALUATION_CHUNK = 512  # cells
@@ -87,6 +93,9 @@ def train(
     ------
     NonFiniteLossError
         If several steps in a row give a loss or a gradient that is not finite.
+    MemoryError
+        If the device has no memory for a step of a single cell. Before that, batches are halved: an epoch that ran out
+        of memory starts again from the weights as they are.
     ValueError
         If the checkpoint belongs to another run.
     """
@@ -94,7 +103,8 @@ def train(
     n_epochs, batch_size, peak = make_recipe(config, len(training))
     model.likelihood.start_from(summarize(cells, training))
     optimizer = make_optimizer(model, len(training))
-    step = EagerStep(model, optimizer, cells, config, device)
+    feed = make_feed(cells, device)
+    step = make_step(model, optimizer, feed, config, device)
     progress = Progress()
     if checkpoint is not None and Path(checkpoint).exists():
         resume(checkpoint, progress, model, optimizer, identity)
@@ -105,21 +115,25 @@ def train(
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
             model.train()
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
-            statistics: list[Tensor] = []
+            first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
+            dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
-            for i, (positions, generator) in enumerate(zip(plan, generators, strict=True)):
-                dials = dials_at(progress.epoch * len(plan) + i, n_epochs * len(plan), beta, peak, config)
-                statistics.append(step(positions, generator, dials))
+            try:
+                with working_on(device, tf32=True):
+                    statistics = step.run(plan, dials, generators)
+            except torch.OutOfMemoryError as error:
+                batch_size = halved(plan, error)
+                continue
             reading = read(statistics, progress.failures_in_a_row)
             progress.skipped_steps += reading.skipped
             progress.failures_in_a_row = reading.streak
             if reading.gave_up is not None:
                 raise failure(model, cells, plan[reading.gave_up], progress.epoch + 1)
 
-            held_out = evaluate(model, cells, validation, seed=seed, device=device)
+            held_out = evaluate(model, feed, validation, seed=seed, device=device)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            record(progress, reading, held_out, dials)
+            record(progress, reading, held_out, dials[-1])
             ranked = progress.epoch > config.warmup * n_epochs
             keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             show(bar, progress)
@@ -133,6 +147,18 @@ def train(
     model.load_state_dict(progress.best_weights or model.state_dict())
     model.eval()
     return progress, ended
+
+
+def halved(plan: Plan, error: torch.OutOfMemoryError) -> int:
+    """Half the size of the largest batch of the plan, for which there was not memory enough."""
+    size = max(map(len, plan))
+    if size == 1:
+        raise MemoryError(
+            "the device has not memory enough to train on one cell at a time; model fewer genes, lower "
+            "NetworkConfig.width, free memory that other programs hold there, or pass device='cpu'"
+        ) from error
+    logger.warning("out of memory with %d cells in a batch; training goes on with %d", size, size // 2)
+    return size // 2
 
 
 def dials_at(step: int, n_steps: int, beta: float, peak: float, config: TrainingConfig) -> Dials:
@@ -154,20 +180,21 @@ def capacity_at(fraction: float, config: TrainingConfig) -> float | None:
 
 @torch.no_grad()
 def evaluate(
-    model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], *, seed: int, device: torch.device
+    model: VAE, feed: Feed, positions: Int[np.ndarray, " cells"], *, seed: int, device: torch.device
 ) -> Evaluation:
     """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call."""
     model.eval()
-    log_likelihood, kl = 0.0, torch.zeros(model.n_latent, device=device)
-    for i, part in enumerate(chunks(len(positions), EVALUATION_CHUNK)):
-        batch = cells.batch(positions[part]).to(device)
-        generator = torch_generator(seed, VALIDATION, i, device=device)
-        noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
-        terms = evidence_terms(model, batch, noise, torch.zeros(len(batch), device=device))
-        log_likelihood += float(terms.log_likelihood.sum())
-        kl += terms.kl.sum(0)
+    sums, kl = [torch.zeros((), device=device)], torch.zeros(model.n_latent, device=device)
+    plan = [positions[part] for part in chunks(len(positions), EVALUATION_CHUNK)]
+    with working_on(device):
+        for i, batch in enumerate(feed.batches(plan)):
+            generator = torch_generator(seed, VALIDATION, i, device=device)
+            noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
+            terms = evidence_terms(model, batch, noise, torch.zeros(len(batch), device=device))
+            sums.append(terms.log_likelihood.sum())
+            kl += terms.kl.sum(0)
     n = len(positions) or math.nan
-    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl.cpu() / n)
+    return Evaluation(sum(torch.stack(sums).tolist()) / n, float(kl.sum()) / n, kl.cpu() / n)
 
 
 def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials) -> None:

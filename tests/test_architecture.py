@@ -31,6 +31,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"model"},
     {"checkpoint", "fitted", "objective"},
     {"inference", "step"},
+    {"captured"},
     {"train"},
     {"_fit", "diagnostics"},
     {"_demo", "_tune", "datasets", "pl", "tl"},

@@ -21,7 +21,7 @@ import scvae
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-HEAVY = {"igraph", "leidenalg", "matplotlib", "numba", "scanpy", "sklearn", "umap"}
+HEAVY = {"igraph", "leidenalg", "matplotlib", "numba", "scanpy", "sklearn", "triton", "umap"}
 UNSAFE = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._checks import check_positive_int, check_probability
 from ..kernels.csr import CSR
+from ..kernels.selection import SelectedRows
 
 SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
 
@@ -22,7 +23,8 @@ class Batch:
     Parameters
     ----------
     x
-        Raw values, float32, cells x modelled genes: CSR for counts and binary data, sparse or dense for real values.
+        Raw values, cells x modelled genes: sparse for counts and binary data, sparse or dense for real values; float32,
+        but for rows selected from a store on a device.
     library
         float32 sum over the modelled genes, or the user's size factor; 1 for real values.
     codes
@@ -33,7 +35,7 @@ class Batch:
         Whether the first column of `codes` is the batch.
     """
 
-    x: CSR | Float[Tensor, "cells genes"]
+    x: CSR | SelectedRows | Float[Tensor, "cells genes"]
     library: Float[Tensor, " cells"]
     codes: Int[Tensor, "cells categoricals"]
     numeric: Float[Tensor, "cells numerics"]

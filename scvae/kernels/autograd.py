@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from . import reference
 from .csr import CSR
+from .device import CountHead, densify, kernels_for
 from .products import large_products
+from .selection import SelectedRows
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ def csr_matmul(
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and cpu_kernels() is not None:
         product: Tensor = _RowsMatmul.apply(start.expand(len(rows), -1), weight, rows)
         return product
+    if kernels_for(weight.device) is not None and weight.dtype == torch.float32:
+        return torch.addmm(start, densify(rows), weight)
     return start + reference.csr_matmul(rows, weight)
 
 
@@ -120,7 +124,7 @@ def negative_binomial(
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
     log_inverse_dispersion: Float[Tensor, "groups genes"],
-    counts: CSR,
+    counts: CSR | SelectedRows,
     library: Float[Tensor, " cells"],
     group: Int[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
@@ -131,8 +135,10 @@ def negative_binomial(
     another. On the CPU the gradients are formed in the forward pass, block by block, and only scaled in the backward
     pass (as in Liger-Kernel's fused linear cross entropy): no cells x genes intermediate is kept.
     """
-    if _fusible(features):
-        tensors = (features, weight, bias, log_inverse_dispersion)
+    tensors = (features, weight, bias, log_inverse_dispersion)
+    if _on_device(features):
+        return WeightedLogProb(*CountHead.apply("nb", *tensors, counts, library, group, row_weight))
+    if _fusible(features, counts):
         return WeightedLogProb(*_FusedHead.apply("nb_rows", *tensors, counts, library, group, row_weight))
     table = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
     return _weighted(table, row_weight)
@@ -145,14 +151,16 @@ def zero_inflated(
     zero_weight: Float[Tensor, "genes features"],
     zero_bias: Float[Tensor, " genes"],
     log_inverse_dispersion: Float[Tensor, "groups genes"],
-    counts: CSR,
+    counts: CSR | SelectedRows,
     library: Float[Tensor, " cells"],
     group: Int[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """As `negative_binomial`, with zeros added with probability sigmoid(features @ zero_weight.T + zero_bias)."""
-    if _fusible(features):
-        tensors = (torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias]), log_inverse_dispersion)
+    tensors = (torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias]), log_inverse_dispersion)
+    if _on_device(features):
+        return WeightedLogProb(*CountHead.apply("zinb", features, *tensors, counts, library, group, row_weight))
+    if _fusible(features, counts):
         return WeightedLogProb(*_FusedHead.apply("zinb_rows", features, *tensors, counts, library, group, row_weight))
     base = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
     x = _per_row(counts.to_dense(), features)
@@ -163,13 +171,17 @@ def poisson(
     features: Float[Tensor, "rows features"],
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
-    counts: CSR,
+    counts: CSR | SelectedRows,
     library: Float[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """As `negative_binomial`, for the Poisson."""
-    if _fusible(features):
-        none, group = features.new_zeros(1, 0), torch.zeros(len(counts), dtype=torch.int64)
+    none, group = features.new_zeros(1, 0), torch.zeros(len(counts), dtype=torch.int64, device=features.device)
+    if _on_device(features):
+        return WeightedLogProb(
+            *CountHead.apply("poisson", features, weight, bias, none, counts, library, group, row_weight)
+        )
+    if _fusible(features, counts):
         return WeightedLogProb(
             *_FusedHead.apply("poisson_rows", features, weight, bias, none, counts, library, group, row_weight)
         )
@@ -181,11 +193,11 @@ def bernoulli(
     features: Float[Tensor, "rows features"],
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
-    values: CSR,
+    values: CSR | SelectedRows,
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """Output layer and Bernoulli log-probability in one operation; rows as in `negative_binomial`."""
-    if _fusible(features):
+    if _fusible(features, values):
         none, group = features.new_zeros(1, 0), torch.zeros(len(values), dtype=torch.int64)
         library = features.new_zeros(len(values))
         return WeightedLogProb(
@@ -195,12 +207,23 @@ def bernoulli(
     return _weighted(table, row_weight)
 
 
-def _fusible(features: Tensor) -> bool:
-    return features.device.type == "cpu" and features.dtype == torch.float32 and cpu_kernels() is not None
+def _on_device(features: Tensor) -> bool:
+    return features.dtype == torch.float32 and kernels_for(features.device) is not None
+
+
+def _fusible(features: Tensor, counts: CSR | SelectedRows) -> bool:
+    on_cpu = features.device.type == "cpu" and isinstance(counts, CSR)
+    return on_cpu and features.dtype == torch.float32 and cpu_kernels() is not None
 
 
 def _negative_binomial_table(
-    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, counts: CSR, library: Tensor, group: Tensor
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    log_theta: Tensor,
+    counts: CSR | SelectedRows,
+    library: Tensor,
+    group: Tensor,
 ) -> Float[Tensor, "rows genes"]:
     log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
     x = _per_row(counts.to_dense(), features)

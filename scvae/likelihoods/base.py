@@ -14,6 +14,8 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
+from ..kernels.device import densify
+from ..kernels.selection import SelectedRows
 
 
 @runtime_checkable
@@ -104,8 +106,10 @@ def log_library(batch: Batch, mean_log_library: Float[Tensor, ""]) -> Float[Tens
     return torch.log(batch.library.clamp_min(1.0)) - mean_log_library
 
 
-def dense(x: CSR | Tensor) -> Float[Tensor, "cells genes"]:
+def dense(x: CSR | SelectedRows | Tensor) -> Float[Tensor, "cells genes"]:
     """Data of a block of cells as a dense tensor."""
+    if isinstance(x, SelectedRows):
+        return densify(x)
     return x.to_dense() if isinstance(x, CSR) else x
 
 

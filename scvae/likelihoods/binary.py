@@ -15,6 +15,8 @@ from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
+from ..kernels.device import densify
+from ..kernels.selection import SelectedRows
 from .base import Likelihood, OutputLayer, log_library, repeat_cells
 
 
@@ -64,7 +66,8 @@ class Bernoulli(Likelihood):
             self.mean_log_depth.fill_(summary.mean_log_library)
 
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
-        return batch.x, log_library(batch, self.mean_log_depth)[:, None]
+        x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
+        return x, log_library(batch, self.mean_log_depth)[:, None]
 
     def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> BernoulliTable:
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
@@ -74,7 +77,7 @@ class Bernoulli(Likelihood):
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
         # the depth is one more feature, so that the output layer's product gives the whole logit
-        assert isinstance(batch.x, CSR)
+        assert not isinstance(batch.x, Tensor)
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
         return autograd.bernoulli(

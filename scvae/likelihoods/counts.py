@@ -15,6 +15,8 @@ from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
+from ..kernels.device import densify
+from ..kernels.selection import SelectedRows
 from .base import Likelihood, OutputLayer, log_library, repeat_cells
 
 LOG_DISPERSION_SPREAD = 0.5  # prior standard deviation of log theta around its mean over genes
@@ -120,10 +122,12 @@ class CountLikelihood(Likelihood):
             self.output.bias.copy_(torch.log((summary.total + 0.5) / (summary.total + 0.5).sum()))
             self.mean_log_library.fill_(summary.mean_log_library)
 
-    def encoder_input(self, batch: Batch) -> tuple[CSR, Float[Tensor, "cells covariates"]]:
-        assert isinstance(batch.x, CSR)
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
+        assert not isinstance(batch.x, Tensor)
         log_depth = log_library(batch, self.mean_log_library)
-        return autograd.log1p_scaled(batch.x, torch.exp(-log_depth)), log_depth[:, None]
+        scale = torch.exp(-log_depth)
+        x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
+        return x, log_depth[:, None]
 
     def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
         """log(library * softmax(logits))."""
@@ -145,7 +149,7 @@ class Poisson(CountLikelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert isinstance(batch.x, CSR)
+        assert not isinstance(batch.x, Tensor)
         output = self.output
         return autograd.poisson(features, output.weight, output.bias, batch.x, batch.library, row_weight)
 
@@ -170,7 +174,7 @@ class NegativeBinomial(CountLikelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert isinstance(batch.x, CSR)
+        assert not isinstance(batch.x, Tensor)
         return autograd.negative_binomial(
             features,
             self.output.weight,
@@ -209,7 +213,7 @@ class ZeroInflated(Likelihood):
         self.base.start_from(summary)
         nn.init.constant_(self.zero_logit.bias, -3.0)
 
-    def encoder_input(self, batch: Batch) -> tuple[CSR, Float[Tensor, "cells covariates"]]:
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)
 
     def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> ZeroInflatedTable:
@@ -218,7 +222,7 @@ class ZeroInflated(Likelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert isinstance(batch.x, CSR)
+        assert not isinstance(batch.x, Tensor)
         return autograd.zero_inflated(
             features,
             self.base.output.weight,

@@ -1,0 +1,231 @@
+"""Where the batches of a plan come from: made on the host, streamed to a CUDA device, or picked from a store on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from ..kernels.csr import CSR
+from ..kernels.selection import SelectedRows
+from .batches import Batch, chunks
+from .intake import Cells
+from .rows import DenseRows
+
+logger = logging.getLogger(__name__)
+
+Plan = Sequence[Int[np.ndarray, "_"]]
+
+CHUNK = 4096  # cells on their way to the device
+STORE_SHARE = 0.6  # of the free memory that the cells may fill: the rest is for the training
+
+
+class Feed(ABC):
+    """Cells, handed out batch by batch on the device of the model."""
+
+    @abstractmethod
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        """The cells at each of the given positions, one batch after another."""
+
+
+@final
+class Host(Feed):
+    """Makes each batch as it is asked for, and sends it."""
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        self.cells, self.device = cells, device
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        for positions in plan:
+            yield self.cells.batch(positions).to(self.device)
+
+
+@final
+class Streamed(Feed):
+    """Makes the next batch in another thread and copies it to a CUDA device while this one is in use.
+
+    The copy goes from page-locked memory on a stream of its own, so nothing waits for it but the work that needs it.
+    """
+
+    def __init__(self, cells: Cells, device: torch.device) -> None:
+        self.cells, self.device = cells, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        if len(plan) == 0:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="scvae-feed") as worker:
+            coming = worker.submit(self._send, plan[0])
+            for following in [*plan[1:], None]:
+                sent = coming.result()
+                if following is not None:
+                    coming = worker.submit(self._send, following)
+                yield self._received(*sent)
+
+    def _send(self, positions: Int[np.ndarray, " cells"]) -> tuple[Batch, torch.cuda.Event | None]:
+        batch = self.cells.batch(positions)
+        if self.stream is None:
+            return batch.to(self.device), None
+        with torch.cuda.stream(self.stream):
+            sent = _changed(batch, lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+            return sent, self.stream.record_event()
+
+    def _received(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+        if copied is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            _changed(batch, lambda tensor: _used_on(tensor, current))
+        # rows by where they begin and end: to count them would wait for the device
+        x = SelectedRows.of(batch.x) if isinstance(batch.x, CSR) else batch.x
+        return dataclasses.replace(batch, x=x)
+
+
+@final
+class Resident(Feed):
+    """Picks each batch from all cells, which lie on the device."""
+
+    def __init__(self, everything: Batch) -> None:
+        self.everything = everything
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cells are."""
+        return self.everything.library.device
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        if len(plan) == 0:
+            return
+        positions = upload(np.concatenate(plan), self.device)
+        for part in positions.split([len(part) for part in plan]):
+            yield self.pick(part)
+
+    def pick(self, positions: Int[Tensor, " chosen"]) -> Batch:
+        """Some cells; `positions` are on the device, which is not waited for."""
+        every = self.everything
+        assert not isinstance(every.x, CSR)
+        x = every.x[positions] if isinstance(every.x, Tensor) else every.x.select(positions)
+        return Batch(x, every.library[positions], every.codes[positions], every.numeric[positions], every.has_batch)
+
+
+def make_feed(cells: Cells, device: torch.device) -> Feed:
+    """What suits many passes: on a CUDA device a store of all cells, or streaming and a log line if it is too small."""
+    if device.type != "cuda":
+        return Host(cells, device)
+    try:
+        store = store_on(cells, device)
+    except torch.OutOfMemoryError:
+        store = None
+    if store is None:
+        logger.warning("the cells do not fit into the memory of %s; they are streamed to it batch by batch", device)
+        return Streamed(cells, device)
+    return store
+
+
+def single_pass(cells: Cells, device: torch.device) -> Feed:
+    """What suits one pass over the cells."""
+    return Streamed(cells, device) if device.type == "cuda" else Host(cells, device)
+
+
+def store_on(cells: Cells, device: torch.device) -> Resident | None:
+    """All cells on the device; None if they would fill more than `STORE_SHARE` of its free memory.
+
+    Sparse rows take the narrowest types that are exact: int16 columns up to 32,768 genes, else int32; uint8 or int16
+    values where all are whole and fit, else float32.
+    """
+    room = STORE_SHARE * _free_memory(device)
+    room -= sum(array.nbytes for array in (cells.library, cells.codes, cells.numeric))
+    x = _dense_store(cells, device, room) if isinstance(cells.rows, DenseRows) else _sparse_store(cells, device, room)
+    if x is None:
+        return None
+    library, codes, numeric = (torch.from_numpy(a).to(device) for a in (cells.library, cells.codes, cells.numeric))
+    return Resident(Batch(x, library, codes, numeric, cells.has_batch))
+
+
+def _dense_store(cells: Cells, device: torch.device, room: float) -> Float[Tensor, "cells genes"] | None:
+    if 4 * len(cells) * cells.rows.n_genes > room:
+        return None
+    store = torch.empty(len(cells), cells.rows.n_genes, device=device)
+    for part in chunks(len(cells), CHUNK):
+        rows = cells.rows.take(part)
+        assert isinstance(rows, Tensor)
+        store[part[0] : part[-1] + 1] = rows.to(device)
+    return store
+
+
+def _sparse_store(cells: Cells, device: torch.device, room: float) -> SelectedRows | None:
+    index_type = torch.int16 if cells.rows.n_genes <= 2**15 else torch.int32
+    lengths, indices, values = [], [], []
+    for part in chunks(len(cells), CHUNK):
+        rows = cells.rows.take(part)
+        assert isinstance(rows, CSR)
+        lengths.append(rows.indptr.diff())
+        indices.append(rows.indices.to(index_type))
+        values.append(_narrowed(rows.values))
+    value_type = functools.reduce(torch.promote_types, [piece.dtype for piece in values])
+    length = torch.cat(lengths)
+    if int(length.sum()) * (index_type.itemsize + value_type.itemsize) + 16 * len(cells) > room:
+        return None
+    last = length.cumsum(0)
+    return SelectedRows(
+        first=(last - length).to(device),
+        last=last.to(device),
+        indices=_joined(indices, index_type, device),
+        values=_joined(values, value_type, device),
+        n_columns=cells.rows.n_genes,
+        longest=int(length.max()),
+    )
+
+
+def _joined(pieces: list[Num[Tensor, "_"]], kind: torch.dtype, device: torch.device) -> Num[Tensor, " stored"]:
+    joined = torch.empty(sum(len(piece) for piece in pieces), dtype=kind, device=device)
+    start = 0
+    for piece in pieces:
+        joined[start : start + len(piece)] = piece.to(device)
+        start += len(piece)
+    return joined
+
+
+def _narrowed(values: Float[Tensor, " stored"]) -> Num[Tensor, " stored"]:
+    """The same values in the narrowest of uint8, int16 and float32."""
+    for kind in (torch.uint8, torch.int16):
+        limits = torch.iinfo(kind)
+        if ((values >= limits.min) & (values <= limits.max) & (values == values.round())).all():
+            return values.to(kind)
+    return values
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device; the next line need not wait until a CUDA device has it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor replaced."""
+    x = batch.x
+    if isinstance(x, CSR):
+        x = CSR(change(x.indptr), change(x.indices), change(x.values), x.n_columns)
+    elif isinstance(x, Tensor):
+        x = change(x)
+    return Batch(x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch)
+
+
+def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """Keeps the tensor's memory from being handed out again before `stream` is done with it."""
+    tensor.record_stream(stream)
+    return tensor

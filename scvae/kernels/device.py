@@ -1,0 +1,103 @@
+"""Operations on a CUDA device: the Triton kernels where they can be used, plain torch elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .csr import CSR
+from .selection import SelectedRows
+
+logger = logging.getLogger(__name__)
+
+LOGITS_BUDGET = 2**26  # float32 logits alive at once (256 MB): larger batches pass the output layer in parts
+
+
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """The Triton kernels for tensors on `device`; None where there are none."""
+    return _cuda_kernels() if device.type == "cuda" else None
+
+
+@cache
+def _cuda_kernels() -> ModuleType | None:
+    """The Triton kernels after a trial launch, or None (and one log line) where they do not work."""
+    try:
+        from . import cuda
+
+        zero = torch.zeros(1, dtype=torch.int64, device="cuda")
+        cuda.densify(zero, zero, zero, zero, 1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (no Triton, no C compiler, too old a card: each fails in its own way)
+        logger.warning("triton is not usable here (%r); scvae falls back to plain torch, which is slower", error)
+        return None
+    return cuda
+
+
+def densify(rows: CSR | SelectedRows, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
+    """Rows as a dense float32 block; with `scale`, log1p(value x scale of the row) of each value."""
+    chosen = SelectedRows.of(rows) if isinstance(rows, CSR) else rows
+    kernels = kernels_for(chosen.values.device)
+    if kernels is None:
+        return chosen.to_dense(scale)
+    dense: Tensor = kernels.densify(chosen.first, chosen.last, chosen.indices, chosen.values, chosen.n_columns, scale)
+    return dense
+
+
+class CountHead(torch.autograd.Function):
+    """Output layer, softmax and log p of the counts; as `autograd.negative_binomial` and its kin, on a device.
+
+    The logits of a part of the rows are overwritten by their own gradient, which at once becomes that of the
+    parameters and features; the backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: str,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        log_theta: Tensor,
+        counts: CSR | SelectedRows,
+        library: Tensor,
+        group: Tensor,
+        row_weight: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        kernels = kernels_for(features.device)
+        assert kernels is not None
+        cells = SelectedRows.of(counts) if isinstance(counts, CSR) else counts
+        stored = (cells.first, cells.last, cells.indices, cells.values, cells.longest)
+        want_gradient = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []
+        theta, part = log_theta.exp(), max(1, LOGITS_BUDGET // len(weight))
+        log_prob = []
+        for start in range(0, len(features), part):
+            rows = slice(start, min(start + part, len(features)))
+            logits = torch.addmm(bias, features[rows], weight.T)
+            per_row, slabs = kernels.count_rows(
+                head, logits, *stored, library, theta, group, row_weight[rows], start, want_gradient
+            )
+            log_prob.append(per_row)
+            if want_gradient:
+                torch.mm(logits, weight, out=gradients[0][rows])
+                gradients[1].addmm_(logits.T, features[rows])
+                gradients[2].add_(logits.sum(0))
+                gradients[3].add_(slabs.sum(0))
+        ctx.save_for_backward(*gradients)
+        per_row = torch.cat(log_prob)
+        total, per_row = (per_row * row_weight).sum().float(), per_row.float()
+        ctx.mark_non_differentiable(per_row)
+        return total, per_row
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(saved * gradient for saved in ctx.saved_tensors), None, None, None, None

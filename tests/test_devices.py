@@ -1,0 +1,146 @@
+"""Which device is meant, and how it multiplies."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+import scvae
+import scvae._fit
+from scvae._devices import float32_products, resolve_device, working_on
+
+MATMUL = torch.backends.cuda.matmul
+
+
+@pytest.fixture(autouse=True)
+def _precision_is_put_back():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_a_device_and_the_cpu_elsewhere(monkeypatch, there, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device(expected)
+
+
+def test_devices_are_found_by_name_and_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("cpu", "cuda", "cuda:1", "mps"):
+        assert resolve_device(name) == torch.device(name)
+        assert resolve_device(torch.device(name)) == torch.device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "mps"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"is not there: torch sees [02] "):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["abacus", "meta", 3.5, "xpu"])
+def test_what_is_no_device_is_refused_with_the_names_of_those_that_are(name):
+    with pytest.raises(ValueError, match="must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"):
+        resolve_device(name)
+
+
+# products of matrices
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_products_are_rounded_as_asked_and_then_as_before(before, tf32):
+    torch.set_float32_matmul_precision(before)
+    with pytest.raises(KeyError), float32_products(tf32=tf32):  # noqa: PT012
+        assert MATMUL.allow_tf32 == tf32
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has one dialect only")
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_caller_who_uses_the_newer_setting_gets_it_back(tf32):
+    before = MATMUL.fp32_precision
+    MATMUL.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix"):
+            torch.get_float32_matmul_precision()
+        with float32_products(tf32=tf32):
+            assert MATMUL.fp32_precision == ("tf32" if tf32 else "ieee")
+        assert MATMUL.fp32_precision == "tf32"
+    finally:
+        MATMUL.fp32_precision = before
+
+
+def test_the_cpu_is_left_as_it_is():
+    torch.set_float32_matmul_precision("medium")
+    with working_on(torch.device("cpu"), tf32=True):
+        assert torch.get_float32_matmul_precision() == "medium"
+
+
+# mps
+
+
+def adata():
+    return scvae.datasets.simulate(n_cells=40, n_genes=20, truth=False, rng=0)
+
+
+def fit(data, device):
+    return scvae.fit(data, n_latent=2, rng=0, device=device, verbose=False, training=scvae.TrainingConfig(epochs=2))
+
+
+@pytest.fixture
+def mps(monkeypatch):
+    """An mps device that can do nothing but fail in the given way."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    original = scvae._fit._train_on
+
+    def fail_with(error):
+        def train_on(*arguments):
+            if torch.device("mps") in arguments:
+                raise error
+            return original(*arguments)
+
+        monkeypatch.setattr(scvae._fit, "_train_on", train_on)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("The operator 'aten::_standard_gamma' is not currently implemented for the MPS device"),
+        TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"),
+    ],
+)
+def test_a_fit_moves_to_the_cpu_with_one_log_line_where_mps_lacks_an_operation(mps, caplog, error):
+    mps(error)
+    moved, plain = adata(), adata()
+    with caplog.at_level(logging.WARNING):
+        model = fit(moved, "mps")
+    assert [r.message for r in caplog.records] == [f"mps lacks an operation ({error}); the whole fit moves to the CPU"]
+    fit(plain, "cpu")
+    assert model.device.type == "cpu"
+    np.testing.assert_array_equal(moved.obsm["X_scvae"], plain.obsm["X_scvae"])
+
+
+def test_any_other_error_on_mps_is_raised(mps):
+    mps(RuntimeError("MPS backend out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(adata(), "mps")
+
+
+def test_an_operation_missing_on_another_device_is_raised(monkeypatch):
+    def train_on(*_):
+        raise NotImplementedError("no such operation")
+
+    monkeypatch.setattr(scvae._fit, "_train_on", train_on)
+    with pytest.raises(NotImplementedError):
+        fit(adata(), "cpu")
