@@ -9,10 +9,11 @@ is kept. Each part writes FOLDER/PART.json after every row (PART_cuda.json for a
 alone meanwhile.
 
 Parts: training (cells per second in the steady state, and the share of the bare decoder products), quality_time
-(seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, growth. With
---device cuda only training runs unless others are named. --data names files with raw counts in X and the genes to
-model (at most 20,000 cells, where SCVI's KL weight reaches 1); without it the bundled set's 2,000 highly variable genes
-are taken (which needs scikit-misc). --peer-python names an interpreter with scvi-tools, where this one lacks it.
+(seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, growth, recipe
+(held-out ELBO and seconds by batch size). With --device cuda only training runs unless others are named. --data names
+files with raw counts in X and the genes to model (at most 20,000 cells, where SCVI's KL weight reaches 1); without it
+the bundled set's 2,000 highly variable genes are taken (which needs scikit-misc). --peer-python names an interpreter
+with scvi-tools, where this one lacks it.
 --quick shrinks everything to a trial of a few minutes, whose figures mean nothing.
 """
 
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from _speed import embed, growth, memory, quality_time, training, whole_fit
+from _speed import embed, growth, memory, quality_time, recipe, training, whole_fit
 from _speed.runner import Bench, Row
 
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": memory.measure,
     "embed": embed.measure,
     "growth": growth.measure,
+    "recipe": recipe.measure,
 }
 
 

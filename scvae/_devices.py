@@ -1,9 +1,6 @@
-"""Which device a fit runs on, and how exactly it multiplies."""
+"""Which device a fit runs on."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -32,37 +29,3 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if (target.index or 0) >= there[target.type]:
         raise ValueError(f"device {device!r} is not there: torch sees {there[target.type]} {target.type} device(s).")
     return target
-
-
-@contextmanager
-def working_on(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
-    """Makes a CUDA device the current one, with or without TF32 in its products of matrices; nothing on other devices.
-
-    TF32 rounds the factors to 10 bits: enough for a step of training, too coarse for results to agree with the CPU's.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device), float32_products(tf32=tf32):
-        yield
-
-
-@contextmanager
-def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Sets how torch multiplies float32 matrices on CUDA devices, and puts back what was set before."""
-    matmul = torch.backends.cuda.matmul
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has used torch's newer setting, and torch lets nobody mix the two
-        newer = matmul.fp32_precision
-        matmul.fp32_precision = "tf32" if tf32 else "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = newer
-        return
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

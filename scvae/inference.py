@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ._devices import working_on
 from ._rng import torch_generator
 from .data.batches import Batch, chunks
 from .data.feeds import single_pass
 from .data.intake import Cells
 from .fitted import FittedModel
+from .kernels.context import working_on
 from .objective import elbo, importance_weighted
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._devices import working_on
 from .checkpoint import NonFiniteLossError
 from .config import TrainingConfig
 from .data.batches import Batch
 from .data.feeds import Feed, Plan
 from .data.intake import Cells
+from .kernels.context import working_on
 from .likelihoods.base import OutputLayer
 from .likelihoods.counts import LOG_DISPERSION_SPREAD
 from .model import VAE

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._devices import working_on
 from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
@@ -24,6 +23,7 @@ from .data.batches import chunks, epoch_plan, split
 from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
 from .data.summary import summarize
+from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
 from .recipe import make_recipe

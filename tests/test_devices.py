@@ -1,4 +1,4 @@
-"""Which device is meant, and how it multiplies."""
+"""Which device is meant, and what happens where it lacks an operation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,7 @@ import torch
 
 import scvae
 import scvae._fit
-from scvae._devices import float32_products, resolve_device, working_on
-
-MATMUL = torch.backends.cuda.matmul
-
-
-@pytest.fixture(autouse=True)
-def _precision_is_put_back():
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
+from scvae._devices import resolve_device
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -49,40 +40,6 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name):
 def test_what_is_no_device_is_refused_with_the_names_of_those_that_are(name):
     with pytest.raises(ValueError, match="must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"):
         resolve_device(name)
-
-
-# products of matrices
-
-
-@pytest.mark.parametrize("before", ["highest", "high", "medium"])
-@pytest.mark.parametrize("tf32", [True, False])
-def test_products_are_rounded_as_asked_and_then_as_before(before, tf32):
-    torch.set_float32_matmul_precision(before)
-    with pytest.raises(KeyError), float32_products(tf32=tf32):  # noqa: PT012
-        assert MATMUL.allow_tf32 == tf32
-        raise KeyError
-    assert torch.get_float32_matmul_precision() == before
-
-
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has one dialect only")
-@pytest.mark.parametrize("tf32", [True, False])
-def test_a_caller_who_uses_the_newer_setting_gets_it_back(tf32):
-    before = MATMUL.fp32_precision
-    MATMUL.fp32_precision = "tf32"
-    try:
-        with pytest.raises(RuntimeError, match="mix"):
-            torch.get_float32_matmul_precision()
-        with float32_products(tf32=tf32):
-            assert MATMUL.fp32_precision == ("tf32" if tf32 else "ieee")
-        assert MATMUL.fp32_precision == "tf32"
-    finally:
-        MATMUL.fp32_precision = before
-
-
-def test_the_cpu_is_left_as_it_is():
-    torch.set_float32_matmul_precision("medium")
-    with working_on(torch.device("cpu"), tf32=True):
-        assert torch.get_float32_matmul_precision() == "medium"
 
 
 # mps

@@ -8,7 +8,8 @@ Three habits run through this file.
 * Work is cut into blocks by the *shape* of the input, never by the number of threads, and partial sums are added in
   block order: the same input gives the same bits.
 
-Every array is C-contiguous; logits are overwritten by their own gradient, so no second cells x genes array exists.
+Every array is C-contiguous; logits are overwritten by their own gradient, so no second cells x genes array exists. All
+of it is in one file, because numba looks at that file's date alone to tell whether its cache on disk is stale.
 """
 
 import math
@@ -24,6 +25,7 @@ HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
 SEEN = np.float32(1.0)  # no log-probability of a zero: those are never positive
 SMALL_COUNT = 16  # up to here lgamma and digamma differences are finite products and sums
 TABLE = 8  # and up to here they are looked up: gene by gene they depend on theta alone
+SLICE = 512  # genes whose sum is taken in float32; longer sums are taken in float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(256)])
 
 # Contraction and reciprocals are free to change; sums stay in the order written (no "reassoc"), except where noted.
@@ -117,32 +119,30 @@ def _rising(x, theta, scale):
     return value, _digamma_rise(x, theta)
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
-def _count_table(theta, inverse_theta, logs, drops):
-    """Fills, for x = 2 ... TABLE in row x - 2, what `_nb_count` needs of lgamma and digamma, in float32.
+@njit(cache=True, error_model="numpy")
+def _count_tables(theta):
+    """1 / theta, and what `_nb_count` needs of lgamma and digamma for x = 1 ... TABLE, in row x - 1 of each group.
 
     logs: lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(theta), the sum of log1p(k / theta) over k < x less
     log(x!). drops: x - theta (digamma(x + theta) - digamma(theta)), the sum of k / (theta + k). Neither cancels.
     """
-    for x in range(2, TABLE + 1):
-        k = np.float32(x - 1)
-        factor = np.float32(math.log(x))
-        for g in range(theta.size):
-            before = logs[x - 3, g] if x > 2 else np.float32(0.0)
-            logs[x - 2, g] = before + _log1p(k * inverse_theta[g])[0] - factor
-            before = drops[x - 3, g] if x > 2 else np.float32(0.0)
-            drops[x - 2, g] = before + k / (theta[g] + k)
-
-
-@njit(cache=True, error_model="numpy")
-def _count_tables(theta):
-    """`_count_table` of every group, and 1 / theta."""
     inverse_theta = ONE / theta
-    logs = np.empty((theta.shape[0], TABLE - 1, theta.shape[1]), np.float32)
-    drops = np.empty_like(logs)
-    for group in range(theta.shape[0]):
-        _count_table(theta[group], inverse_theta[group], logs[group], drops[group])
+    logs = np.zeros((theta.shape[0], TABLE, theta.shape[1]), np.float32)
+    drops = np.zeros_like(logs)
+    for i in range(theta.shape[0]):
+        for x in range(2, TABLE + 1):
+            _next_count(x, inverse_theta[i], logs[i, x - 2], drops[i, x - 2], logs[i, x - 1], drops[i, x - 1])
     return inverse_theta, logs, drops
+
+
+@njit(fastmath=STRICT, cache=True, error_model="numpy")
+def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
+    factor = np.float32(math.log(x))
+    for g in range(inverse_theta.size):
+        u = np.float32(x - 1) * inverse_theta[g]
+        log, _, r = _log1p(u)
+        next_logs[g] = logs[g] + (log - factor)
+        next_drops[g] = drops[g] + u * r
 
 
 @njit(cache=True, error_model="numpy")
@@ -156,8 +156,8 @@ def _nb_count(count, mean, theta, log_zero, logs, drops, g):
         return np.float64(log_zero / theta), r, mean / (theta + mean)
     x = np.int64(count)
     if x <= TABLE and np.float32(x) == count and x > 1:
-        value = np.float64(logs[x - 2, g]) + np.float64(count) * np.float64(log_zero / theta)
-        return value, count * r, count * (mean / (theta + mean)) - drops[x - 2, g]
+        value = np.float64(logs[x - 1, g]) + np.float64(count) * np.float64(log_zero / theta)
+        return value, count * r, count * (mean / (theta + mean)) - drops[x - 1, g]
     return _nb_large_count(np.float64(count), np.float64(mean), np.float64(theta))
 
 
@@ -171,10 +171,10 @@ def _nb_large_count(x, mean, theta):
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
 def _sum(values):
-    """Sum in float64 of float32 sums over 512: slices, because an index that starts anywhere would not vectorise."""
+    """Sum in float64 of float32 sums over slices, arrays of their own: a loop from anywhere would not vectorise."""
     total = 0.0
-    for start in range(0, values.size, 512):
-        piece = values[start : start + 512]
+    for start in range(0, values.size, SLICE):
+        piece = values[start : start + SLICE]
         part = np.float32(0.0)
         for g in range(piece.size):
             part += piece[g]
@@ -183,54 +183,97 @@ def _sum(values):
 
 
 @njit(cache=True, error_model="numpy")
-def _max(values):
-    """Largest value, compared as integers that order like the floats: LLVM vectorises no float maximum here."""
+def _add_bias(logits, bias):
+    """logits += bias; returns the largest, found among integers that order like floats: those LLVM can vectorise."""
     top = np.int32(-0x80000000)
-    bits = values.view(np.int32)
-    for g in range(bits.size):
-        top = max(top, bits[g] ^ ((bits[g] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    for g in range(logits.size):
+        logit = logits[g] + bias[g]
+        logits[g] = logit
+        bits = np.float32(logit).view(np.int32)
+        top = max(top, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
     return np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
-def _softmax_row(logits, proportions):
-    """Fills `proportions` with softmax(logits); returns log(sum(exp(logits))) in float64.
+def _exp_row(logits, top, out):
+    """out = exp(logits - top); returns the sum."""
+    total = 0.0
+    for start in range(0, logits.size, SLICE):
+        total += _exp_slice(logits[start : start + SLICE], top, out[start : start + SLICE])
+    return total
 
-    Every count of the row is multiplied by this one number, so that a float32 rounding of it would not average out.
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _exp_slice(logits, top, out):
+    total = np.float32(0.0)
+    for g in range(logits.size):
+        e = _exp(logits[g] - top)
+        out[g] = e
+        total += e
+    return total
+
+
+@njit(cache=True, error_model="numpy")
+def _softmax_row(logits, bias, out):
+    """Adds the bias to the logits; fills `out` with exp(logits - largest).
+
+    Returns 1 / sum(out), which turns that into proportions, and log(sum(exp(logits))) in float64: every count of the
+    row is multiplied by this one number, so that a float32 rounding of it would not average out.
     """
-    top = _max(logits)
-    for g in range(logits.size):
-        proportions[g] = _exp(logits[g] - top)
-    total = _sum(proportions)
-    scale = np.float32(1.0 / total)
-    for g in range(logits.size):
-        proportions[g] *= scale
-    return np.float64(top) + math.log(total)
+    top = _add_bias(logits, bias)
+    total = _exp_row(logits, top, out)
+    return np.float32(1.0 / total), np.float64(top) + math.log(total)
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
-def _nb_zeros(proportions, library, theta, inverse_theta, log_probability, slope, theta_slope):
-    """What every gene would give at count 0: log p, d log p / d log mean, d log p / d log theta."""
+@njit(cache=True, error_model="numpy")
+def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
+    """What every gene would give at count 0: log p, d log p / d log mean, d log p / d log theta.
+
+    The proportions are multiplied by `scale` first. Returns the sums of log p and of the slope.
+    """
+    total, total_slope = 0.0, 0.0
+    for start in range(0, proportions.size, SLICE):
+        stop = start + SLICE
+        part, part_slope = _nb_zeros_slice(
+            proportions[start:stop], scale, library, theta[start:stop], inverse_theta[start:stop],
+            log_probability[start:stop], slope[start:stop], theta_slope[start:stop],
+        )  # fmt: skip
+        total += part
+        total_slope += part_slope
+    return total, total_slope
+
+
+@njit(fastmath=SUMS, cache=True, error_model="numpy")
+def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
+    total, total_slope = np.float32(0.0), np.float32(0.0)
     for g in range(proportions.size):
-        mean = library * proportions[g]
+        proportion = proportions[g] * scale
+        proportions[g] = proportion
+        mean = library * proportion
         spread, excess, r = _log1p(mean * inverse_theta[g])
-        log_probability[g] = -theta[g] * spread
-        slope[g] = -mean * r
+        log_p, pull = -theta[g] * spread, -mean * r
+        log_probability[g] = log_p
+        slope[g] = pull
         theta_slope[g] = -theta[g] * excess
+        total += log_p
+        total_slope += pull
+    return total, total_slope
 
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
-def _softmax_gradient(slope, proportions, weight, gradient):
-    """gradient = weight (slope - proportions sum(slope)): the chain from log mean back to the logits."""
-    total = np.float32(_sum(slope))
+def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, bias_gradient, theta_gradient):
+    """logits = weight (slope - proportions total_slope), the chain from log mean back to them; and what follows."""
     for g in range(slope.size):
-        gradient[g] = weight * (slope[g] - proportions[g] * total)
+        gradient = weight * (slope[g] - proportions[g] * total_slope)
+        logits[g] = gradient
+        bias_gradient[g] += gradient
+        theta_gradient[g] += weight * theta_slope[g]
 
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
-def _add_scaled(target, values, weight):
+def _add(target, values):
     for g in range(values.size):
-        target[g] += weight * values[g]
+        target[g] += values[g]
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -255,11 +298,12 @@ def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight
             c = i % n_cells
             row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
             row_logs, row_drops = logs[group[c]], drops[group[c]]
-            _add_scaled(logits[i], bias, ONE)
+            scale, log_total = _softmax_row(logits[i], bias, proportions)
+            log_norm = math.log(np.float64(library[c])) - log_total
+            total, total_slope = _nb_zeros(
+                proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope
+            )
             # the log mean at the few non-zeros comes from the logits, before they are overwritten
-            log_norm = math.log(np.float64(library[c])) - _softmax_row(logits[i], proportions)
-            _nb_zeros(proportions, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
-            total = _sum(log_p)
             for j in range(indptr[c], indptr[c + 1]):
                 if counts[j] > 0:
                     g = indices[j]
@@ -268,13 +312,15 @@ def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight
                     )
                     total += value + np.float64(counts[j]) * (logits[i, g] + log_norm)
                     slope[g] += pull
+                    total_slope += pull
                     theta_slope[g] += theta_pull
             log_probability[i] = total
             if not want_gradient:
                 continue
-            _softmax_gradient(slope, proportions, weight[i], logits[i])
-            _add_scaled(bias_gradient[b], logits[i], ONE)
-            _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
+            _gradient_row(
+                slope, np.float32(total_slope), proportions, theta_slope, weight[i],
+                logits[i], bias_gradient[b], theta_gradient[b, group[c]],
+            )  # fmt: skip
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -298,10 +344,11 @@ def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weig
             c = i % n_cells
             row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
             row_logs, row_drops = logs[group[c]], drops[group[c]]
-            _add_scaled(logits[i], bias, ONE)
             row, inflation = logits[i, :n_genes], logits[i, n_genes:]
-            log_norm = math.log(np.float64(library[c])) - _softmax_row(row, proportions)
-            _nb_zeros(proportions, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
+            scale, log_total = _softmax_row(row, bias[:n_genes], proportions)
+            _add(inflation, bias[n_genes:])
+            log_norm = math.log(np.float64(library[c])) - log_total
+            _nb_zeros(proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
             total = 0.0
             for j in range(indptr[c], indptr[c + 1]):
                 if counts[j] > 0:  # replaces what a zero would give; SEEN marks the gene for `_inflate`
@@ -317,11 +364,13 @@ def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weig
             log_probability[i] = total + _sum(log_p)
             if not want_gradient:
                 continue
-            _softmax_gradient(slope, proportions, weight[i], row)
+            _gradient_row(
+                slope, np.float32(_sum(slope)), proportions, theta_slope, weight[i],
+                row, bias_gradient[b, :n_genes], theta_gradient[b, group[c]],
+            )  # fmt: skip
             for g in range(n_genes):
                 inflation[g] *= weight[i]
-            _add_scaled(bias_gradient[b], logits[i], ONE)
-            _add_scaled(theta_gradient[b, group[c]], theta_slope, weight[i])
+            _add(bias_gradient[b, n_genes:], inflation)
 
 
 @njit(fastmath=STRICT, cache=True, error_model="numpy")
@@ -360,8 +409,8 @@ def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, w
         proportions = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
-            _add_scaled(logits[i], bias, ONE)
-            log_norm = math.log(np.float64(library[c])) - _softmax_row(logits[i], proportions)
+            scale, log_total = _softmax_row(logits[i], bias, proportions)
+            log_norm = math.log(np.float64(library[c])) - log_total
             total, seen = -np.float64(library[c]), 0.0
             for j in range(indptr[c], indptr[c + 1]):
                 x = np.float64(counts[j])
@@ -371,12 +420,12 @@ def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, w
             log_probability[i] = total
             if not want_gradient:
                 continue
-            pulled = np.float32(-seen * weight[i])
+            pulled = np.float32(-seen * scale * weight[i])
             for g in range(n_genes):
                 logits[i, g] = pulled * proportions[g]
             for j in range(indptr[c], indptr[c + 1]):
                 logits[i, indices[j]] += weight[i] * counts[j]
-            _add_scaled(bias_gradient[b], logits[i], ONE)
+            _add(bias_gradient[b], logits[i])
 
 
 @njit(cache=True, error_model="numpy")
@@ -395,7 +444,7 @@ def bernoulli_rows(logits, bias, indptr, indices, counts, library, theta, group,
         log_p = np.empty(n_genes, np.float32)
         for i in range(b * block, min((b + 1) * block, n_rows)):
             c = i % n_cells
-            _add_scaled(logits[i], bias, ONE)
+            _add(logits[i], bias)
             total = 0.0
             for j in range(indptr[c], indptr[c + 1]):
                 total += np.float64(counts[j]) * np.float64(logits[i, indices[j]])
@@ -403,7 +452,7 @@ def bernoulli_rows(logits, bias, indptr, indices, counts, library, theta, group,
             log_probability[i] = total + _sum(log_p)
             for j in range(indptr[c], indptr[c + 1]):
                 logits[i, indices[j]] += weight[i] * counts[j]
-            _add_scaled(bias_gradient[b], logits[i], ONE)
+            _add(bias_gradient[b], logits[i])
 
 
 @njit(fastmath=STRICT, cache=True, error_model="numpy")
