@@ -50,12 +50,16 @@ class Kernels(NamedTuple):
 
 @cache
 def cpu_kernels() -> Kernels | None:
-    """The numba kernels, or None (and one log line) where numba cannot be imported."""
+    """The numba kernels, or None (and one log line) where numba cannot be imported, or has no folder for its cache."""
     threads = torch.get_num_threads()
     try:
         from . import cpu, cpu_sparse
-    except ImportError as error:
-        logger.warning("numba is not usable here (%s); scvae falls back to plain torch, which is slower", error)
+    except (ImportError, RuntimeError) as error:
+        logger.warning(
+            "numba is not usable here (%s); scvae falls back to plain torch, which is slower. If it is the folder for "
+            "compiled kernels that is missing, set NUMBA_CACHE_DIR to one that can be written to",
+            error,
+        )
         return None
     # numba starts its threads at the first call, and gives the OpenMP library that it shares with torch its own number
     # of them: torch's products would change their last bits in the middle of a run
