@@ -22,8 +22,8 @@ class Recipe(NamedTuple):
 def make_recipe(config: TrainingConfig, n_cells: int) -> Recipe:
     """The recipe for `n_cells` training cells, on any device; what the config sets is kept.
 
-    Batches of 128 cells, and of 256 from 10,000 cells on: there the held-out ELBO is the same to 0.05 nats and an epoch
-    takes two thirds of the time, while still larger batches lose likelihood. The learning rate is 3e-3 at 128 and grows
+    Batches of 128 cells, and of 256 from 10,000 cells on, where a fit of 20,000 simulated cells reached the same
+    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate is 3e-3 at 128 and grows
     with the square root of the batch size, as the noise of the gradient falls, up to that of 512.
     """
     batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)

@@ -256,6 +256,10 @@ def test_no_step_of_an_epoch_waits_for_the_device(way, likelihood):
     generators = torch_generators(len(plan), 5, 2, device=CUDA)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step.run(plan, dials, generators)
+        said = step.run(plan, dials, generators)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    statistics = torch.stack(said).cpu()  # only now is the device waited for
+    assert statistics.shape == (len(plan), 3)
+    assert torch.isfinite(statistics).all()
+    assert (statistics[:, 2] == 0).all()

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 LOGITS_BUDGET = 2**23  # float32 logits alive at once at most (32 MB): larger batches pass the output layer in chunks
 CACHED_LOGITS = 2**20  # and few enough to stay in the cache (4 MB), unless that leaves too few rows for fast products
 FEWEST_ROWS = 256
-DENSE_ABOVE = 0.13  # share of non-zeros from which a dense block is faster (128 to 1,024 x 2,000 to 20,000 x 128)
 THETA_BUDGET = 2**22  # partial sums of the dispersion gradient
 
 
@@ -82,6 +81,16 @@ def csr_matmul(
     return start + reference.csr_matmul(rows, weight)
 
 
+def is_crowded(rows: CSR) -> bool:
+    """Whether a dense block of these rows is multiplied faster than the rows as they are.
+
+    The share of non-zeros at which the two are equal fell from 22 % (128 cells x 2,000 genes) over 17 % (1,024 x 2,000)
+    to 13 % (128 x 20,000): `benchmarks/first_layer.py`.
+    """
+    size = len(rows) * rows.n_columns
+    return size <= LOGITS_BUDGET and rows.indices.numel() > (0.2 if size <= 2**20 else 0.12) * size
+
+
 def log1p_scaled(rows: CSR, scale: Float[Tensor, " rows"]) -> CSR:
     """The rows with log1p(scale of the row x value) as their values; not differentiable."""
     kernels = cpu_kernels() if scale.device.type == "cpu" and scale.dtype == torch.float32 else None
@@ -99,9 +108,8 @@ class _RowsMatmul(torch.autograd.Function):
     def forward(ctx: Any, start: Tensor, weight: Tensor, rows: CSR) -> Tensor:
         kernels = cpu_kernels()
         assert kernels is not None
-        size = len(rows) * rows.n_columns
         ctx.rows, ctx.shape, ctx.block = rows, weight.shape, None
-        if rows.indices.numel() > DENSE_ABOVE * size and size <= LOGITS_BUDGET:
+        if is_crowded(rows):
             ctx.block = torch.empty(len(rows), rows.n_columns)
             kernels.sparse.csr_to_dense(*_arrays(rows), ctx.block.numpy())
             with large_products():
