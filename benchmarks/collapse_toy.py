@@ -2,9 +2,9 @@
 
     python benchmarks/collapse_toy.py            # results/collapse_toy.json and results/collapse_toy.png
 
-Eight cell types at the corners of a regular simplex, seven variables: the covariance is a multiple of the identity. With
-β = 1 from the first step every seed ends at the prior; with a warm-up to the same β none does. The black line is the
-mean log p(x) of the law that the cells were drawn from; two latent dimensions cannot quite reach it.
+Eight cell types at the corners of a regular simplex, seven variables: the covariance is a multiple of the identity.
+With β = 1 from the first step every seed ends at the prior; with a warm-up to the same β none does. The black line is
+the mean log p(x) of the law that the cells were drawn from; two latent dimensions cannot quite reach it.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def make_recipe(config: TrainingConfig, n_cells: int, decoder: Decoder = "mlp") 
     """The recipe for `n_cells` training cells, on any device; what the config sets is kept.
 
     Batches of 128 cells, and of 256 from 10,000 cells on, where a fit of 20,000 simulated cells reached the same
-    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate is 3e-3 at 128, or 1e-2 for
-    a linear decoder, which ended 2 nats per cell lower at 3e-3 (pbmc3k, paul15). It grows with the square root of the
-    batch size, as the noise of the gradient falls, up to that of 512.
+    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate at 128 is 3e-3, or 1e-2
+    for a linear decoder, which ended 2 nats per cell lower at 3e-3 (pbmc3k, paul15). It grows with the square root of
+    the batch size, as the noise of the gradient falls, up to that of 512.
     """
     batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)
     learning_rate = config.learning_rate
