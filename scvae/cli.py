@@ -111,7 +111,7 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
-    model.add_argument("--n-latent", metavar="N", type=int, help="latent dimensions")
+    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
     model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
@@ -177,6 +177,15 @@ def _add_key_added(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _n_latent(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor auto") from None
+
+
 def _slot_name(text: str) -> str:
     if not text or "/" in text:
         raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot of an h5ad file; leave out '/'")
@@ -204,6 +213,7 @@ def _fit(given: argparse.Namespace) -> None:
         model = fit(adata, **keywords, training=training, verbose=not given.quiet)
         results: dict[str, dict[str, Any]] = {
             "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+            "varm": {keys.loadings: None},  # those of an earlier fit under this name
             "uns": {keys.uns: adata.uns[keys.uns]},
         }
         n_cells = adata.n_obs
@@ -338,7 +348,10 @@ def _opened(path: Path, layer: str | None) -> Iterator[AnnData]:
 
 
 def _write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored."""
+    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
+
+    None takes a key away.
+    """
     import h5py  # type: ignore[import-untyped]
     from anndata.io import write_elem
 
@@ -351,7 +364,10 @@ def _write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, A
                 if group not in file:
                     write_elem(file, group, {})
                 for key, value in values.items():
-                    write_elem(file[group], key, value)
+                    if value is not None:
+                        write_elem(file[group], key, value)
+                    elif key in file[group]:
+                        del file[group][key]
 
 
 def _print_rows(rows: Mapping[str, object]) -> None:
