@@ -34,7 +34,8 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"captured"},
     {"train"},
     {"_fit", "diagnostics"},
-    {"_demo", "_tune", "datasets", "pl", "tl"},
+    {"_demo", "datasets", "pl", "tl"},
+    {"_tune"},
     {"cli"},
     {"__main__", ""},
 ]
