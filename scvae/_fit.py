@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -223,10 +223,11 @@ def write_fit(
     model: FittedModel,
     mean: Float[np.ndarray, "cells latent"],
     variance: Float[np.ndarray, "cells latent"],
-    **more: Any,
+    *,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an embedding and the record of its fit, with `more` in the record."""
-    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | more})
+    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | dict(more or {})})
 
 
 def _train_on(

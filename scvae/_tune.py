@@ -197,7 +197,8 @@ def tune_beta(
     if model is not None:
         _refuse_without_effect(method, settings)
         seed = model.seed if rng is None else seed_of(rng)
-        models, cells = (model,), read_cells(adata, model, layer)
+        models: tuple[FittedModel, ...] = (model,)
+        cells = read_cells(adata, model, layer)
     else:
         seed = seed_of(rng)
         models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
@@ -208,7 +209,8 @@ def tune_beta(
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
     found = BetaPath(table=table, recommended=recommended, models=models, judged_on=judged_on)
     moments = posterior_moments(found.model, cells, beta=recommended)
-    write_fit(adata, keys, found.model, *moments, beta_path=table.copy(), beta_path_judged_on=judged_on)
+    record = {keys.beta_path: table.copy(), keys.judged_on: judged_on}
+    write_fit(adata, keys, found.model, *moments, more=record)
     return found
 
 
