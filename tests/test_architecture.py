@@ -34,7 +34,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"captured"},
     {"train"},
     {"_fit", "diagnostics"},
-    {"_demo", "_tune", "datasets", "pl", "tl"},
+    {"_cli_files", "_demo", "_tune", "datasets", "pl", "tl"},
     {"cli"},
     {"__main__", ""},
 ]
