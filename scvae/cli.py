@@ -6,20 +6,15 @@ An error in what the user gave ends with one line on stderr and exit code 2; out
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import Any, NoReturn, final
 
+from ._cli_files import check_input, check_output, check_paths_differ, check_writable, opened, write_copy
 from ._keys import Keys
 from ._version import __version__
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -186,21 +181,21 @@ def _slot_name(text: str) -> str:
 def _fit(given: argparse.Namespace) -> None:
     options = vars(given)
     keywords = {name: options[name] for name in FIT_KEYWORDS if name in options}
-    _check_input(given.input)
-    _check_paths_differ({"output": given.output, "--model": given.model, "--checkpoint": options.get("checkpoint")})
-    _check_output(given.output, given.input, force=given.force)
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model, "--checkpoint": options.get("checkpoint")})
+    check_output(given.output, given.input, force=given.force)
     if given.model is not None:
-        _check_output(given.model, given.input, force=given.force, may_replace_input=False)
+        check_output(given.model, given.input, force=given.force, may_replace_input=False)
     if "checkpoint" in options:
         # a checkpoint that exists is resumed, so it needs no --force
-        _check_output(given.checkpoint, given.input, force=True, may_replace_input=False)
+        check_output(given.checkpoint, given.input, force=True, may_replace_input=False)
 
     from ._fit import fit
     from .config import TrainingConfig
 
     training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
     keys = Keys(given.key_added)
-    with _opened(given.input, options.get("layer")) as adata:
+    with opened(given.input, options.get("layer")) as adata:
         model = fit(adata, **keywords, training=training, verbose=not given.quiet)
         results: dict[str, dict[str, Any]] = {
             "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
@@ -209,7 +204,7 @@ def _fit(given: argparse.Namespace) -> None:
         n_cells = adata.n_obs
     if given.model is not None:
         model.save(given.model)
-    _write_copy(given.input, given.output, results)
+    write_copy(given.input, given.output, results)
     if given.quiet:
         return
     outcome = model.outcome
@@ -227,9 +222,9 @@ def _fit(given: argparse.Namespace) -> None:
 
 
 def _embed(given: argparse.Namespace) -> None:
-    _check_input(given.input)
-    _check_paths_differ({"output": given.output, "--model": given.model})
-    _check_output(given.output, given.input, force=given.force)
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model})
+    check_output(given.output, given.input, force=given.force)
 
     from .fitted import load
     from .tl import embed
@@ -237,11 +232,11 @@ def _embed(given: argparse.Namespace) -> None:
     model = load(given.model)
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
-    with _opened(given.input, None if layer == "X" else layer) as adata:
+    with opened(given.input, None if layer == "X" else layer) as adata:
         embed(adata, model, layer=layer or "X", key_added=given.key_added)
         results = {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}}
         n_cells = adata.n_obs
-    _write_copy(given.input, given.output, results)
+    write_copy(given.input, given.output, results)
     _print_rows({"cells": f"{n_cells:,}", "embedding": f"{given.output}, obsm[{keys.mean!r}]"})
 
 
@@ -250,7 +245,7 @@ def _demo(given: argparse.Namespace) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; pass another --out-dir")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_writable(folder)
+    check_writable(folder)
 
     from . import datasets
     from ._demo import analyse, draw
@@ -265,93 +260,6 @@ def _demo(given: argparse.Namespace) -> None:
     print("  ".join(f"{name:>{width}}" for name, width in zip(row, widths, strict=True)))
     print("  ".join(f"{value:>{width}}" for value, width in zip(row.values(), widths, strict=True)))
     print(f"wrote {folder / 'pbmc3k_scvae.h5ad'} and {folder / 'umap.png'}")
-
-
-def _check_input(path: Path) -> None:
-    if path.is_dir():
-        zarr = ", e.g. anndata.read_zarr(...).write_h5ad(...)" if path.suffix == ".zarr" else ""
-        raise IsADirectoryError(f"the input {path} is a folder; pass an h5ad file{zarr}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; pass an h5ad file")
-
-
-def _check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
-    seen: dict[Path, str] = {}
-    for name, path in outputs.items():
-        if path is None:
-            continue
-        other = seen.setdefault(path.resolve(), name)
-        if other != name:
-            raise ValueError(f"{other} and {name} are both {path}; give each its own file")
-
-
-def _check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
-    """Refuses a path that could not be written later, before anything long begins."""
-    if path.is_dir():
-        raise IsADirectoryError(f"the output {path} is a folder; pass the name of a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first, {path.name} goes there")
-    if path.exists() and path.samefile(source):
-        if not may_replace_input:
-            raise ValueError(f"{path} is the input; pass another file")
-        if not force:
-            raise FileExistsError(f"the output {path} is the input; pass another file, or --force to replace it")
-    if path.exists() and not force:
-        raise FileExistsError(f"the output {path} exists; pass --force to replace it")
-    _check_writable(path.parent)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        # permission bits do not tell of read-only file systems, so try it
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PermissionError(f"cannot write in the folder {folder} ({error.strerror}); pass another") from error
-
-
-@contextmanager
-def _opened(path: Path, layer: str | None) -> Iterator[AnnData]:
-    """The cells of an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in pieces."""
-    from anndata import read_h5ad
-
-    from .data.containers import matrix_of
-
-    try:
-        adata = read_h5ad(path, backed="r")
-        can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
-        if "X" not in adata.file:
-            adata.file.close()
-            adata = read_h5ad(path)
-    except Exception as error:  # which one depends on where in the file anndata was stopped
-        raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
-    try:
-        if not can_be_added_to:
-            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer one")
-        try:
-            matrix_of(adata, layer)
-        except TypeError as error:  # here the file is at fault; later it would be the program
-            raise ValueError(f"{path}: {error}") from error
-        yield adata
-    finally:
-        adata.file.close()
-
-
-def _write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored."""
-    import h5py  # type: ignore[import-untyped]
-    from anndata.io import write_elem
-
-    from ._files import written_whole
-
-    with written_whole(target) as temporary:
-        shutil.copyfile(source, temporary)
-        with h5py.File(temporary, "r+") as file:
-            for group, values in results.items():
-                if group not in file:
-                    write_elem(file, group, {})
-                for key, value in values.items():
-                    write_elem(file[group], key, value)
 
 
 def _print_rows(rows: Mapping[str, object]) -> None:
