@@ -49,6 +49,15 @@ def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bo
     check_writable(path.parent)
 
 
+def check_picture(path: Path) -> None:
+    """Refuses a name whose ending is no format that matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{path} ends in no format of a picture; end it in .{', .'.join(formats)}")
+
+
 def check_writable(folder: Path) -> None:
     """Refuses a folder in which no file can be made."""
     try:
