@@ -9,11 +9,13 @@ _refuse_namesake()
 
 from . import datasets, tl
 from ._fit import fit
+from ._tune import BetaPath, tune_beta
 from .checkpoint import NonFiniteLossError
 from .config import NetworkConfig, TrainingConfig
 from .fitted import FittedModel, load
 
 __all__ = [
+    "BetaPath",
     "FittedModel",
     "NetworkConfig",
     "NonFiniteLossError",
@@ -23,4 +25,5 @@ __all__ = [
     "fit",
     "load",
     "tl",
+    "tune_beta",
 ]

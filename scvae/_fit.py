@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from ._checks import check_adata, check_choice, check_not_negative, check_positive_int
 from ._devices import resolve_device
@@ -145,6 +146,46 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    model, cells = fit_cells(
+        adata,
+        layer=layer,
+        mask_var=mask_var,
+        batch_key=batch_key,
+        covariate_keys=covariate_keys,
+        size_factor_key=size_factor_key,
+        likelihood=likelihood,
+        n_latent=n_latent,
+        beta=beta,
+        rng=rng,
+        device=device,
+        network=network,
+        training=training,
+        checkpoint=checkpoint,
+        verbose=verbose,
+    )
+    write_fit(adata, keys, model, *posterior_moments(model, cells))
+    return model
+
+
+def fit_cells(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None,
+    batch_key: str | None,
+    covariate_keys: str | Sequence[str],
+    size_factor_key: str | None,
+    likelihood: LikelihoodName,
+    n_latent: int,
+    beta: float,
+    rng: SeedLike,
+    device: str | torch.device,
+    network: NetworkConfig | None,
+    training: TrainingConfig | None,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> tuple[FittedModel, Cells]:
+    """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
     n_latent = check_positive_int(n_latent, "n_latent")
@@ -173,9 +214,19 @@ def fit(
             raise
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
         model = _train_on(*what, torch.device("cpu"), *how)
-    mean, variance = posterior_moments(model, cells)
-    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model)})
-    return model
+    return model, cells
+
+
+def write_fit(
+    adata: AnnData,
+    keys: Keys,
+    model: FittedModel,
+    mean: Float[np.ndarray, "cells latent"],
+    variance: Float[np.ndarray, "cells latent"],
+    **more: Any,
+) -> None:
+    """Writes an embedding and the record of its fit, with `more` in the record."""
+    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | more})
 
 
 def _train_on(
@@ -229,6 +280,7 @@ def _train_on(
         history=pd.DataFrame(progress.history),
         seed=seed,
         versions=_versions(),
+        trained_on=cells.fingerprint(),
     )
 
 
