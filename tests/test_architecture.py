@@ -34,7 +34,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"captured"},
     {"train"},
     {"_fit", "diagnostics"},
-{"_cli_files", "_demo", "datasets", "pl", "tl"},
+    {"_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},
     {"cli"},
     {"__main__", ""},
