@@ -112,6 +112,12 @@ class FittedModel:
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    def beta_of(self, beta: float | None) -> float:
+        """`beta`, if the model was trained at it; None gives the β of the fit."""
+        if beta is not None and beta != self.beta:
+            raise ValueError(f"the model was trained at β = {self.beta:g} alone; found {beta:g}")
+        return self.beta
+
     def summary(self) -> pd.Series:
         """The fit in a dozen lines, for a notebook.
 
