@@ -21,7 +21,7 @@ from ._keys import Keys
 from ._rng import SeedLike, seed_of
 from .config import NetworkConfig, TrainingConfig
 from .data.intake import Cells
-from .diagnostics.rate_distortion import Yardstick, make_yardstick, rate_distortion, structure_at
+from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend
 from .fitted import FittedModel
 from .inference import posterior_moments
@@ -144,6 +144,9 @@ def tune_beta(
             out; ``judged_on`` says so);
         ``active_dimensions``
             latent dimensions with a mean KL above 0.05 nats on these cells;
+        ``mutual_information``, ``mutual_information_bound``
+            I_q(x; z) in nats, estimated over at most 2,000 cells drawn from all, and so at most the logarithm of their
+            number; and an upper bound on it that has no such cap;
         ``leiden_stability``, ``graph_agreement``, ``modularity``, ``trustworthiness``, ``n_clusters``
             structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
             index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of
@@ -275,6 +278,6 @@ def _table(
         list(zip(points, of_each, strict=True)), desc="scvae", unit="β", disable=not verbose, leave=False
     ):
         measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
-        scores = structure_at(model, yardstick, beta=beta, seed=seed)
-        rows.append({k: v for part in (measured, *scores) if part for k, v in dataclasses.asdict(part).items()})
+        of_embedding = embedding_at(model, yardstick, beta=beta, seed=seed)
+        rows.append({k: v for part in (measured, *of_embedding) if part for k, v in dataclasses.asdict(part).items()})
     return pd.DataFrame(rows)

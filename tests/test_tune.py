@@ -23,7 +23,8 @@ SEED = 3
 
 
 def simulated(n_cells=150, **options):
-    defaults = {"n_genes": 30, "n_types": 3, "truth": False, "rng": 0}
+    defaults = {"n_genes": 40, "n_types": 3, "truth": False, "rng": 0}
+    defaults |= {"mean_library": 5000.0, "signal": 2.0, "inverse_dispersion": 10.0}  # few cells must do
     return scvae.datasets.simulate(n_cells=n_cells, **defaults | options)
 
 
@@ -31,7 +32,7 @@ def tune(adata, **options):
     defaults = {"betas": BETAS, "rng": SEED, "verbose": False}
     if "model" not in options:
         defaults |= {"n_latent": 3, "network": NetworkConfig(width=16)}
-        defaults |= {"training": TrainingConfig(epochs=10, batch_size=32)}
+        defaults |= {"training": TrainingConfig(epochs=20, batch_size=16)}
     return scvae.tune_beta(adata, **defaults | options)
 
 
@@ -62,6 +63,9 @@ def test_one_row_per_beta_obeys_the_identities_of_the_bounds(tuned):
     assert (table["log_likelihood"] >= table["elbo"]).all()
     assert table["rate"].is_monotonic_decreasing
     assert table["active_dimensions"].between(0, 3).all()
+    assert (table["mutual_information"] <= np.log(150)).all()
+    assert table["mutual_information"].is_monotonic_decreasing
+    assert table["mutual_information_bound"].is_monotonic_decreasing
     assert np.isfinite(table[LABEL_FREE].to_numpy(dtype=float)).all()
     assert "ari" not in table
 
@@ -240,7 +244,7 @@ def test_too_few_cells_are_refused():
 def test_a_failure_while_measuring_leaves_adata_as_it_was(monkeypatch, digest):
     adata = simulated()
     before = digest(adata)
-    monkeypatch.setattr("scvae._tune.structure_at", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("scvae._tune.embedding_at", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tune(adata)
     assert digest(adata) == before
