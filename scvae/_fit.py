@@ -37,7 +37,7 @@ from .inference import posterior_moments
 from .kernels.csr import CSR
 from .likelihoods import KIND, NAMES, LikelihoodName
 from .model import VAE, make_model
-from .recipe import Recipe, make_recipe
+from .recipe import make_recipe
 from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
@@ -121,6 +121,10 @@ def fit(
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent.
+        ``varm["<key_added>_loadings"]``
+            with ``NetworkConfig(decoder="linear")`` only: float32 loadings, genes x n_latent, 0 for genes not modelled;
+            per unit of z the change of the log proportion (nb, zinb, poisson; relative to its mean over the modelled
+            genes), of the logit (bernoulli) or of the value itself in the units of the data (gaussian).
         ``uns["<key_added>"]``
             ``params``, ``history`` (one array per column, an entry an epoch; ELBOs are in nats per cell at β = 1),
             ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
@@ -227,7 +231,9 @@ def write_fit(
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an embedding and the record of its fit, with `more` in the record."""
-    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | dict(more or {})})
+    obsm = {keys.mean: mean, keys.variance: variance}
+    uns = {keys.uns: _record(model) | dict(more or {})}
+    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
 
 
 def _train_on(
@@ -244,6 +250,8 @@ def _train_on(
     verbose: bool,
 ) -> FittedModel:
     """From checked cells to a trained model."""
+    n_training = len(cells) - n_aside(len(cells), training.validation_fraction)
+    training = replace(training, **make_recipe(training, n_training, network.decoder)._asdict())
     vae = make_model(schema, likelihood, n_latent, network, seed).to(device)
     identity = {
         "likelihood": likelihood,
@@ -276,18 +284,13 @@ def _train_on(
         n_latent=n_latent,
         beta=beta,
         network_config=network,
-        training_config=replace(training, **_recipe(training, len(cells))._asdict()),
+        training_config=training,
         outcome=_outcome(vae, cells, progress, ended, training, seed, device),
         history=pd.DataFrame(progress.history),
         seed=seed,
         versions=_versions(),
         trained_on=cells.fingerprint(),
     )
-
-
-def _recipe(training: TrainingConfig, n_cells: int) -> Recipe:
-    """What was left open, as `train` chose it."""
-    return make_recipe(training, n_cells - n_aside(n_cells, training.validation_fraction))
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
@@ -341,6 +344,15 @@ def _outcome(
 def _versions() -> dict[str, str]:
     libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
     return {"scvae": __version__, "python": platform.python_version(), **libraries}
+
+
+def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
+    """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
+    loadings = model.network.loadings()
+    if loadings is None:
+        return None
+    rows = model.genes.get_indexer(adata.var_names.astype(str))
+    return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))
 
 
 def _record(model: FittedModel) -> dict[str, Any]:

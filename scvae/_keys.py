@@ -32,6 +32,11 @@ class Keys:
         return f"X_{self.key_added}_var"
 
     @property
+    def loadings(self) -> str:
+        """varm: loadings of the genes, genes x n_latent, if the decoder is linear."""
+        return f"{self.key_added}_loadings"
+
+    @property
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added

@@ -15,7 +15,7 @@ from .latent import DiagonalNormal
 from .likelihoods import Likelihood, LikelihoodName, make_likelihood
 from .likelihoods.base import OutputLayer
 from .nn.conditions import Conditions
-from .nn.decoder import Decoder
+from .nn.decoder import Decoder, LinearDecoder
 from .nn.encoder import Encoder
 
 INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
@@ -30,7 +30,7 @@ class VAE(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        decoder: Decoder,
+        decoder: Decoder | LinearDecoder,
         likelihood: Likelihood,
         conditions: Conditions,
         *,
@@ -59,6 +59,12 @@ class VAE(nn.Module):
         features: Tensor = self.decoder(z, conditions)
         return features
 
+    def loadings(self) -> Float[Tensor, "genes latent"] | None:
+        """Of a linear decoder: what a unit of each latent dimension does to each gene (see `Likelihood.loadings`)."""
+        if not isinstance(self.decoder, LinearDecoder):
+            return None
+        return self.likelihood.loadings[:, : self.n_latent]
+
     def log_likelihood(
         self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
@@ -71,14 +77,18 @@ def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config
     generator = torch_generator(seed, INITIAL_WEIGHTS)
     conditions = Conditions(tuple(len(c.categories) for c in schema.categoricals), len(schema.numeric))
     per_batch = config.dispersion == "gene-batch" and schema.batch is not None
-    decoder = Decoder(
-        n_latent,
-        width=config.width,
-        n_layers=config.decoder_layers,
-        n_conditions=conditions.n_columns,
-        norm=config.norm,
-        generator=generator,
-    )
+    decoder: Decoder | LinearDecoder
+    if config.decoder == "linear":
+        decoder = LinearDecoder(n_latent, n_conditions=conditions.n_columns)
+    else:
+        decoder = Decoder(
+            n_latent,
+            width=config.width,
+            n_layers=config.decoder_layers,
+            n_conditions=conditions.n_columns,
+            norm=config.norm,
+            generator=generator,
+        )
     head = make_likelihood(
         likelihood,
         decoder.n_features,
@@ -100,5 +110,5 @@ def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config
     )
     for layer in head.modules():
         if isinstance(layer, OutputLayer):
-            layer.start_without_last(conditions.n_columns)
+            layer.suit(weight_sd=decoder.weight_sd, weight_rate=decoder.weight_rate, n_conditions=conditions.n_columns)
     return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions)

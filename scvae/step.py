@@ -125,13 +125,16 @@ def update(
 def make_optimizer(model: VAE, n_cells: int) -> Adam:
     """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest."""
     dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
-    outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
-    special = {id(p) for p in (*dispersions, *outputs)}
+    outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
+    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
     return Adam(
         [
             Group([p for p in model.parameters() if id(p) not in special]),
             Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
-            Group(outputs, decay=1.0 / (OutputLayer.weight_sd**2 * n_cells)),
+            *(
+                Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells))
+                for layer in outputs
+            ),
         ]
     )
 

@@ -165,7 +165,7 @@ def dials_at(step: int, n_steps: int, beta: float, peak: float, config: Training
     """Where the dials stand at one of the steps, counted from 0; `peak` is the highest learning rate."""
     done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
     return Dials(
-        kl_weight=beta_at(done, beta=beta, warmup=config.warmup),
+        kl_weight=beta_at(done, beta=beta, warmup=config.warmup, cycles=config.warmup_cycles),
         capacity=capacity_at(done, config),
         learning_rate=one_cycle(step / n_steps, peak=peak),
     )

@@ -10,15 +10,43 @@ from torch.nn.functional import relu
 from ..config import Norm
 from .blocks import Linear, make_norm
 
-CONDITION_SCALE = 10.0
+WEIGHT_SD = 0.07  # prior of the head's weights for hidden units, of which a hundred add up
+LOADING_SD = 0.3  # the same for z itself
+LOADING_RATE = 10.0  # at a rate of 1, loadings and encoder were still sharing out the scale of z when a fit ended
+OFFSET_SD = 0.7  # prior of a gene's offset by condition: between technologies it is 1 or 2 in logarithms
+
+
+class LinearDecoder(nn.Module):
+    """No layer at all: the features are z and the conditions, so that the head's weights are loadings of the genes.
+
+    Parameters
+    ----------
+    n_latent
+        Latent dimensions.
+    n_conditions
+        Condition columns.
+    """
+
+    weight_sd, weight_rate = LOADING_SD, LOADING_RATE
+
+    def __init__(self, n_latent: int, *, n_conditions: int) -> None:
+        super().__init__()
+        self.n_features = n_latent + n_conditions
+
+    def forward(
+        self,
+        z: Float[Tensor, "rows latent"],
+        conditions: Float[Tensor, "rows columns"],
+    ) -> Float[Tensor, "rows features"]:
+        """Features of each row."""
+        return _beside(z, OFFSET_SD / LOADING_SD * conditions)
 
 
 class Decoder(nn.Module):
     """A multilayer perceptron; the conditions join every layer, and the features themselves.
 
-    As columns of the features they give each gene its own offset per batch in the head. There they are multiplied by
-    `CONDITION_SCALE`: the head's weights have a tight prior (`OutputLayer`), and an offset between technologies, of 1
-    or 2 in logarithms, must not have to go through z.
+    As columns of the features they give each gene its own offset per batch in the head. There they are scaled up: the
+    head's weights have a tight prior (`OutputLayer`), and an offset between technologies must not have to go through z.
 
     Parameters
     ----------
@@ -31,6 +59,8 @@ class Decoder(nn.Module):
     norm
         Normalisation of the hidden layers.
     """
+
+    weight_sd, weight_rate = WEIGHT_SD, 1.0
 
     def __init__(
         self,
@@ -57,7 +87,7 @@ class Decoder(nn.Module):
         h = z
         for layer, norm in zip(self.hidden, self.norms, strict=True):
             h = relu(norm(layer(_beside(h, conditions))))
-        return _beside(h, CONDITION_SCALE * conditions)
+        return _beside(h, OFFSET_SD / WEIGHT_SD * conditions)
 
 
 def _beside(rows: Float[Tensor, "rows _"], columns: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:
