@@ -150,7 +150,7 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
-    model, cells = fit_cells(
+    model, cells = read_and_train(
         adata,
         layer=layer,
         mask_var=mask_var,
@@ -167,11 +167,11 @@ def fit(
         checkpoint=checkpoint,
         verbose=verbose,
     )
-    write_fit(adata, keys, model, *posterior_moments(model, cells))
+    write_results(adata, model, cells, keys)
     return model
 
 
-def fit_cells(
+def read_and_train(
     adata: AnnData,
     *,
     layer: str | None,
@@ -221,16 +221,20 @@ def fit_cells(
     return model, cells
 
 
-def write_fit(
+def write_results(
     adata: AnnData,
-    keys: Keys,
     model: FittedModel,
-    mean: Float[np.ndarray, "cells latent"],
-    variance: Float[np.ndarray, "cells latent"],
+    cells: Cells,
+    keys: Keys,
     *,
+    beta: float | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes an embedding and the record of its fit, with `more` in the record."""
+    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
+
+    With `more` in the record.
+    """
+    mean, variance = posterior_moments(model, cells, beta=beta)
     obsm = {keys.mean: mean, keys.variance: variance}
     uns = {keys.uns: _record(model) | dict(more or {})}
     write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)

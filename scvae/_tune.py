@@ -16,7 +16,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from ._checks import check_adata, check_choice, check_obs_column, check_positive
-from ._fit import DEFAULT_N_LATENT, fit, fit_cells, write_fit
+from ._fit import DEFAULT_N_LATENT, fit, read_and_train, write_results
 from ._keys import Keys
 from ._rng import SeedLike, seed_of
 from .config import NetworkConfig, TrainingConfig
@@ -24,7 +24,6 @@ from .data.intake import Cells
 from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend
 from .fitted import FittedModel
-from .inference import posterior_moments
 from .likelihoods import LikelihoodName
 from .tl._read import read_cells
 
@@ -211,9 +210,8 @@ def tune_beta(
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
     found = BetaPath(table=table, recommended=recommended, models=models, judged_on=judged_on)
-    moments = posterior_moments(found.model, cells, beta=recommended)
     record = {keys.beta_path: table.copy(), keys.judged_on: judged_on}
-    write_fit(adata, keys, found.model, *moments, more=record)
+    write_results(adata, found.model, cells, keys, beta=recommended, more=record)
     return found
 
 
@@ -257,13 +255,13 @@ def _fit_all(
 ) -> tuple[tuple[FittedModel, ...], Cells]:
     """The path model, or the models of the sweep in the order of `points`; and the cells as they were read."""
     if method == "path":
-        model, cells = fit_cells(adata, beta=(points[0], points[-1]), **settings)
+        model, cells = read_and_train(adata, beta=(points[0], points[-1]), **settings)
         return (model,), cells
     if settings["checkpoint"] is not None:
         raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
     models = []
     for beta in points:
-        model, cells = fit_cells(adata, beta=beta, **settings)
+        model, cells = read_and_train(adata, beta=beta, **settings)
         models.append(model)
     return tuple(models), cells
 
