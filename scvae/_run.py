@@ -138,7 +138,7 @@ def _train(
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
-        "beta": settings.beta,
+        "beta": list(settings.beta) if isinstance(settings.beta, tuple) else settings.beta,  # as JSON gives it back
         "seed": settings.seed,
         "network": to_json(settings.network),
         "training": to_json(settings.training),
