@@ -192,10 +192,10 @@ def _train_on(
     """From checked cells to a trained model."""
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
     model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=verbose)
-    rounds = AUTO_ROUNDS if n_latent == "auto" and ended != "interrupted" else 0
-    for done in range(rounds):
-        if done == 0 or model.outcome.active_dimensions < model.n_latent:
-            model = prune_cells(model, cells, epochs=None, verbose=verbose)
+    for done in range(AUTO_ROUNDS if n_latent == "auto" else 0):
+        if ended == "interrupted" or (done > 0 and model.outcome.active_dimensions == model.n_latent):
+            break
+        model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
     return model
 
 

@@ -78,17 +78,17 @@ def fit_cells(
     return _fitted(network, cells, settings, progress, ended), ended
 
 
-def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> FittedModel:
+def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
     """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
 
     The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
-    layer's bias. Where all are unused, the one with the largest KL stays.
+    layer's bias. Where all are unused, the one with the largest KL stays. Also says why the fine-tuning ended.
     """
     kl = np.array(model.outcome.kl_per_dimension)
     kept = in_use(kl)
     if kept.all():
         _say(f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped")
-        return replace(model, network=copy.deepcopy(model.network))
+        return replace(model, network=copy.deepcopy(model.network)), "finished"
     if not kept.any():
         kept[kl.argmax()] = True
         _say(
@@ -102,7 +102,8 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
     progress, ended = _train(network, cells, fine, checkpoint=None, verbose=verbose)
     again = _fitted(network, cells, fitted, _joined(model, progress), ended)
-    return replace(again, outcome=replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent))
+    outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
+    return replace(again, outcome=outcome), ended
 
 
 def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:

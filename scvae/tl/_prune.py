@@ -87,6 +87,6 @@ def prune(
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     cells = read_cells(adata, model, layer)
-    pruned = prune_cells(model, cells, epochs=epochs, verbose=verbose)
+    pruned, _ = prune_cells(model, cells, epochs=epochs, verbose=verbose)
     write_results(adata, pruned, cells, keys)
     return pruned
