@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,6 +142,46 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    model, cells = read_and_train(
+        adata,
+        layer=layer,
+        mask_var=mask_var,
+        batch_key=batch_key,
+        covariate_keys=covariate_keys,
+        size_factor_key=size_factor_key,
+        likelihood=likelihood,
+        n_latent=n_latent,
+        beta=beta,
+        rng=rng,
+        device=device,
+        network=network,
+        training=training,
+        checkpoint=checkpoint,
+        verbose=verbose,
+    )
+    write_results(adata, model, cells, keys)
+    return model
+
+
+def read_and_train(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None,
+    batch_key: str | None,
+    covariate_keys: str | Sequence[str],
+    size_factor_key: str | None,
+    likelihood: LikelihoodName,
+    n_latent: int | Literal["auto"],
+    beta: float,
+    rng: SeedLike,
+    device: str | torch.device,
+    network: NetworkConfig | None,
+    training: TrainingConfig | None,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> tuple[FittedModel, Cells]:
+    """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
     n_latent = _checked_n_latent(n_latent)
@@ -170,15 +210,26 @@ def fit(
             raise
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
         model = _train_on(cells, settings, n_latent, torch.device("cpu"), checkpoint, verbose)
-    write_results(adata, model, cells, keys)
-    return model
+    return model, cells
 
 
-def write_results(adata: AnnData, model: FittedModel, cells: Cells, keys: Keys) -> None:
-    """Writes what `fit` promises: the embedding of the cells, loadings if there are any, and the record."""
-    mean, variance = posterior_moments(model, cells)
+def write_results(
+    adata: AnnData,
+    model: FittedModel,
+    cells: Cells,
+    keys: Keys,
+    *,
+    beta: float | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
+
+    With `more` in the record.
+    """
+    mean, variance = posterior_moments(model, cells, beta=beta)
     obsm = {keys.mean: mean, keys.variance: variance}
-    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns={keys.uns: record_of(model)})
+    uns = {keys.uns: record_of(model) | dict(more or {})}
+    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
 
 
 def _train_on(

@@ -40,3 +40,13 @@ class Keys:
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added
+
+    @property
+    def beta_path(self) -> str:
+        """Within uns[key_added]: the table of `tune_beta`."""
+        return "beta_path"
+
+    @property
+    def judged_on(self) -> str:
+        """Within uns[key_added]: what the held-out columns of that table rest on."""
+        return "beta_path_judged_on"

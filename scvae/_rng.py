@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,6 +41,18 @@ def torch_generators(n: int, seed: int, *stream: int, device: torch.device | str
     generator = torch.Generator(device=device)
     for state in _sequence(seed, stream).generate_state(n, np.uint64):
         yield generator.manual_seed(int(state >> np.uint64(1)))
+
+
+@contextmanager
+def igraph_random_state(seed: int) -> Iterator[None]:
+    """Lets igraph draw from a generator of its own; afterwards it draws from Python's `random` again, its default."""
+    import igraph
+
+    igraph.set_random_number_generator(random.Random(seed))  # noqa: S311 (clusters need no cryptography)
+    try:
+        yield
+    finally:
+        igraph.set_random_number_generator(random)
 
 
 def _sequence(seed: int, stream: tuple[int, ...]) -> np.random.SeedSequence:

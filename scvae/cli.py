@@ -6,15 +6,21 @@ An error in what the user gave ends with one line on stderr and exit code 2; out
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from ._cli_files import (
+    check_input,
+    check_output,
+    check_paths_differ,
+    check_picture,
+    check_writable,
+    opened,
+    write_copy,
+)
 from ._keys import Keys
 from ._version import __version__
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-FIT_KEYWORDS = (
+KEYWORDS = (
     "layer",
     "mask_var",
     "batch_key",
@@ -36,6 +42,9 @@ FIT_KEYWORDS = (
     "device",
     "key_added",
     "checkpoint",
+    "betas",
+    "labels_key",
+    "method",
 )
 
 
@@ -88,6 +97,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_fit(commands)
+    _add_tune_beta(commands)
     _add_embed(commands)
     _add_demo(commands)
     return parser
@@ -103,16 +113,40 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     _add_files(parser)
+    model = _add_settings(parser)
+    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
+    _add_more_output(parser)
+    parser.set_defaults(run=_fit, model=None)
+
+
+def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "tune-beta",
+        help="look at many weights of the KL term, and write the embedding at the one recommended",
+        description="Trains a model for many weights β of the KL term, measures the embedding at each, and writes a "
+        "copy of the file with the table and the embedding at the β recommended.",
+        epilog="What is not given is as in scvae.tune_beta. In Python: help(scvae.tune_beta).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_files(parser)
+    model = _add_settings(parser)
+    model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to look at, two at least")
+    model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
+    model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
+    output = _add_more_output(parser)
+    output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
+    parser.set_defaults(run=_tune_beta, model=None, plot=None)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What all commands that train are told; returns the group of the model's settings."""
     data = parser.add_argument_group("data")
     _add_layer(data, "layer with the raw counts (default: X)")
     data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
     data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
     data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="more obs columns to correct for")
     data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
-    model = parser.add_argument_group("model")
-    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
-    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
-    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
@@ -120,11 +154,18 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     training.add_argument(
         "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
     )
+    model = parser.add_argument_group("model")
+    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
+    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
+    return model
+
+
+def _add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     output = parser.add_argument_group("more output")
     _add_key_added(output)
     output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
     output.add_argument("--quiet", action="store_true", default=False, help="print warnings and errors only")
-    parser.set_defaults(run=_fit, model=None)
+    return output
 
 
 def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -193,33 +234,18 @@ def _slot_name(text: str) -> str:
 
 
 def _fit(given: argparse.Namespace) -> None:
-    options = vars(given)
-    keywords = {name: options[name] for name in FIT_KEYWORDS if name in options}
-    _check_input(given.input)
-    _check_paths_differ({"output": given.output, "--model": given.model, "--checkpoint": options.get("checkpoint")})
-    _check_output(given.output, given.input, force=given.force)
-    if given.model is not None:
-        _check_output(given.model, given.input, force=given.force, may_replace_input=False)
-    if "checkpoint" in options:
-        # a checkpoint that exists is resumed, so it needs no --force
-        _check_output(given.checkpoint, given.input, force=True, may_replace_input=False)
+    _check_files(given)
 
     from ._fit import fit
-    from .config import TrainingConfig
 
-    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
     keys = Keys(given.key_added)
-    with _opened(given.input, options.get("layer")) as adata:
-        model = fit(adata, **keywords, training=training, verbose=not given.quiet)
-        results: dict[str, dict[str, Any]] = {
-            "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
-            "varm": {keys.loadings: None},  # those of an earlier fit under this name
-            "uns": {keys.uns: adata.uns[keys.uns]},
-        }
+    with opened(given.input, getattr(given, "layer", None)) as adata:
+        model = fit(adata, **_keywords(given))
+        results = _results(adata, keys)
         n_cells = adata.n_obs
     if given.model is not None:
         model.save(given.model)
-    _write_copy(given.input, given.output, results)
+    write_copy(given.input, given.output, results)
     if given.quiet:
         return
     outcome = model.outcome
@@ -236,10 +262,84 @@ def _fit(given: argparse.Namespace) -> None:
     _print_rows(rows if given.model is None else rows | {"model": given.model})
 
 
+def _tune_beta(given: argparse.Namespace) -> None:
+    _check_files(given)
+    if given.plot is not None:
+        check_picture(given.plot)
+
+    from ._files import written_whole
+    from ._tune import tune_beta
+
+    keys = Keys(given.key_added)
+    with opened(given.input, getattr(given, "layer", None)) as adata:
+        path = tune_beta(adata, **_keywords(given))
+        results = _results(adata, keys)
+        n_cells = adata.n_obs
+        if given.plot is not None:
+            with written_whole(given.plot) as temporary:
+                _draw(adata, given.key_added, temporary)
+    if given.model is not None:
+        path.model.save(given.model)
+    write_copy(given.input, given.output, results)
+    if given.quiet:
+        return
+    rows = {
+        "cells": f"{n_cells:,}",
+        "genes": f"{len(path.model.genes):,}",
+        "judged on": path.judged_on,
+        "recommended β": f"{path.recommended:.4g}",
+        "seed": path.model.seed,
+        "embedding": f"{given.output}, obsm[{keys.mean!r}]",
+        "table": f"{given.output}, uns[{keys.uns!r}][{keys.beta_path!r}]",
+    }
+    _print_rows(rows | {name: place for name, place in (("plot", given.plot), ("model", given.model)) if place})
+
+
+def _check_files(given: argparse.Namespace) -> None:
+    """Refuses what could not be read, or written in the end, before a training begins."""
+    check_input(given.input)
+    outputs = {f"--{name}": getattr(given, name, None) for name in ("model", "plot", "checkpoint")}
+    check_paths_differ({"output": given.output} | outputs)
+    check_output(given.output, given.input, force=given.force)
+    for name, path in outputs.items():
+        if path is not None:
+            # a checkpoint that exists is resumed, so it needs no --force
+            force = given.force or name == "--checkpoint"
+            check_output(path, given.input, force=force, may_replace_input=False)
+
+
+def _keywords(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given, for `fit` or `tune_beta`."""
+    from .config import TrainingConfig
+
+    options = vars(given)
+    keywords = {name: options[name] for name in KEYWORDS if name in options}
+    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
+    return keywords | {"training": training, "verbose": not given.quiet}
+
+
+def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
+    """What a fit has written into `adata`."""
+    return {
+        "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None takes those of an earlier fit away
+        "uns": {keys.uns: adata.uns[keys.uns]},
+    }
+
+
+def _draw(adata: AnnData, key_added: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from .pl import rate_distortion
+
+    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a screen
+    rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
+
+
 def _embed(given: argparse.Namespace) -> None:
-    _check_input(given.input)
-    _check_paths_differ({"output": given.output, "--model": given.model})
-    _check_output(given.output, given.input, force=given.force)
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model})
+    check_output(given.output, given.input, force=given.force)
 
     from .fitted import load
     from .tl import embed
@@ -247,11 +347,11 @@ def _embed(given: argparse.Namespace) -> None:
     model = load(given.model)
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
-    with _opened(given.input, None if layer == "X" else layer) as adata:
+    with opened(given.input, None if layer == "X" else layer) as adata:
         embed(adata, model, layer=layer or "X", key_added=given.key_added)
         results = {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}}
         n_cells = adata.n_obs
-    _write_copy(given.input, given.output, results)
+    write_copy(given.input, given.output, results)
     _print_rows({"cells": f"{n_cells:,}", "embedding": f"{given.output}, obsm[{keys.mean!r}]"})
 
 
@@ -260,7 +360,7 @@ def _demo(given: argparse.Namespace) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; pass another --out-dir")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_writable(folder)
+    check_writable(folder)
 
     from . import datasets
     from ._demo import analyse, draw
@@ -275,99 +375,6 @@ def _demo(given: argparse.Namespace) -> None:
     print("  ".join(f"{name:>{width}}" for name, width in zip(row, widths, strict=True)))
     print("  ".join(f"{value:>{width}}" for value, width in zip(row.values(), widths, strict=True)))
     print(f"wrote {folder / 'pbmc3k_scvae.h5ad'} and {folder / 'umap.png'}")
-
-
-def _check_input(path: Path) -> None:
-    if path.is_dir():
-        zarr = ", e.g. anndata.read_zarr(...).write_h5ad(...)" if path.suffix == ".zarr" else ""
-        raise IsADirectoryError(f"the input {path} is a folder; pass an h5ad file{zarr}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; pass an h5ad file")
-
-
-def _check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
-    seen: dict[Path, str] = {}
-    for name, path in outputs.items():
-        if path is None:
-            continue
-        other = seen.setdefault(path.resolve(), name)
-        if other != name:
-            raise ValueError(f"{other} and {name} are both {path}; give each its own file")
-
-
-def _check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
-    """Refuses a path that could not be written later, before anything long begins."""
-    if path.is_dir():
-        raise IsADirectoryError(f"the output {path} is a folder; pass the name of a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first, {path.name} goes there")
-    if path.exists() and path.samefile(source):
-        if not may_replace_input:
-            raise ValueError(f"{path} is the input; pass another file")
-        if not force:
-            raise FileExistsError(f"the output {path} is the input; pass another file, or --force to replace it")
-    if path.exists() and not force:
-        raise FileExistsError(f"the output {path} exists; pass --force to replace it")
-    _check_writable(path.parent)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        # permission bits do not tell of read-only file systems, so try it
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PermissionError(f"cannot write in the folder {folder} ({error.strerror}); pass another") from error
-
-
-@contextmanager
-def _opened(path: Path, layer: str | None) -> Iterator[AnnData]:
-    """The cells of an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in pieces."""
-    from anndata import read_h5ad
-
-    from .data.containers import matrix_of
-
-    try:
-        adata = read_h5ad(path, backed="r")
-        can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
-        if "X" not in adata.file:
-            adata.file.close()
-            adata = read_h5ad(path)
-    except Exception as error:  # which one depends on where in the file anndata was stopped
-        raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
-    try:
-        if not can_be_added_to:
-            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer one")
-        try:
-            matrix_of(adata, layer)
-        except TypeError as error:  # here the file is at fault; later it would be the program
-            raise ValueError(f"{path}: {error}") from error
-        yield adata
-    finally:
-        adata.file.close()
-
-
-def _write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
-
-    None takes a key away.
-    """
-    import h5py  # type: ignore[import-untyped]
-    from anndata.io import write_elem
-
-    from ._files import written_whole
-
-    with written_whole(target) as temporary:
-        shutil.copyfile(source, temporary)
-        with h5py.File(temporary, "r+") as file:
-            for group, values in results.items():
-                if group not in file:
-                    write_elem(file, group, {})
-                for key, value in values.items():
-                    if value is not None:
-                        write_elem(file[group], key, value)
-                    elif key in file[group]:
-                        del file[group][key]
 
 
 def _print_rows(rows: Mapping[str, object]) -> None:

@@ -97,6 +97,8 @@ class FittedModel:
         Seed that all random numbers of the fit came from.
     versions
         Versions of scvae and of the libraries that made the model.
+    trained_on
+        `Cells.fingerprint` of all cells of the fit, held out or not.
     """
 
     network: VAE
@@ -110,6 +112,7 @@ class FittedModel:
     history: pd.DataFrame
     seed: int
     versions: dict[str, str]
+    trained_on: str
 
     @property
     def genes(self) -> pd.Index:
@@ -120,6 +123,12 @@ class FittedModel:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
+
+    def beta_of(self, beta: float | None) -> float:
+        """`beta`, if the model was trained at it; None gives the β of the fit."""
+        if beta is not None and beta != self.beta:
+            raise ValueError(f"the model was trained at β = {self.beta:g} alone; found {beta:g}")
+        return self.beta
 
     def summary(self) -> pd.Series:
         """The fit in a dozen lines, for a notebook.
@@ -194,6 +203,7 @@ class FittedModel:
             "history": {name: column.tolist() for name, column in self.history.items()},
             "seed": self.seed,
             "versions": self.versions,
+            "trained_on": self.trained_on,
         }
         write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
         return path
@@ -239,4 +249,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],
         versions=record["versions"],
+        trained_on=record["trained_on"],
     )

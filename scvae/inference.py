@@ -25,13 +25,13 @@ BoundKind = Literal["iw", "elbo"]
 
 @torch.no_grad()
 def posterior_moments(
-    model: FittedModel, cells: Cells
+    model: FittedModel, cells: Cells, *, beta: float | None = None
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
     """Posterior means and variances of each cell, float32."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
     with working_on(model.device):
-        for positions, batch in _batches(model, cells, EMBEDDING_CHUNK):
+        for positions, batch in batches_of(model, cells, EMBEDDING_CHUNK, beta=beta):
             posterior = model.network.encode(batch)
             mean[positions] = posterior.mean.cpu().numpy()
             variance[positions] = posterior.variance.cpu().numpy()
@@ -39,18 +39,22 @@ def posterior_moments(
 
 
 def log_likelihood_bound(
-    model: FittedModel, cells: Cells, *, kind: BoundKind, n_samples: int, seed: int
+    model: FittedModel, cells: Cells, *, kind: BoundKind, n_samples: int, seed: int, beta: float | None = None
 ) -> Float[np.ndarray, " cells"]:
     """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1."""
     bound = np.empty(len(cells))
     estimate = importance_weighted if kind == "iw" else elbo
     with working_on(model.device):
-        for i, (positions, batch) in enumerate(_batches(model, cells, BOUND_CHUNK)):
+        for i, (positions, batch) in enumerate(batches_of(model, cells, BOUND_CHUNK, beta=beta)):
             generator = torch_generator(seed, BOUND, i, device=model.device)
             bound[positions] = estimate(model.network, batch, n_samples, generator).cpu().numpy()
     return bound
 
 
-def _batches(model: FittedModel, cells: Cells, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+def batches_of(
+    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Positions and batches of at most `size` cells, in order, on the model's device."""
+    model.beta_of(beta)
     plan = chunks(len(cells), size)
     yield from zip(plan, single_pass(cells, model.device).batches(plan), strict=True)

@@ -35,7 +35,8 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"train"},
     {"_run", "diagnostics"},
     {"_fit"},
-    {"_demo", "_tune", "datasets", "pl", "tl"},
+    {"_cli_files", "_demo", "datasets", "pl", "tl"},
+    {"_tune"},
     {"cli"},
     {"__main__", ""},
 ]

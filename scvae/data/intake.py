@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pandas.api.extensions import ExtensionArray
 from pandas.api.types import is_bool_dtype
 
 from .._checks import check_adata, check_var_column, listing
+from ..kernels.csr import CSR
 from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
 from .counts import ValueCheck, check_finite
@@ -78,6 +80,30 @@ class Cells:
             numeric=torch.from_numpy(self.numeric[positions]),
             has_batch=self.has_batch,
         )
+
+    def taken(self, positions: Int[np.ndarray, " some"]) -> Cells:
+        """A copy of the cells at `positions`, in that order: a sample, to be gone through several times."""
+        x = self.rows.take(positions)
+        return Cells(
+            rows=SparseRows(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), x.n_columns)
+            if isinstance(x, CSR)
+            else DenseRows(x.numpy()),
+            library=self.library[positions],
+            codes=self.codes[positions],
+            numeric=self.numeric[positions],
+            names=self.names[positions],
+            has_batch=self.has_batch,
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of names and library sizes, in their order: tells whether these are the cells of a fit.
+
+        Real values have no library size, so there it is the names alone.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\0".join(map(str, self.names)).encode())
+        digest.update(np.ascontiguousarray(self.library).tobytes())
+        return digest.hexdigest()
 
 
 def read_fit(

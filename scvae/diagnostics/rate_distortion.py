@@ -1,0 +1,190 @@
+"""A model at one β: rate, distortion, likelihood and the structure of the embedding, as one row of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._rng import numpy_generator
+from ..data.intake import Cells
+from ..fitted import ACTIVE_ABOVE, FittedModel
+from ..inference import log_likelihood_bound, posterior_moments
+from .collapse import kl_to_prior
+from .held_out import judged_cells
+from .information import information
+from .structure import (
+    REFERENCE_CELLS,
+    LabelAgreement,
+    Structure,
+    expression_space,
+    label_agreement,
+    structure,
+)
+
+SAMPLE = 23  # stream of the random numbers that draw cells
+JUDGED_CELLS = 1_000
+STRUCTURE_CELLS = 5_000
+N_SAMPLES = 50  # draws of the latent per cell, for distortion and log-likelihood
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateDistortion:
+    """Where a model stands on the rate-distortion plane at one β; means over cells, in nats per cell.
+
+    Parameters
+    ----------
+    beta
+        Weight of the KL term.
+    distortion
+        D = -E_q[log p(x | z)].
+    rate
+        R = KL(q(z | x) || N(0, I)).
+    objective
+        D + βR: what training minimises (Higgins et al. 2017; Alemi et al. 2018, equation 7).
+    elbo
+        -(D + R): the evidence lower bound, at β = 1.
+    log_likelihood
+        Importance-weighted bound on log p(x) (Burda et al. 2016, equation 8).
+    active_dimensions
+        Latent dimensions with a mean KL above 0.05 nats.
+    """
+
+    beta: float
+    distortion: float
+    rate: float
+    objective: float
+    elbo: float
+    log_likelihood: float
+    active_dimensions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """How much the embedding tells of which cell it is of, in nats; see `Information`.
+
+    Parameters
+    ----------
+    mutual_information
+        I_q(x; z), which cannot exceed the logarithm of the number of cells it is estimated from.
+    mutual_information_bound
+        An upper bound on it without such a cap.
+    """
+
+    mutual_information: float
+    mutual_information_bound: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Yardstick:
+    """The cells that a model is measured on at every β, and what its embeddings are compared with.
+
+    Parameters
+    ----------
+    judged
+        Cells for likelihood, rate and distortion.
+    role
+        What they were to the model; see `Judged`.
+    sampled
+        Cells for the structure of the embedding.
+    reference, compared
+        Coordinates of some of the sampled cells in the space of their expression, and which these are.
+    labels
+        Number of the label of each sampled cell, negative without one; None without labels.
+    """
+
+    judged: Cells
+    role: str
+    sampled: Cells
+    reference: Float[np.ndarray, "some components"]
+    compared: Int[np.ndarray, " some"]
+    labels: Int[np.ndarray, " sampled"] | None
+
+
+def make_yardstick(
+    model: FittedModel, cells: Cells, labels: Int[np.ndarray, " cells"] | None, *, seed: int
+) -> Yardstick:
+    """Draws the cells: at most `JUDGED_CELLS` of those held out of the fit, at most `STRUCTURE_CELLS` of all cells.
+
+    Parameters
+    ----------
+    model
+        Says which of the cells it has held out.
+    cells
+        All cells.
+    labels
+        Number of the label of each cell, negative without one; None without labels.
+    seed
+        Draws the cells. Those for the structure are the same for every model.
+
+    Returns
+    -------
+    Yardstick
+        Copies of the cells drawn, so that memory does not grow with the number of cells.
+    """
+    judged = judged_cells(model, cells)
+    chosen = judged.positions[_some(len(judged.positions), JUDGED_CELLS, seed)]
+    sampled = _some(len(cells), STRUCTURE_CELLS, seed)
+    compared = _some(len(sampled), REFERENCE_CELLS, seed)
+    return Yardstick(
+        judged=cells.taken(chosen),
+        role=judged.role,
+        sampled=cells.taken(sampled),
+        reference=expression_space(cells, sampled[compared], kind=model.schema.kind),
+        compared=compared,
+        labels=None if labels is None else labels[sampled],
+    )
+
+
+def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int) -> RateDistortion:
+    """Measures a model at one of its β's on the given cells.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    cells
+        Cells that it has not seen.
+    beta
+        One of the model's β's.
+    seed
+        Where the noise comes from: the same for every β, so that differences are between the β's.
+
+    Returns
+    -------
+    RateDistortion
+        Means over the cells.
+    """
+    mean, variance = posterior_moments(model, cells, beta=beta)
+    kl = kl_to_prior(mean.astype(np.float64), np.log(variance.astype(np.float64)))
+    elbo = float(log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
+    bound = float(log_likelihood_bound(model, cells, kind="iw", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
+    rate = float(kl.sum(1).mean())
+    distortion = -(elbo + rate)
+    return RateDistortion(
+        beta=beta,
+        distortion=distortion,
+        rate=rate,
+        objective=distortion + beta * rate,
+        elbo=elbo,
+        log_likelihood=bound,
+        active_dimensions=int((kl.mean(0) > ACTIVE_ABOVE).sum()),
+    )
+
+
+def embedding_at(
+    model: FittedModel, yardstick: Yardstick, *, beta: float, seed: int
+) -> tuple[Content, Structure, LabelAgreement | None]:
+    """What the sampled cells' embedding at one β holds, and how it scores; the last is None without labels."""
+    mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
+    found = information(mean, np.log(variance), seed=seed)
+    content = Content(mutual_information=found.mutual_information, mutual_information_bound=found.upper_bound)
+    scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed)
+    labels = yardstick.labels
+    return content, scores, None if labels is None else label_agreement(mean, labels, seed=seed)
+
+
+def _some(n: int, most: int, seed: int) -> Int[np.ndarray, " some"]:
+    """At most `most` of n positions, rising."""
+    return np.sort(numpy_generator(seed, SAMPLE).permutation(n)[:most])

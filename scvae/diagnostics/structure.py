@@ -1,0 +1,270 @@
+"""Scores of the structure in an embedding: without labels, and against labels where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float, Int
+
+from .._rng import numpy_generator
+from ..data.batches import chunks
+from ..data.intake import Cells
+from ..data.schema import Kind
+from ..kernels.csr import CSR
+from .neighbours import N_NEIGHBOURS, Neighbours, as_igraph, graph_of, leiden, nearest
+
+RESAMPLE, POSTERIOR, CLUSTERING = 20, 21, 22  # streams of random numbers
+RESOLUTIONS = (0.5, 1.0)  # of the label-free scores; 1 is scanpy's default
+LABEL_RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0)
+N_RESAMPLES = 10
+KEPT_SHARE = 0.9  # of the cells in a resample
+WIDER = 2  # times the neighbours are looked up, so that enough of them are left in a resample
+N_DRAWS = 3  # of the posterior
+REFERENCE_CELLS = 2_000
+REFERENCE_GENES = 2_000
+REFERENCE_COMPONENTS = 30
+READ_AT_ONCE = 512  # cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """Structure of an embedding, each score at most 1 and larger where there is more of it.
+
+    Parameters
+    ----------
+    leiden_stability
+        See `leiden_stability`.
+    graph_agreement
+        See `graph_agreement`.
+    modularity
+        Of the Leiden partition, mean over `RESOLUTIONS` (Newman & Girvan 2004, always at resolution 1).
+    trustworthiness
+        See `trustworthiness`.
+    n_clusters
+        Leiden clusters at resolution 1.
+    """
+
+    leiden_stability: float
+    graph_agreement: float
+    modularity: float
+    trustworthiness: float
+    n_clusters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelAgreement:
+    """Agreement of an embedding with labels.
+
+    Parameters
+    ----------
+    nmi, ari
+        Normalised mutual information and adjusted Rand index of the labels and the Leiden clusters, each the best over
+        `LABEL_RESOLUTIONS`.
+    silhouette
+        Mean silhouette of the labels, Euclidean (Rousseeuw 1987).
+    """
+
+    nmi: float
+    ari: float
+    silhouette: float
+
+
+def structure(
+    mean: Float[np.ndarray, "cells latent"],
+    variance: Float[np.ndarray, "cells latent"],
+    reference: Float[np.ndarray, "some components"],
+    compared: Int[np.ndarray, " some"],
+    *,
+    seed: int,
+) -> Structure:
+    """The label-free scores of one embedding.
+
+    Parameters
+    ----------
+    mean, variance
+        Moments of q(z | x).
+    reference
+        Coordinates of some of the cells in a space that the embedding is compared with (see `expression_space`).
+    compared
+        Which cells these are.
+    seed
+        Where all random numbers come from. The same seed takes the same resamples and the same noise for every
+        embedding, so that their scores can be compared.
+
+    Returns
+    -------
+    Structure
+        The scores.
+    """
+    wide = nearest(mean, WIDER * N_NEIGHBOURS)
+    graph = as_igraph(graph_of(_narrow(wide)))
+    partitions = [leiden(graph, resolution=resolution, seed=_cluster_seed(seed)) for resolution in RESOLUTIONS]
+    return Structure(
+        leiden_stability=leiden_stability(wide, partitions, seed=seed),
+        graph_agreement=graph_agreement(mean, variance, seed=seed),
+        modularity=float(np.mean([graph.modularity(clusters, weights="weight") for clusters in partitions])),
+        trustworthiness=trustworthiness(reference, mean[compared]),
+        n_clusters=int(partitions[RESOLUTIONS.index(1.0)].max()) + 1,
+    )
+
+
+def leiden_stability(wide: Neighbours, partitions: list[Int[np.ndarray, " cells"]], *, seed: int) -> float:
+    """Mean adjusted Rand index between Leiden clusterings of all cells and of resampled cells.
+
+    `N_RESAMPLES` times, `KEPT_SHARE` of the cells are drawn without replacement, their own graph of nearest neighbours
+    is built, and it is clustered at each of `RESOLUTIONS`; the clusters are compared with those of all cells, on the
+    cells drawn (the scheme of Tang et al. 2021, "Evaluating single-cell cluster stability", with the Rand index in
+    place of Jaccard's). Where either clustering is a single cluster the score is 0: nothing was found.
+
+    Parameters
+    ----------
+    wide
+        Nearest neighbours of all cells, more than the graph needs.
+    partitions
+        Clusters of all cells at each of `RESOLUTIONS`.
+    seed
+        Draws the cells, and the order in which Leiden visits them.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    n, scores = len(wide.index), []
+    for resample in range(N_RESAMPLES):
+        drawn = numpy_generator(seed, RESAMPLE, resample).permutation(n)[: max(1, round(KEPT_SHARE * n))]
+        kept = np.zeros(n, dtype=bool)
+        kept[drawn] = True
+        graph = as_igraph(graph_of(wide.among(kept)))
+        for resolution, clusters in zip(RESOLUTIONS, partitions, strict=True):
+            again = leiden(graph, resolution=resolution, seed=_cluster_seed(seed, resample + 1))
+            before = clusters[kept]
+            found = before.min() < before.max() and again.max() > 0
+            scores.append(adjusted_rand_score(before, again) if found else 0.0)
+    return float(np.mean(scores))
+
+
+def graph_agreement(
+    mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], *, seed: int
+) -> float:
+    """Share of the nearest neighbours that two draws of the embedding z ~ q(z | x) have in common.
+
+    Mean over cells and over the pairs of `N_DRAWS` draws, for the `N_NEIGHBOURS` neighbours of a cell besides itself:
+    1 where the posterior leaves no doubt about them, k / (n - 1) where it leaves nothing else.
+    """
+    n = len(mean)
+    k = min(N_NEIGHBOURS, n - 1)
+    neighbours = []
+    for draw in range(N_DRAWS):
+        noise = numpy_generator(seed, POSTERIOR, draw).standard_normal(mean.shape, dtype=np.float32)
+        index = nearest(mean + np.sqrt(variance) * noise, k + 1).index[:, 1:]
+        ones = np.ones(n * k, dtype=np.int32)
+        neighbours.append(sp.csr_array((ones, index.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)))
+    pairs = [(i, j) for i in range(N_DRAWS) for j in range(i)]
+    shared = [neighbours[i].multiply(neighbours[j]).sum() / (n * k) for i, j in pairs]
+    return float(np.mean(shared))
+
+
+def trustworthiness(
+    reference: Float[np.ndarray, "cells components"], embedding: Float[np.ndarray, "cells latent"]
+) -> float:
+    """How far the neighbours in the embedding are neighbours in the reference space (Venna & Kaski 2001, equation 2).
+
+    1 where all are, about 0.5 where they are chance. The k = `N_NEIGHBOURS` nearest are looked at, fewer where there
+    are not three times as many cells; NaN for fewer than 3 cells. Memory grows with the square of the number of cells.
+    """
+    from sklearn.manifold import trustworthiness as of
+
+    k = min(N_NEIGHBOURS, len(embedding) // 3)
+    return float(of(reference, embedding, n_neighbors=k)) if k else float("nan")
+
+
+def expression_space(
+    cells: Cells, positions: Int[np.ndarray, " some"], *, kind: Kind
+) -> Float[np.ndarray, "some components"]:
+    """Principal components of log-normalised expression of some cells, without the means of their batches.
+
+    Counts are divided by the library size, multiplied by its median, and log(1 + x) is taken (scanpy's default); real
+    values are taken as they are. The `REFERENCE_GENES` genes that then vary most go into `REFERENCE_COMPONENTS`
+    components. Dense for those genes of these cells only.
+    """
+    from sklearn.decomposition import PCA
+
+    n, sums, squares = len(positions), np.zeros(cells.rows.n_genes), np.zeros(cells.rows.n_genes)
+    for block in _normalised(cells, positions, kind):
+        sums += np.asarray(block.sum(axis=0)).ravel()
+        squares += np.asarray((block * block).sum(axis=0)).ravel()
+    spread = squares / n - (sums / n) ** 2
+    genes = np.sort(np.argsort(-spread, kind="stable")[:REFERENCE_GENES])
+    parts = [block[:, genes] for block in _normalised(cells, positions, kind)]
+    dense = np.concatenate([part if isinstance(part, np.ndarray) else part.toarray() for part in parts])
+    if cells.has_batch:
+        batch = cells.codes[positions, 0]
+        for code in np.unique(batch):
+            dense[batch == code] -= dense[batch == code].mean(axis=0)
+    n_components = min(REFERENCE_COMPONENTS, *dense.shape)
+    # sklearn's randomised solver draws from this seed: one reference, whatever the seed of the scores
+    return np.asarray(PCA(n_components=n_components, random_state=0).fit_transform(dense), dtype=np.float64)
+
+
+def _normalised(
+    cells: Cells, positions: Int[np.ndarray, " some"], kind: Kind
+) -> Iterator[sp.csr_array | Float[np.ndarray, "some genes"]]:
+    """Blocks of cells x genes, float32, as `expression_space` compares them."""
+    target = np.median(cells.library[positions])
+    for part in chunks(len(positions), READ_AT_ONCE):
+        x = cells.rows.take(positions[part])
+        if not isinstance(x, CSR):
+            yield x.numpy()
+            continue
+        values = x.values.numpy()
+        if kind != "real":
+            scale = target / cells.library[positions[part]]
+            values = np.log1p(values * np.repeat(scale, np.diff(x.indptr.numpy())))
+        yield sp.csr_array((values, x.indices.numpy(), x.indptr.numpy()), shape=(len(part), x.n_columns))
+
+
+def label_agreement(
+    embedding: Float[np.ndarray, "cells latent"],
+    labels: Int[np.ndarray, " cells"],
+    *,
+    seed: int,
+) -> LabelAgreement:
+    """Scores of an embedding against labels; the clusters are those of all cells.
+
+    Parameters
+    ----------
+    embedding
+        One row a cell.
+    labels
+        Number of each cell's label; negative for cells without one, which take no part in the comparison.
+    seed
+        Sets the order in which Leiden visits the cells.
+
+    Returns
+    -------
+    LabelAgreement
+        The scores; NaN where there are fewer than two labels.
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+    known: Bool[np.ndarray, " cells"] = labels >= 0
+    truth = labels[known]
+    n_labels = len(np.unique(truth))
+    if n_labels < 2:
+        return LabelAgreement(nmi=float("nan"), ari=float("nan"), silhouette=float("nan"))
+    graph = as_igraph(graph_of(nearest(embedding)))
+    found = [leiden(graph, resolution=r, seed=_cluster_seed(seed))[known] for r in LABEL_RESOLUTIONS]
+    return LabelAgreement(
+        nmi=float(max(normalized_mutual_info_score(truth, clusters) for clusters in found)),
+        ari=float(max(adjusted_rand_score(truth, clusters) for clusters in found)),
+        silhouette=float(silhouette_score(embedding[known], truth)) if n_labels < len(truth) else float("nan"),
+    )
+
+
+def _narrow(wide: Neighbours) -> Neighbours:
+    return Neighbours(wide.index[:, :N_NEIGHBOURS], wide.distance[:, :N_NEIGHBOURS])
+
+
+def _cluster_seed(seed: int, *turn: int) -> int:
+    return int(numpy_generator(seed, CLUSTERING, *turn).integers(2**32))
