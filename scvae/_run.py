@@ -87,7 +87,10 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     kl = np.array(model.outcome.kl_per_dimension)
     kept = in_use(kl)
     if kept.all():
-        _say(f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped")
+        _say(
+            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
+            "whether the data have more to say, a fit with a larger n_latent will tell"
+        )
         return replace(model, network=copy.deepcopy(model.network)), "finished"
     if not kept.any():
         kept[kl.argmax()] = True

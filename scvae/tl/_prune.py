@@ -20,6 +20,7 @@ def prune(
     model: FittedModel,
     *,
     epochs: int | None = None,
+    beta: float | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
     verbose: bool = True,
@@ -40,6 +41,8 @@ def prune(
         A fitted model. It stays as it is.
     epochs
         Passes over the training cells; None for a quarter of those of the fit.
+    beta
+        β at which the embedding is written, of a model of many; None for the β of the fit.
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
     key_added
@@ -70,7 +73,7 @@ def prune(
     Raises
     ------
     ValueError
-        As `embed`, or if `epochs` is below 1.
+        As `embed`; if `epochs` is below 1; or if these are not the cells of the fit in their order.
     NonFiniteLossError
         If the fine-tuning diverges.
 
@@ -86,7 +89,13 @@ def prune(
     keys = Keys(key_added)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
+    model.beta_of(beta)
     cells = read_cells(adata, model, layer)
+    if cells.fingerprint() != model.trained_on:
+        raise ValueError(
+            "adata does not hold the cells that the model was fitted on, in their order; pass those: of others, it is "
+            "not known which the fit held out, and some of these would be trained on"
+        )
     pruned, _ = prune_cells(model, cells, epochs=epochs, verbose=verbose)
-    write_results(adata, pruned, cells, keys)
+    write_results(adata, pruned, cells, keys, beta=beta)
     return pruned

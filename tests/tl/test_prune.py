@@ -165,6 +165,10 @@ def test_nothing_is_written_when_the_cells_do_not_suit_the_model(pruned, digest)
     before = digest(other)
     with pytest.raises(ValueError, match="none of the 80 modelled genes"):
         scvae.tl.prune(other, wide, verbose=False)
+    with pytest.raises(ValueError, match="does not hold the cells that the model was fitted on"):
+        scvae.tl.prune(simulated(50), wide, verbose=False)
+    with pytest.raises(ValueError, match="β = 1 alone"):
+        scvae.tl.prune(simulated(), wide, beta=2.0, verbose=False)
     with pytest.raises(ValueError, match="epochs"):
         scvae.tl.prune(simulated(50), wide, epochs=0, verbose=False)
     assert digest(other) == before
@@ -195,8 +199,8 @@ def automatic():
 
 def test_auto_ends_with_the_dimensions_in_use_and_consistent_records(automatic):
     adata, model = automatic
-    assert 2 <= model.n_latent < 20
-    assert model.outcome.pruned_from == 30
+    assert 2 <= model.n_latent < 16
+    assert model.outcome.pruned_from == 20
     assert model.n_latent == adata.obsm["X_scvae"].shape[1] == len(model.outcome.kl_per_dimension)
     assert adata.uns["scvae"]["params"]["n_latent"] == model.n_latent
     assert model.outcome.epochs == len(model.history)
@@ -235,7 +239,7 @@ def test_an_auto_fit_is_not_trained_any_further_after_ctrl_c(monkeypatch, stop, 
         model = fit(simulated(300), "auto", training=TrainingConfig(epochs=100))
     assert len(calls) == stop
     assert model.outcome.epochs == len(model.history) == stop - 1
-    assert (model.n_latent == 30) is (stop < 100)
+    assert (model.n_latent == 20) is (stop < 100)
 
 
 @pytest.mark.parametrize("asked", ["automatic", "10", 0, 2.0])
