@@ -28,10 +28,10 @@ def prune(
     """Drops the latent dimensions that a model does not use, and fine-tunes what is left.
 
     A dimension is unused if its KL, averaged over the cells held out at the fit, is at most 0.05 nats: its posterior is
-    then nearly the prior for every cell. The weights of all others are kept; what an unused dimension adds on average
-    to the decoder's first layer goes into that layer's bias. Fine-tuning goes on at the final β, with a one-cycle
-    schedule up to 0.3 of the fit's learning rate, on the cells that the fit was trained on: the same cells are held
-    out, since all random numbers follow from the model's seed.
+    then nearly the prior for every cell. Of a model of many β, that must hold at the smallest. The weights of all
+    others are kept; what an unused dimension adds on average to the decoder's first layer goes into that layer's bias.
+    Fine-tuning goes on at the final β, with a one-cycle schedule up to 0.3 of the fit's learning rate, on the cells
+    that the fit was trained on: the same cells are held out, since all random numbers follow from the model's seed.
 
     Parameters
     ----------

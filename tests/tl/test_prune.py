@@ -188,6 +188,26 @@ def test_ctrl_c_while_fine_tuning_keeps_the_cut_model(pruned, monkeypatch):
     assert narrow.outcome.beta_attained == 1.0
 
 
+def test_a_model_of_many_beta_drops_what_none_of_them_uses_and_keeps_its_elbo_at_each():
+    adata = simulated()
+    wide = fit(adata, 12, beta=(0.5, 4.0))
+    low = scvae.tl.embed(adata, wide, beta=0.5, copy=True)
+    mean, variance = low.obsm["X_scvae"], low.obsm["X_scvae_var"]
+    kl = 0.5 * (mean**2 + variance - 1 - np.log(variance))
+    _, held_out = split(600, 0.1, numpy_generator(SEED, SPLIT))
+    narrow = scvae.tl.prune(adata, wide, beta=4.0, verbose=False)
+    assert narrow.n_latent == (kl[held_out].mean(0) > 0.05).sum() < 12
+    assert narrow.beta == (0.5, 4.0)
+    for beta in (0.5, 1.0, 4.0):
+        elbo = [
+            scvae.tl.log_likelihood(adata[held_out].copy(), model, kind="elbo", n_samples=200, beta=beta).mean()
+            for model in (wide, narrow)
+        ]
+        assert elbo[1] > elbo[0] - 0.5
+    at_the_end = scvae.tl.embed(adata, narrow, beta=4.0, copy=True, key_added="again")
+    np.testing.assert_array_equal(at_the_end.obsm["X_again"], adata.obsm["X_scvae"])
+
+
 # the automatic number of dimensions
 
 
