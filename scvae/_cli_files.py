@@ -96,7 +96,10 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
 
 
 def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored."""
+    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
+
+    None takes a key away.
+    """
     import h5py  # type: ignore[import-untyped]
     from anndata.io import write_elem
 
@@ -109,4 +112,7 @@ def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, An
                 if group not in file:
                     write_elem(file, group, {})
                 for key, value in values.items():
-                    write_elem(file[group], key, value)
+                    if value is not None:
+                        write_elem(file[group], key, value)
+                    elif key in file[group]:
+                        del file[group][key]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import platform
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,22 +17,16 @@ from ._checks import check_adata, check_choice, check_not_negative, check_positi
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
-from ._rng import SeedLike, numpy_generator, seed_of
+from ._rng import SeedLike, seed_of
+from ._run import Settings, fit_cells, prune_cells
 from ._slots import write
-from ._version import __version__
-from .checkpoint import CHECKPOINT, Progress
+from .checkpoint import CHECKPOINT
 from .config import NetworkConfig, TrainingConfig, to_json
-from .data.batches import chunks, n_aside, split
-from .data.feeds import single_pass
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
-from .fitted import FittedModel, Outcome
+from .fitted import FittedModel
 from .inference import posterior_moments
-from .kernels.csr import CSR
 from .likelihoods import KIND, NAMES, LikelihoodName
-from .model import VAE, make_model
-from .recipe import make_recipe
-from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_N_LATENT = 10
+WIDE_N_LATENT, AUTO_ROUNDS = 30, 3  # where n_latent="auto" starts, and how often it drops what is unused
 
 
 def fit(
@@ -57,7 +46,7 @@ def fit(
     covariate_keys: str | Sequence[str] = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
-    n_latent: int = DEFAULT_N_LATENT,
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
     beta: float = 1.0,
     rng: SeedLike = None,
     device: str | torch.device = "auto",
@@ -91,7 +80,10 @@ def fit(
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
     n_latent
-        Latent dimensions. Those the data do not need stay unused; the summary says how many are active.
+        Latent dimensions. Those the data do not need stay unused; the summary says how many are active. ``"auto"``
+        starts with 30, and up to three times drops those with a mean KL of at most 0.05 nats and trains the rest for a
+        quarter as many epochs more (see `scvae.tl.prune`). A checkpoint then holds the first training: if it is whole,
+        only the rest is done again.
     beta
         Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It is reached linearly over
         `training.warmup` of the run, whatever the number of cells.
@@ -180,7 +172,7 @@ def read_and_train(
     covariate_keys: str | Sequence[str],
     size_factor_key: str | None,
     likelihood: LikelihoodName,
-    n_latent: int,
+    n_latent: int | Literal["auto"],
     beta: float,
     rng: SeedLike,
     device: str | torch.device,
@@ -192,7 +184,7 @@ def read_and_train(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
-    n_latent = check_positive_int(n_latent, "n_latent")
+    n_latent = _checked_n_latent(n_latent)
     beta = check_not_negative(beta, "beta")
     network, training = network or NetworkConfig(), training or TrainingConfig()
     target = resolve_device(device)
@@ -210,14 +202,14 @@ def read_and_train(
     )
     _check_heads(network, likelihood, schema)
 
-    what, how = (cells, schema, likelihood, n_latent, beta, seed), (network, training, checkpoint, verbose)
+    settings = Settings(schema=schema, likelihood=likelihood, beta=beta, seed=seed, network=network, training=training)
     try:
-        model = _train_on(*what, target, *how)
+        model = _train_on(cells, settings, n_latent, target, checkpoint, verbose)
     except (NotImplementedError, TypeError) as error:
         if target.type != "mps":
             raise
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
-        model = _train_on(*what, torch.device("cpu"), *how)
+        model = _train_on(cells, settings, n_latent, torch.device("cpu"), checkpoint, verbose)
     return model, cells
 
 
@@ -236,65 +228,33 @@ def write_results(
     """
     mean, variance = posterior_moments(model, cells, beta=beta)
     obsm = {keys.mean: mean, keys.variance: variance}
-    uns = {keys.uns: _record(model) | dict(more or {})}
+    uns = {keys.uns: record_of(model) | dict(more or {})}
     write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
 
 
 def _train_on(
     cells: Cells,
-    schema: Schema,
-    likelihood: LikelihoodName,
-    n_latent: int,
-    beta: float,
-    seed: int,
+    settings: Settings,
+    n_latent: int | Literal["auto"],
     device: torch.device,
-    network: NetworkConfig,
-    training: TrainingConfig,
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> FittedModel:
     """From checked cells to a trained model."""
-    n_training = len(cells) - n_aside(len(cells), training.validation_fraction)
-    training = replace(training, **make_recipe(training, n_training, network.decoder)._asdict())
-    vae = make_model(schema, likelihood, n_latent, network, seed).to(device)
-    identity = {
-        "likelihood": likelihood,
-        "n_latent": n_latent,
-        "beta": beta,
-        "seed": seed,
-        "network": to_json(network),
-        "training": to_json(training),
-        "data": _fingerprint(schema, cells) if checkpoint is not None else None,
-    }
-    progress, ended = train(
-        vae,
-        cells,
-        beta=beta,
-        config=training,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        identity=identity,
-        verbose=verbose,
-    )
-    if ended == "interrupted":
-        warnings.warn(
-            f"training was interrupted after {progress.epoch} epochs; the best model so far is kept", stacklevel=3
-        )
-    return FittedModel(
-        network=vae,
-        schema=schema,
-        likelihood=likelihood,
-        n_latent=n_latent,
-        beta=beta,
-        network_config=network,
-        training_config=training,
-        outcome=_outcome(vae, cells, progress, ended, training, seed, device),
-        history=pd.DataFrame(progress.history),
-        seed=seed,
-        versions=_versions(),
-        trained_on=cells.fingerprint(),
-    )
+    n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
+    model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=verbose)
+    rounds = AUTO_ROUNDS if n_latent == "auto" and ended != "interrupted" else 0
+    for done in range(rounds):
+        if done == 0 or model.outcome.active_dimensions < model.n_latent:
+            model = prune_cells(model, cells, epochs=None, verbose=verbose)
+    return model
+
+
+def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
+    if isinstance(n_latent, str):
+        check_choice(n_latent, ("auto",), "n_latent, where it is no integer,")
+        return "auto"
+    return check_positive_int(n_latent, "n_latent")
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
@@ -313,43 +273,6 @@ def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Sch
         )
 
 
-def _fingerprint(schema: Schema, cells: Cells) -> str:
-    """A digest of what the model is trained on, so that a checkpoint is not resumed with other data."""
-    digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
-    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for part in chunks(len(cells), EVALUATION_CHUNK):
-        x = cells.rows.take(part)
-        for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _outcome(
-    vae: VAE, cells: Cells, progress: Progress, ended: str, config: TrainingConfig, seed: int, device: torch.device
-) -> Outcome:
-    train_cells, held_out = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
-    judged = held_out if len(held_out) else train_cells
-    result = evaluate(vae, single_pass(cells, device), judged, seed=seed, device=device)
-    converged, reason = verdict(progress, ended)
-    return Outcome(
-        converged=converged,
-        reason=reason,
-        beta_attained=progress.history["beta"][-1] if progress.epoch else 0.0,
-        best_epoch=progress.best_epoch,
-        epochs=progress.epoch,
-        seconds=progress.seconds,
-        skipped_steps=progress.skipped_steps,
-        kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(held_out) else float("nan"),
-    )
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
-    return {"scvae": __version__, "python": platform.python_version(), **libraries}
-
-
 def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
     """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
     loadings = model.network.loadings()
@@ -359,7 +282,7 @@ def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes la
     return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))
 
 
-def _record(model: FittedModel) -> dict[str, Any]:
+def record_of(model: FittedModel) -> dict[str, Any]:
     """uns[key]: only types that h5ad and zarr files can hold, so None becomes "none" and tuples arrays."""
     schema, outcome = model.schema, model.outcome
     covariates = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
@@ -385,6 +308,7 @@ def _record(model: FittedModel) -> dict[str, Any]:
         "held_out_elbo": outcome.held_out_elbo,
         "kl_per_dimension": np.array(outcome.kl_per_dimension),
         "active_dimensions": outcome.active_dimensions,
+        "pruned_from": outcome.pruned_from or "none",
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
         "seconds": outcome.seconds,

@@ -87,7 +87,7 @@ def tune_beta(
     covariate_keys: str | Sequence[str] = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
-    n_latent: int = DEFAULT_N_LATENT,
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",

@@ -156,7 +156,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
-    model.add_argument("--n-latent", metavar="N", type=int, help="latent dimensions")
+    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
     return model
 
 
@@ -216,6 +216,15 @@ def _add_key_added(parser: argparse._ActionsContainer) -> None:
         default=Keys().key_added,
         help="name of the slots (default: scvae)",
     )
+
+
+def _n_latent(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor auto") from None
 
 
 def _slot_name(text: str) -> str:
@@ -313,6 +322,7 @@ def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
     """What a fit has written into `adata`."""
     return {
         "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+        "varm": {keys.loadings: None},  # those of an earlier fit under this name
         "uns": {keys.uns: adata.uns[keys.uns]},
     }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float
 
 from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
@@ -45,6 +48,8 @@ class Outcome:
         Mean KL of each latent dimension in nats over the validation cells (over the training cells if there are none).
     held_out_elbo
         ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
+    pruned_from
+        Latent dimensions before the unused ones were dropped; None if none were.
     """
 
     converged: bool
@@ -56,11 +61,18 @@ class Outcome:
     skipped_steps: int
     kl_per_dimension: tuple[float, ...]
     held_out_elbo: float
+    pruned_from: int | None = None
 
     @property
     def active_dimensions(self) -> int:
         """Latent dimensions in use: those with a mean KL above 0.05 nats."""
-        return sum(kl > ACTIVE_ABOVE for kl in self.kl_per_dimension)
+        return int(in_use(self.kl_per_dimension).sum())
+
+
+def in_use(kl_per_dimension: Sequence[float] | Float[np.ndarray, " latent"]) -> Bool[np.ndarray, " latent"]:
+    """Which latent dimensions say something of the cells: those with a mean KL above 0.05 nats."""
+    used: Bool[np.ndarray, " latent"] = np.asarray(kl_per_dimension) > ACTIVE_ABOVE
+    return used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,12 +139,13 @@ class FittedModel:
             Named values: data, settings, result.
         """
         outcome = self.outcome
+        pruned = f", pruned from {outcome.pruned_from}" if outcome.pruned_from else ""
         return pd.Series(
             {
                 "likelihood": self.likelihood,
                 "genes": len(self.schema.genes),
                 "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
-                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active)",
+                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
                 "β": f"{self.beta:g} (attained {outcome.beta_attained:g})",
                 "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
                 "epochs": f"{outcome.epochs} (best: {outcome.best_epoch})",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ._rng import torch_generator
@@ -58,6 +58,19 @@ class VAE(nn.Module):
         conditions = self.conditions(batch).repeat(z.shape[0] // len(batch), 1)
         features: Tensor = self.decoder(z, conditions)
         return features
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away: the encoder forgets them, the decoder takes them for the given values."""
+        device = self.encoder.mean.weight.device
+        dropped, constant = dropped.to(device), constant.to(device)
+        self.encoder.drop_dimensions(dropped)
+        if isinstance(self.decoder, Decoder):
+            self.decoder.drop_dimensions(dropped, constant)
+            return
+        self.decoder.drop_dimensions(dropped)
+        for layer in self.likelihood.modules():
+            if isinstance(layer, OutputLayer):
+                layer.drop_features(dropped, constant)
 
     def loadings(self) -> Float[Tensor, "genes latent"] | None:
         """Of a linear decoder: what a unit of each latent dimension does to each gene (see `Likelihood.loadings`)."""

@@ -22,7 +22,6 @@ from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
 from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
-from .data.summary import summarize
 from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
@@ -65,7 +64,7 @@ def train(
     Parameters
     ----------
     model
-        A VAE with its initial weights.
+        A VAE with the weights to start from.
     cells
         Training and validation cells together.
     beta
@@ -101,7 +100,6 @@ def train(
     """
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs, batch_size, peak = make_recipe(config, len(training))
-    model.likelihood.start_from(summarize(cells, training))
     optimizer = make_optimizer(model, len(training))
     feed = make_feed(cells, device)
     step = make_step(model, optimizer, feed, config, device)

@@ -128,6 +128,7 @@ REFUSED = {
     "normalised counts": ("fit in.h5ad -o out.h5ad --layer normalised", "layers['normalised'] looks normalised"),
     "likelihood": ("fit in.h5ad -o out.h5ad --likelihood nbb", "did you mean 'nb'"),
     "no dimensions": ("fit in.h5ad -o out.h5ad --n-latent 0", "n_latent"),
+    "dimensions in words": ("fit in.h5ad -o out.h5ad --n-latent many", "neither an integer nor auto"),
     "negative beta": ("fit in.h5ad -o out.h5ad --beta -1", "beta"),
     "infinite beta": ("fit in.h5ad -o out.h5ad --beta inf", "beta"),
     "no epochs": ("fit in.h5ad -o out.h5ad --epochs 0", "epochs"),
@@ -309,6 +310,22 @@ def test_every_option_reaches_the_fit(folder):
     assert params["n_genes"] <= 25
     assert params["training"]["epochs"] == 3
     assert adata.uns["mine"]["seed"] == 7
+
+
+def test_the_number_of_dimensions_can_be_left_to_the_data(folder):
+    assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--epochs", 60, "--n-latent", "auto") == 0
+    adata = anndata.read_h5ad("out.h5ad")
+    assert adata.uns["scvae"]["pruned_from"] == 30
+    assert adata.obsm["X_scvae"].shape == (N_CELLS, adata.uns["scvae"]["params"]["n_latent"])
+    assert adata.obsm["X_scvae"].shape[1] < 30
+
+
+def test_loadings_of_an_earlier_fit_do_not_stay_beside_a_new_one(folder):
+    adata = make_adata()
+    adata.varm["scvae_loadings"] = adata.varm["other_loadings"] = np.ones((N_GENES, 2))
+    adata.write_h5ad("with.h5ad")
+    assert run("fit", "with.h5ad", "-o", "out.h5ad", *QUICK) == 0
+    assert list(anndata.read_h5ad("out.h5ad").varm) == ["other_loadings"]
 
 
 def test_force_replaces_the_outputs_and_even_the_input(folder):

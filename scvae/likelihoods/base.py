@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..data.batches import Batch
@@ -101,6 +101,13 @@ class OutputLayer(nn.Module):
         self.weight_sd, self.weight_rate = weight_sd, weight_rate
         with torch.no_grad():
             self.weight[:, self.weight.shape[1] - n_conditions :] = 0.0
+
+    @torch.no_grad()
+    def drop_features(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
+        """Takes some of the first features away, as if they had the given values ever after."""
+        first, others = self.weight[:, : len(dropped)], self.weight[:, len(dropped) :]
+        self.bias.add_(first @ (constant * dropped))
+        self.weight = nn.Parameter(torch.cat([first[:, ~dropped], others], dim=1))
 
     def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows genes"]:
         return torch.addmm(self.bias, features, self.weight.T)

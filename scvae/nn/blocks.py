@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
@@ -35,6 +35,18 @@ class Linear(nn.Module):
 
     def forward(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         return torch.addmm(self.bias, rows, self.weight)
+
+    @torch.no_grad()
+    def drop_inputs(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
+        """Takes some of the first inputs away, as if they had the given values ever after."""
+        first, others = self.weight[: len(dropped)], self.weight[len(dropped) :]
+        self.bias.add_((constant * dropped) @ first)
+        self.weight = nn.Parameter(torch.cat([first[~dropped], others]))
+
+    @torch.no_grad()
+    def drop_outputs(self, dropped: Bool[Tensor, " outputs"]) -> None:
+        """Takes outputs away."""
+        self.weight, self.bias = nn.Parameter(self.weight[:, ~dropped]), nn.Parameter(self.bias[~dropped])
 
 
 def add_product(

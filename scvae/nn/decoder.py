@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -32,6 +32,10 @@ class LinearDecoder(nn.Module):
     def __init__(self, n_latent: int, *, n_conditions: int) -> None:
         super().__init__()
         self.n_features = n_latent + n_conditions
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away; the head has to drop the same features."""
+        self.n_features -= int(dropped.sum())
 
     def forward(
         self,
@@ -77,6 +81,12 @@ class Decoder(nn.Module):
         self.hidden = nn.ModuleList(Linear(n + n_conditions, width, generator=generator) for n in inputs)
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in inputs)
         self.n_features = width + n_conditions
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away, as if they had the given values ever after."""
+        first = self.hidden[0]
+        assert isinstance(first, Linear)
+        first.drop_inputs(dropped, constant)
 
     def forward(
         self,

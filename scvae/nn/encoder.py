@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh, relu
 
@@ -60,6 +60,12 @@ class Encoder(nn.Module):
         self.dropout = Dropout(dropout)
         self.mean = Linear(width, n_latent, generator=generator)
         self.log_variance = Linear(width, n_latent, generator=generator)
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away."""
+        for layer in (self.mean, self.log_variance):
+            layer.drop_outputs(dropped)
+        self.n_latent -= int(dropped.sum())
 
     def forward(
         self,

@@ -2,5 +2,6 @@
 
 from ._embed import embed
 from ._log_likelihood import log_likelihood
+from ._prune import prune
 
-__all__ = ["embed", "log_likelihood"]
+__all__ = ["embed", "log_likelihood", "prune"]
