@@ -130,7 +130,7 @@ def _train(
         "seed": settings.seed,
         "network": to_json(settings.network),
         "training": to_json(settings.training),
-        "data": _fingerprint(settings.schema, cells) if checkpoint is not None else None,
+        "data": _content(settings.schema, cells) if checkpoint is not None else None,
     }
     progress, ended = train(
         network,
@@ -224,8 +224,8 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress,
     )
 
 
-def _fingerprint(schema: Schema, cells: Cells) -> str:
-    """A digest of what the model is trained on, so that a checkpoint is not resumed with other data."""
+def _content(schema: Schema, cells: Cells) -> str:
+    """A digest of every value a model is trained on, so that a checkpoint is not resumed with other data."""
     digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
     for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
         digest.update(np.ascontiguousarray(array).tobytes())

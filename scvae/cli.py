@@ -322,7 +322,7 @@ def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
     """What a fit has written into `adata`."""
     return {
         "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
-        "varm": {keys.loadings: None},  # those of an earlier fit under this name
+        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None takes those of an earlier fit away
         "uns": {keys.uns: adata.uns[keys.uns]},
     }
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from anndata import AnnData
 
 import scvae
-from scvae import TrainingConfig
+from scvae import NetworkConfig, TrainingConfig
 from tests.science.toys import NOISE, equidistant_types, log_evidence
 
 COLLAPSED = {"warmup": 0.0}
@@ -49,3 +50,37 @@ def test_the_other_remedies_undo_the_same_collapse(remedy):
     rescued = trained(toy(0), 0, **REMEDIES[remedy])
     assert rescued.active_dimensions == 2
     assert rescued.held_out_elbo > -8.0  # the collapsed model is at -10.25
+
+
+def noise_free_cells():
+    """Points of a curved surface in twelve dimensions: a decoder that finds it leaves nothing for the scale to say."""
+    rng = np.random.default_rng(0)
+    surface = np.tanh(rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 16))) @ rng.normal(size=(16, 12))
+    return AnnData(surface.astype(np.float32))
+
+
+def fit_of_noise_free_cells(minimum_scale, epochs):
+    return scvae.fit(
+        noise_free_cells(),
+        likelihood="gaussian",
+        n_latent=2,
+        network=NetworkConfig(minimum_scale=minimum_scale),
+        training=TrainingConfig(epochs=epochs, learning_rate=1e-2, patience=None),
+        rng=0,
+        verbose=False,
+    )
+
+
+def test_the_scale_bound_ends_the_run_of_a_gaussian_scale_to_zero():
+    gain, kl = {}, {}
+    for minimum_scale in (0.0, 0.3):
+        short, long = (fit_of_noise_free_cells(minimum_scale, epochs) for epochs in (60, 180))
+        gain[minimum_scale] = long.outcome.held_out_elbo - short.outcome.held_out_elbo
+        kl[minimum_scale] = sum(long.outcome.kl_per_dimension)
+        head = long.network.likelihood
+        share = (head.log_scale().exp() / head.spread).min().item()
+        assert share > minimum_scale
+        assert (share < 0.1) is (minimum_scale == 0.0)
+    assert gain[0.0] > 10  # nats per cell, and there is no end to it
+    assert gain[0.3] < 0.25 * gain[0.0]
+    assert kl[0.3] < kl[0.0] - 2
