@@ -6,14 +6,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 
-from ._checks import check_adata, check_choice, check_not_negative, check_positive_int
+from ._checks import check_adata, check_choice, check_not_negative, check_positive, check_positive_int
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
@@ -47,7 +47,7 @@ def fit(
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
-    beta: float = 1.0,
+    beta: float | tuple[float, float] = 1.0,
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",
@@ -86,7 +86,10 @@ def fit(
         only the rest is done again.
     beta
         Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It is reached linearly over
-        `training.warmup` of the run, whatever the number of cells.
+        `training.warmup` of the run, whatever the number of cells. A pair (low, high) trains one model for every β
+        between them (Bae et al. 2023): `scvae.tl` and `scvae.tune_beta` then take any of these; what is written here is
+        of β = 1, or of the geometric middle of a range without it, and so are active dimensions and held-out ELBO. The
+        history's ELBOs are then averages over the range.
     rng
         Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
     device
@@ -173,7 +176,7 @@ def read_and_train(
     size_factor_key: str | None,
     likelihood: LikelihoodName,
     n_latent: int | Literal["auto"],
-    beta: float,
+    beta: float | tuple[float, float],
     rng: SeedLike,
     device: str | torch.device,
     network: NetworkConfig | None,
@@ -185,8 +188,8 @@ def read_and_train(
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
     n_latent = _checked_n_latent(n_latent)
-    beta = check_not_negative(beta, "beta")
     network, training = network or NetworkConfig(), training or TrainingConfig()
+    beta = _checked_range(beta, network, training) if _is_pair(beta) else check_not_negative(beta, "beta")
     target = resolve_device(device)
     if checkpoint is not None:
         check_place(checkpoint)
@@ -257,6 +260,27 @@ def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
     return check_positive_int(n_latent, "n_latent")
 
 
+def _is_pair(beta: object) -> TypeGuard[Sequence[object] | np.ndarray]:
+    return isinstance(beta, Sequence | np.ndarray) and not isinstance(beta, str)
+
+
+def _checked_range(
+    beta: Sequence[object] | np.ndarray, network: NetworkConfig, training: TrainingConfig
+) -> tuple[float, float]:
+    """A range of β, of a network and a training that can have one."""
+    if len(beta) != 2:
+        raise ValueError(f"beta has {len(beta)} values; pass one β, or a pair (low, high) for every β between them")
+    low, high = check_positive(beta[0], "the lower beta"), check_positive(beta[1], "the upper beta")
+    if low >= high:
+        raise ValueError(f"beta is ({low:g}, {high:g}); pass the smaller first, or one β")
+    if network.decoder == "linear":
+        raise ValueError("NetworkConfig.decoder='linear' has the loadings of one β; pass a single beta")
+    given = [name for name in ("free_bits", "capacity") if getattr(training, name)]
+    if given:
+        raise ValueError(f"TrainingConfig.{given[0]} is for one β; leave it out, or pass a single beta")
+    return low, high
+
+
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
     """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
     if rng is None and checkpoint is not None and Path(checkpoint).exists():
@@ -289,7 +313,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
     params: dict[str, Any] = {
         "likelihood": model.likelihood,
         "n_latent": model.n_latent,
-        "beta": model.beta,
+        "beta": np.array(model.beta) if isinstance(model.beta, tuple) else model.beta,
         "layer": schema.layer,
         "batch_key": schema.batch.key if schema.batch else None,
         "covariate_keys": np.array(covariates, dtype=str),

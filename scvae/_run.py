@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import platform
 import warnings
@@ -18,6 +19,7 @@ from jaxtyping import Int
 
 from ._rng import numpy_generator
 from ._version import __version__
+from .beta_range import BetaRange
 from .checkpoint import Progress
 from .config import NetworkConfig, TrainingConfig, to_json
 from .data.batches import chunks, split
@@ -25,13 +27,13 @@ from .data.feeds import single_pass
 from .data.intake import Cells
 from .data.schema import Schema
 from .data.summary import summarize
-from .fitted import ACTIVE_ABOVE, FittedModel, Outcome, in_use
+from .fitted import ACTIVE_ABOVE, FittedModel, Outcome, beta_range, in_use
 from .inference import posterior_moments
 from .kernels.csr import CSR
 from .likelihoods import LikelihoodName
 from .model import VAE, make_model
 from .recipe import make_recipe
-from .train import EVALUATION_CHUNK, SPLIT, Ending, evaluate, train, verdict
+from .train import EVALUATION_CHUNK, SPLIT, Ending, Evaluation, evaluate, train, verdict
 
 # fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
@@ -53,7 +55,7 @@ class Settings:
 
     schema: Schema
     likelihood: LikelihoodName
-    beta: float
+    beta: float | tuple[float, float]
     seed: int
     network: NetworkConfig
     training: TrainingConfig
@@ -70,9 +72,16 @@ def fit_cells(
 ) -> tuple[FittedModel, Ending]:
     """Trains a new model, and says why training ended."""
     training_cells, _ = _split(cells, settings)
-    recipe = make_recipe(settings.training, len(training_cells), settings.network.decoder)
+    recipe = make_recipe(
+        settings.training,
+        len(training_cells),
+        settings.network.decoder,
+        many_betas=isinstance(settings.beta, tuple),
+    )
     settings = replace(settings, training=replace(settings.training, **recipe._asdict()))
-    network = make_model(settings.schema, settings.likelihood, n_latent, settings.network, settings.seed).to(device)
+    network = make_model(
+        settings.schema, settings.likelihood, n_latent, settings.network, settings.seed, beta_range(settings.beta)
+    ).to(device)
     network.likelihood.start_from(summarize(cells, training_cells))
     progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
     return _fitted(network, cells, settings, progress, ended), ended
@@ -82,9 +91,12 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
 
     The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
-    layer's bias. Where all are unused, the one with the largest KL stays.
+    layer's bias. Where all are unused, the one with the largest KL stays. A model of many β uses a dimension if it does
+    so at the smallest, where most are in use.
     """
     kl = np.array(model.outcome.kl_per_dimension)
+    if isinstance(model.beta, tuple):
+        kl = _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.numpy()
     kept = in_use(kl)
     if kept.all():
         _say(f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped")
@@ -143,7 +155,7 @@ def _train(
     progress, ended = train(
         network,
         cells,
-        beta=settings.beta,
+        beta=_final_beta(settings),
         config=settings.training,
         seed=settings.seed,
         device=next(network.parameters()).device,
@@ -208,16 +220,18 @@ def _joined(model: FittedModel, progress: Progress) -> Progress:
     )
 
 
+def _final_beta(settings: Settings) -> float:
+    """The β of the model, or that which stands for the many it has."""
+    return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
+
+
 def _split(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
     """The cells to train on and those held out: the same at every training from this seed."""
     return split(len(cells), settings.training.validation_fraction, numpy_generator(settings.seed, SPLIT))
 
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> Outcome:
-    train_cells, held_out = _split(cells, settings)
-    judged = held_out if len(held_out) else train_cells
-    device = next(network.parameters()).device
-    result = evaluate(network, single_pass(cells, device), judged, seed=settings.seed, device=device)
+    result = _evaluate(network, cells, settings, beta=_final_beta(settings))
     converged, reason = verdict(progress, ended)
     return Outcome(
         converged=converged,
@@ -228,8 +242,17 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress,
         seconds=progress.seconds,
         skipped_steps=progress.skipped_steps,
         kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(held_out) else float("nan"),
+        held_out_elbo=result.log_likelihood - result.kl if len(_split(cells, settings)[1]) else float("nan"),
     )
+
+
+def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
+    """Means over the cells held out, or over the training cells if there are none."""
+    train_cells, held_out = _split(cells, settings)
+    judged = held_out if len(held_out) else train_cells
+    device = next(network.parameters()).device
+    log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))
+    return evaluate(network, single_pass(cells, device), judged, log_beta, seed=settings.seed, device=device)
 
 
 def _content(schema: Schema, cells: Cells) -> str:

@@ -232,13 +232,14 @@ def _label_codes(adata: AnnData, key: str) -> Int[np.ndarray, " cells"]:
 
 def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | None) -> list[float]:
     """The β's to look at, rising; those not chosen by the user have four digits."""
-    if model is not None and not isinstance(model.beta, tuple):
+    span = DEFAULT_RANGE if model is None else model.beta
+    if not isinstance(span, tuple):
         raise ValueError(
-            f"model was trained at β = {model.beta:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
+            f"model was trained at β = {span:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
             "or leave model out to have one fitted"
         )
     if betas is None:
-        low, high = DEFAULT_RANGE if model is None else model.beta
+        low, high = span
         return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, N_BETAS)]
     points = sorted({check_positive(beta, "each of betas") for beta in np.asarray(betas).ravel().tolist()})
     if len(points) < 2:

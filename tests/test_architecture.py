@@ -19,6 +19,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_rng",
         "_slots",
         "_version",
+        "beta_range",
         "config",
         "distributed",
         "optimizer",

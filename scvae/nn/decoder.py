@@ -9,6 +9,7 @@ from torch.nn.functional import relu
 
 from ..config import Norm
 from .blocks import Linear, make_norm
+from .gates import make_gate
 
 WEIGHT_SD = 0.07  # prior of the head's weights for hidden units, of which a hundred add up
 LOADING_SD = 0.3  # the same for z itself
@@ -41,6 +42,7 @@ class LinearDecoder(nn.Module):
         self,
         z: Float[Tensor, "rows latent"],
         conditions: Float[Tensor, "rows columns"],
+        knots: None = None,
     ) -> Float[Tensor, "rows features"]:
         """Features of each row."""
         return _beside(z, OFFSET_SD / LOADING_SD * conditions)
@@ -62,6 +64,8 @@ class Decoder(nn.Module):
         Condition columns.
     norm
         Normalisation of the hidden layers.
+    n_knots
+        Knots of β (see `BetaRange`), whose weights are features too: each gene has its own offset by β. 0 for one β.
     """
 
     weight_sd, weight_rate = WEIGHT_SD, 1.0
@@ -74,13 +78,17 @@ class Decoder(nn.Module):
         n_layers: int,
         n_conditions: int,
         norm: Norm,
+        n_knots: int = 0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         inputs = [n_latent, *[width] * (n_layers - 1)]
-        self.hidden = nn.ModuleList(Linear(n + n_conditions, width, generator=generator) for n in inputs)
+        self.hidden = nn.ModuleList(
+            Linear(n + n_conditions, width, n_knots=n_knots, generator=generator) for n in inputs
+        )
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in inputs)
-        self.n_features = width + n_conditions
+        self.gates = nn.ModuleList(make_gate(n_knots, width, generator=generator) for _ in inputs)
+        self.n_features = width + n_knots + n_conditions
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
         """Takes latent dimensions away, as if they had the given values ever after."""
@@ -92,11 +100,14 @@ class Decoder(nn.Module):
         self,
         z: Float[Tensor, "rows latent"],
         conditions: Float[Tensor, "rows columns"],
+        knots: Float[Tensor, "rows knots"] | None = None,
     ) -> Float[Tensor, "rows features"]:
         """Features of each row."""
         h = z
-        for layer, norm in zip(self.hidden, self.norms, strict=True):
-            h = relu(norm(layer(_beside(h, conditions))))
+        for layer, norm, gate in zip(self.hidden, self.norms, self.gates, strict=True):
+            h = relu(gate(norm(layer(_beside(h, conditions), knots)), knots))
+        if knots is not None:
+            h = torch.cat([h, knots], dim=1)
         return _beside(h, OFFSET_SD / WEIGHT_SD * conditions)
 
 
