@@ -125,6 +125,14 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
     return _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
 
 
+def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
+    """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
+    training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
+    network, settings = copy.deepcopy(model.network), replace(_settings(model), beta=beta, training=training)
+    progress, ended = _train(network, cells, settings, checkpoint=None, verbose=verbose)
+    return _fitted(network, cells, settings, progress, ended)
+
+
 def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
     """How a model that was trained by `training` is trained a little more: at the final β, at a lower learning rate."""
     assert training.learning_rate is not None
