@@ -208,12 +208,12 @@ def fit_cells(
 
     what, how = (cells, schema, likelihood, n_latent, beta, seed), (network, training, checkpoint, verbose)
     try:
-        model = _train_on(*what, target, *how)
+        model = train_on(*what, target, *how)
     except (NotImplementedError, TypeError) as error:
         if target.type != "mps":
             raise
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
-        model = _train_on(*what, torch.device("cpu"), *how)
+        model = train_on(*what, torch.device("cpu"), *how)
     return model, cells
 
 
@@ -229,7 +229,7 @@ def write_fit(
     write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | more})
 
 
-def _train_on(
+def train_on(
     cells: Cells,
     schema: Schema,
     likelihood: LikelihoodName,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DIAGNOSIS = "diagnosis"  # what `scvae.tl.diagnose` writes, an entry of uns[key_added]
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:

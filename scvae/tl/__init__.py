@@ -1,6 +1,7 @@
 """Tools: each takes `adata` and a fitted model."""
 
+from ._diagnose import diagnose
 from ._embed import embed
 from ._log_likelihood import log_likelihood
 
-__all__ = ["embed", "log_likelihood"]
+__all__ = ["diagnose", "embed", "log_likelihood"]
