@@ -7,7 +7,7 @@ from ._version import refuse_namesake as _refuse_namesake
 
 _refuse_namesake()
 
-from . import datasets, tl
+from . import datasets, pl, tl
 from ._fit import fit
 from ._tune import BetaPath, tune_beta
 from .checkpoint import NonFiniteLossError
@@ -24,6 +24,7 @@ __all__ = [
     "datasets",
     "fit",
     "load",
+    "pl",
     "tl",
     "tune_beta",
 ]

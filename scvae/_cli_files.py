@@ -49,6 +49,15 @@ def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bo
     check_writable(path.parent)
 
 
+def check_picture(path: Path) -> None:
+    """Refuses a name whose ending is no format that matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{path} ends in no format of a picture; end it in .{', .'.join(formats)}")
+
+
 def check_writable(folder: Path) -> None:
     """Refuses a folder in which no file can be made."""
     try:
@@ -87,7 +96,10 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
 
 
 def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored."""
+    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
+
+    None takes a key away.
+    """
     import h5py  # type: ignore[import-untyped]
     from anndata.io import write_elem
 
@@ -100,4 +112,7 @@ def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, An
                 if group not in file:
                     write_elem(file, group, {})
                 for key, value in values.items():
-                    write_elem(file[group], key, value)
+                    if value is not None:
+                        write_elem(file[group], key, value)
+                    elif key in file[group]:
+                        del file[group][key]

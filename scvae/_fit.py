@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import platform
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 
-from ._checks import check_adata, check_choice, check_not_negative, check_positive_int
+from ._checks import check_adata, check_choice, check_not_negative, check_positive, check_positive_int
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
-from ._rng import SeedLike, numpy_generator, seed_of
+from ._rng import SeedLike, seed_of
+from ._run import Settings, fit_cells, prune_cells
 from ._slots import write
-from ._version import __version__
-from .checkpoint import CHECKPOINT, Progress
+from .checkpoint import CHECKPOINT
 from .config import NetworkConfig, TrainingConfig, to_json
-from .data.batches import chunks, n_aside, split
-from .data.feeds import single_pass
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
-from .fitted import FittedModel, Outcome
+from .fitted import FittedModel
 from .inference import posterior_moments
-from .kernels.csr import CSR
 from .likelihoods import KIND, NAMES, LikelihoodName
-from .model import VAE, make_model
-from .recipe import Recipe, make_recipe
-from .train import EVALUATION_CHUNK, SPLIT, evaluate, train, verdict
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_N_LATENT = 10
+WIDE_N_LATENT, AUTO_ROUNDS = 30, 3  # where n_latent="auto" starts, and how often it drops what is unused
 
 
 def fit(
@@ -57,8 +46,8 @@ def fit(
     covariate_keys: str | Sequence[str] = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
-    n_latent: int = DEFAULT_N_LATENT,
-    beta: float = 1.0,
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
+    beta: float | tuple[float, float] = 1.0,
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",
@@ -91,10 +80,16 @@ def fit(
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
     n_latent
-        Latent dimensions. Those the data do not need stay unused; the summary says how many are active.
+        Latent dimensions. Those the data do not need stay unused; the summary says how many are active. ``"auto"``
+        starts with 30, and up to three times drops those with a mean KL of at most 0.05 nats and trains the rest for a
+        quarter as many epochs more (see `scvae.tl.prune`). A checkpoint then holds the first training: if it is whole,
+        only the rest is done again.
     beta
         Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It is reached linearly over
-        `training.warmup` of the run, whatever the number of cells.
+        `training.warmup` of the run, whatever the number of cells. A pair (low, high) trains one model for every β
+        between them (Bae et al. 2023): `scvae.tl` and `scvae.tune_beta` then take any of these; what is written here is
+        of β = 1, or of the geometric middle of a range without it, and so are active dimensions and held-out ELBO. The
+        history's ELBOs are then averages over the range.
     rng
         Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
     device
@@ -121,6 +116,10 @@ def fit(
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent.
+        ``varm["<key_added>_loadings"]``
+            with ``NetworkConfig(decoder="linear")`` only: float32 loadings, genes x n_latent, 0 for genes not modelled;
+            per unit of z the change of the log proportion (nb, zinb, poisson; relative to its mean over the modelled
+            genes), of the logit (bernoulli) or of the value itself in the units of the data (gaussian).
         ``uns["<key_added>"]``
             ``params``, ``history`` (one array per column, an entry an epoch; ELBOs are in nats per cell at β = 1),
             ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
@@ -146,7 +145,7 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
-    model, cells = fit_cells(
+    model, cells = read_and_train(
         adata,
         layer=layer,
         mask_var=mask_var,
@@ -163,11 +162,11 @@ def fit(
         checkpoint=checkpoint,
         verbose=verbose,
     )
-    write_fit(adata, keys, model, *posterior_moments(model, cells))
+    write_results(adata, model, cells, keys)
     return model
 
 
-def fit_cells(
+def read_and_train(
     adata: AnnData,
     *,
     layer: str | None,
@@ -176,8 +175,8 @@ def fit_cells(
     covariate_keys: str | Sequence[str],
     size_factor_key: str | None,
     likelihood: LikelihoodName,
-    n_latent: int,
-    beta: float,
+    n_latent: int | Literal["auto"],
+    beta: float | tuple[float, float],
     rng: SeedLike,
     device: str | torch.device,
     network: NetworkConfig | None,
@@ -188,9 +187,9 @@ def fit_cells(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     check_choice(likelihood, NAMES, "likelihood")
-    n_latent = check_positive_int(n_latent, "n_latent")
-    beta = check_not_negative(beta, "beta")
+    n_latent = _checked_n_latent(n_latent)
     network, training = network or NetworkConfig(), training or TrainingConfig()
+    beta = _checked_range(beta, network, training) if _is_pair(beta) else check_not_negative(beta, "beta")
     target = resolve_device(device)
     if checkpoint is not None:
         check_place(checkpoint)
@@ -206,87 +205,80 @@ def fit_cells(
     )
     _check_heads(network, likelihood, schema)
 
-    what, how = (cells, schema, likelihood, n_latent, beta, seed), (network, training, checkpoint, verbose)
+    settings = Settings(schema=schema, likelihood=likelihood, beta=beta, seed=seed, network=network, training=training)
     try:
-        model = train_on(*what, target, *how)
+        model = _train_on(cells, settings, n_latent, target, checkpoint, verbose)
     except (NotImplementedError, TypeError) as error:
         if target.type != "mps":
             raise
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
-        model = train_on(*what, torch.device("cpu"), *how)
+        model = _train_on(cells, settings, n_latent, torch.device("cpu"), checkpoint, verbose)
     return model, cells
 
 
-def write_fit(
+def write_results(
     adata: AnnData,
-    keys: Keys,
     model: FittedModel,
-    mean: Float[np.ndarray, "cells latent"],
-    variance: Float[np.ndarray, "cells latent"],
-    **more: Any,
-) -> None:
-    """Writes an embedding and the record of its fit, with `more` in the record."""
-    write(adata, obsm={keys.mean: mean, keys.variance: variance}, uns={keys.uns: _record(model) | more})
-
-
-def train_on(
     cells: Cells,
-    schema: Schema,
-    likelihood: LikelihoodName,
-    n_latent: int,
-    beta: float,
-    seed: int,
+    keys: Keys,
+    *,
+    beta: float | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
+
+    With `more` in the record.
+    """
+    mean, variance = posterior_moments(model, cells, beta=beta)
+    obsm = {keys.mean: mean, keys.variance: variance}
+    uns = {keys.uns: record_of(model) | dict(more or {})}
+    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
+
+
+def _train_on(
+    cells: Cells,
+    settings: Settings,
+    n_latent: int | Literal["auto"],
     device: torch.device,
-    network: NetworkConfig,
-    training: TrainingConfig,
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> FittedModel:
     """From checked cells to a trained model."""
-    vae = make_model(schema, likelihood, n_latent, network, seed).to(device)
-    identity = {
-        "likelihood": likelihood,
-        "n_latent": n_latent,
-        "beta": beta,
-        "seed": seed,
-        "network": to_json(network),
-        "training": to_json(training),
-        "data": _fingerprint(schema, cells) if checkpoint is not None else None,
-    }
-    progress, ended = train(
-        vae,
-        cells,
-        beta=beta,
-        config=training,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        identity=identity,
-        verbose=verbose,
-    )
-    if ended == "interrupted":
-        warnings.warn(
-            f"training was interrupted after {progress.epoch} epochs; the best model so far is kept", stacklevel=3
-        )
-    return FittedModel(
-        network=vae,
-        schema=schema,
-        likelihood=likelihood,
-        n_latent=n_latent,
-        beta=beta,
-        network_config=network,
-        training_config=replace(training, **_recipe(training, len(cells))._asdict()),
-        outcome=_outcome(vae, cells, progress, ended, training, seed, device),
-        history=pd.DataFrame(progress.history),
-        seed=seed,
-        versions=_versions(),
-        trained_on=cells.fingerprint(),
-    )
+    n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
+    model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=verbose)
+    rounds = AUTO_ROUNDS if n_latent == "auto" and ended != "interrupted" else 0
+    for done in range(rounds):
+        if done == 0 or model.outcome.active_dimensions < model.n_latent:
+            model = prune_cells(model, cells, epochs=None, verbose=verbose)
+    return model
 
 
-def _recipe(training: TrainingConfig, n_cells: int) -> Recipe:
-    """What was left open, as `train` chose it."""
-    return make_recipe(training, n_cells - n_aside(n_cells, training.validation_fraction))
+def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
+    if isinstance(n_latent, str):
+        check_choice(n_latent, ("auto",), "n_latent, where it is no integer,")
+        return "auto"
+    return check_positive_int(n_latent, "n_latent")
+
+
+def _is_pair(beta: object) -> TypeGuard[Sequence[object] | np.ndarray]:
+    return isinstance(beta, Sequence | np.ndarray) and not isinstance(beta, str)
+
+
+def _checked_range(
+    beta: Sequence[object] | np.ndarray, network: NetworkConfig, training: TrainingConfig
+) -> tuple[float, float]:
+    """A range of β, of a network and a training that can have one."""
+    if len(beta) != 2:
+        raise ValueError(f"beta has {len(beta)} values; pass one β, or a pair (low, high) for every β between them")
+    low, high = check_positive(beta[0], "the lower beta"), check_positive(beta[1], "the upper beta")
+    if low >= high:
+        raise ValueError(f"beta is ({low:g}, {high:g}); pass the smaller first, or one β")
+    if network.decoder == "linear":
+        raise ValueError("NetworkConfig.decoder='linear' has the loadings of one β; pass a single beta")
+    given = [name for name in ("free_bits", "capacity") if getattr(training, name)]
+    if given:
+        raise ValueError(f"TrainingConfig.{given[0]} is for one β; leave it out, or pass a single beta")
+    return low, high
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
@@ -305,51 +297,23 @@ def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Sch
         )
 
 
-def _fingerprint(schema: Schema, cells: Cells) -> str:
-    """A digest of what the model is trained on, so that a checkpoint is not resumed with other data."""
-    digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
-    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for part in chunks(len(cells), EVALUATION_CHUNK):
-        x = cells.rows.take(part)
-        for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
+    """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
+    loadings = model.network.loadings()
+    if loadings is None:
+        return None
+    rows = model.genes.get_indexer(adata.var_names.astype(str))
+    return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))
 
 
-def _outcome(
-    vae: VAE, cells: Cells, progress: Progress, ended: str, config: TrainingConfig, seed: int, device: torch.device
-) -> Outcome:
-    train_cells, held_out = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
-    judged = held_out if len(held_out) else train_cells
-    result = evaluate(vae, single_pass(cells, device), judged, seed=seed, device=device)
-    converged, reason = verdict(progress, ended)
-    return Outcome(
-        converged=converged,
-        reason=reason,
-        beta_attained=progress.history["beta"][-1] if progress.epoch else 0.0,
-        best_epoch=progress.best_epoch,
-        epochs=progress.epoch,
-        seconds=progress.seconds,
-        skipped_steps=progress.skipped_steps,
-        kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(held_out) else float("nan"),
-    )
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
-    return {"scvae": __version__, "python": platform.python_version(), **libraries}
-
-
-def _record(model: FittedModel) -> dict[str, Any]:
+def record_of(model: FittedModel) -> dict[str, Any]:
     """uns[key]: only types that h5ad and zarr files can hold, so None becomes "none" and tuples arrays."""
     schema, outcome = model.schema, model.outcome
     covariates = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
     params: dict[str, Any] = {
         "likelihood": model.likelihood,
         "n_latent": model.n_latent,
-        "beta": model.beta,
+        "beta": np.array(model.beta) if isinstance(model.beta, tuple) else model.beta,
         "layer": schema.layer,
         "batch_key": schema.batch.key if schema.batch else None,
         "covariate_keys": np.array(covariates, dtype=str),
@@ -368,6 +332,7 @@ def _record(model: FittedModel) -> dict[str, Any]:
         "held_out_elbo": outcome.held_out_elbo,
         "kl_per_dimension": np.array(outcome.kl_per_dimension),
         "active_dimensions": outcome.active_dimensions,
+        "pruned_from": outcome.pruned_from or "none",
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
         "seconds": outcome.seconds,

@@ -34,6 +34,21 @@ class Keys:
         return f"X_{self.key_added}_var"
 
     @property
+    def loadings(self) -> str:
+        """varm: loadings of the genes, genes x n_latent, if the decoder is linear."""
+        return f"{self.key_added}_loadings"
+
+    @property
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added
+
+    @property
+    def beta_path(self) -> str:
+        """Within uns[key_added]: the table of `tune_beta`."""
+        return "beta_path"
+
+    @property
+    def judged_on(self) -> str:
+        """Within uns[key_added]: what the held-out columns of that table rest on."""
+        return "beta_path_judged_on"

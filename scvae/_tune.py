@@ -16,15 +16,14 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from ._checks import check_adata, check_choice, check_obs_column, check_positive
-from ._fit import DEFAULT_N_LATENT, fit, fit_cells, write_fit
+from ._fit import DEFAULT_N_LATENT, fit, read_and_train, write_results
 from ._keys import Keys
 from ._rng import SeedLike, seed_of
 from .config import NetworkConfig, TrainingConfig
 from .data.intake import Cells
-from .diagnostics.rate_distortion import Yardstick, make_yardstick, rate_distortion, structure_at
+from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend
 from .fitted import FittedModel
-from .inference import posterior_moments
 from .likelihoods import LikelihoodName
 from .tl._read import read_cells
 
@@ -144,6 +143,9 @@ def tune_beta(
             out; ``judged_on`` says so);
         ``active_dimensions``
             latent dimensions with a mean KL above 0.05 nats on these cells;
+        ``mutual_information``, ``mutual_information_bound``
+            I_q(x; z) in nats, estimated over at most 2,000 cells drawn from all, and so at most the logarithm of their
+            number; and an upper bound on it that has no such cap;
         ``leiden_stability``, ``graph_agreement``, ``modularity``, ``trustworthiness``, ``n_clusters``
             structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
             index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of
@@ -197,7 +199,8 @@ def tune_beta(
     if model is not None:
         _refuse_without_effect(method, settings)
         seed = model.seed if rng is None else seed_of(rng)
-        models, cells = (model,), read_cells(adata, model, layer)
+        models: tuple[FittedModel, ...] = (model,)
+        cells = read_cells(adata, model, layer)
     else:
         seed = seed_of(rng)
         models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
@@ -207,8 +210,8 @@ def tune_beta(
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
     found = BetaPath(table=table, recommended=recommended, models=models, judged_on=judged_on)
-    moments = posterior_moments(found.model, cells, beta=recommended)
-    write_fit(adata, keys, found.model, *moments, beta_path=table.copy(), beta_path_judged_on=judged_on)
+    record = {keys.beta_path: table.copy(), keys.judged_on: judged_on}
+    write_results(adata, found.model, cells, keys, beta=recommended, more=record)
     return found
 
 
@@ -222,13 +225,14 @@ def _label_codes(adata: AnnData, key: str) -> Int[np.ndarray, " cells"]:
 
 def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | None) -> list[float]:
     """The β's to look at, rising; those not chosen by the user have four digits."""
-    if model is not None and not isinstance(model.beta, tuple):
+    span = DEFAULT_RANGE if model is None else model.beta
+    if not isinstance(span, tuple):
         raise ValueError(
-            f"model was trained at β = {model.beta:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
+            f"model was trained at β = {span:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
             "or leave model out to have one fitted"
         )
     if betas is None:
-        low, high = DEFAULT_RANGE if model is None else model.beta
+        low, high = span
         return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, N_BETAS)]
     points = sorted({check_positive(beta, "each of betas") for beta in np.asarray(betas).ravel().tolist()})
     if len(points) < 2:
@@ -252,13 +256,13 @@ def _fit_all(
 ) -> tuple[tuple[FittedModel, ...], Cells]:
     """The path model, or the models of the sweep in the order of `points`; and the cells as they were read."""
     if method == "path":
-        model, cells = fit_cells(adata, beta=(points[0], points[-1]), **settings)
+        model, cells = read_and_train(adata, beta=(points[0], points[-1]), **settings)
         return (model,), cells
     if settings["checkpoint"] is not None:
         raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
     models = []
     for beta in points:
-        model, cells = fit_cells(adata, beta=beta, **settings)
+        model, cells = read_and_train(adata, beta=beta, **settings)
         models.append(model)
     return tuple(models), cells
 
@@ -273,6 +277,6 @@ def _table(
         list(zip(points, of_each, strict=True)), desc="scvae", unit="β", disable=not verbose, leave=False
     ):
         measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
-        scores = structure_at(model, yardstick, beta=beta, seed=seed)
-        rows.append({k: v for part in (measured, *scores) if part for k, v in dataclasses.asdict(part).items()})
+        of_embedding = embedding_at(model, yardstick, beta=beta, seed=seed)
+        rows.append({k: v for part in (measured, *of_embedding) if part for k, v in dataclasses.asdict(part).items()})
     return pd.DataFrame(rows)

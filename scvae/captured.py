@@ -30,6 +30,7 @@ class Inputs:
     positions: Int[Tensor, " cells"]
     cell_weight: Float[Tensor, " cells"]
     noise: Float[Tensor, "cells latent"]
+    log_beta: Float[Tensor, " cells"]
     kl_weight: Float[Tensor, ""]
     capacity: Float[Tensor, ""]
     learning_rate: Float[Tensor, ""]
@@ -65,6 +66,9 @@ class CapturedStep:
             inputs.cell_weight.copy_(weights[i])
             # a tensor of this very shape gets the numbers that an eager step draws
             inputs.noise[: len(cells)].normal_(generator=generator)
+            if self.model.betas is not None:
+                offset = torch.rand((), generator=generator, device=self.feed.device)
+                inputs.log_beta[: len(cells)] = self.model.betas.draw(len(cells), offset)
             for dial, number in zip((inputs.kl_weight, inputs.capacity, inputs.learning_rate), dials[i], strict=True):
                 dial.fill_(0.0 if number is None else number)
             said[i] = self._advance(inputs)
@@ -76,6 +80,7 @@ class CapturedStep:
             positions=torch.zeros(size, dtype=torch.int64, device=device),
             cell_weight=torch.zeros(size, device=device),
             noise=torch.zeros(size, self.model.n_latent, device=device),
+            log_beta=torch.zeros(size, device=device),
             kl_weight=torch.zeros((), device=device),
             capacity=torch.zeros((), device=device),
             learning_rate=torch.zeros((), device=device),
@@ -117,6 +122,8 @@ class CapturedStep:
         capacity = None if self.config.capacity is None else inputs.capacity
         dials = Dials(inputs.kl_weight, capacity, inputs.learning_rate)
         batch = self.feed.pick(inputs.positions)
+        if self.model.betas is not None:
+            batch = batch.at(inputs.log_beta)
         noise, weight = inputs.noise, inputs.cell_weight
         return update(self.model, self.optimizer, batch, noise, weight, None, dials, self.config)
 

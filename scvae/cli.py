@@ -10,15 +10,26 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from ._cli_files import check_input, check_output, check_paths_differ, check_writable, opened, write_copy
+from ._cli_files import (
+    check_input,
+    check_output,
+    check_paths_differ,
+    check_picture,
+    check_writable,
+    opened,
+    write_copy,
+)
 from ._keys import Keys
 from ._version import __version__
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-FIT_KEYWORDS = (
+KEYWORDS = (
     "layer",
     "mask_var",
     "batch_key",
@@ -31,6 +42,9 @@ FIT_KEYWORDS = (
     "device",
     "key_added",
     "checkpoint",
+    "betas",
+    "labels_key",
+    "method",
 )
 
 
@@ -83,6 +97,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"scvae {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_fit(commands)
+    _add_tune_beta(commands)
     _add_embed(commands)
     _add_demo(commands)
     return parser
@@ -98,16 +113,40 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     _add_files(parser)
+    model = _add_settings(parser)
+    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
+    _add_more_output(parser)
+    parser.set_defaults(run=_fit, model=None)
+
+
+def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "tune-beta",
+        help="look at many weights of the KL term, and write the embedding at the one recommended",
+        description="Trains a model for many weights β of the KL term, measures the embedding at each, and writes a "
+        "copy of the file with the table and the embedding at the β recommended.",
+        epilog="What is not given is as in scvae.tune_beta. In Python: help(scvae.tune_beta).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_files(parser)
+    model = _add_settings(parser)
+    model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to look at, two at least")
+    model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
+    model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
+    output = _add_more_output(parser)
+    output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
+    parser.set_defaults(run=_tune_beta, model=None, plot=None)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What all commands that train are told; returns the group of the model's settings."""
     data = parser.add_argument_group("data")
     _add_layer(data, "layer with the raw counts (default: X)")
     data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
     data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
     data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="more obs columns to correct for")
     data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
-    model = parser.add_argument_group("model")
-    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
-    model.add_argument("--n-latent", metavar="N", type=int, help="latent dimensions")
-    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
@@ -115,11 +154,18 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     training.add_argument(
         "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
     )
+    model = parser.add_argument_group("model")
+    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
+    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
+    return model
+
+
+def _add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     output = parser.add_argument_group("more output")
     _add_key_added(output)
     output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
     output.add_argument("--quiet", action="store_true", default=False, help="print warnings and errors only")
-    parser.set_defaults(run=_fit, model=None)
+    return output
 
 
 def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -172,6 +218,15 @@ def _add_key_added(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _n_latent(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor auto") from None
+
+
 def _slot_name(text: str) -> str:
     if not text or "/" in text:
         raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot of an h5ad file; leave out '/'")
@@ -179,28 +234,14 @@ def _slot_name(text: str) -> str:
 
 
 def _fit(given: argparse.Namespace) -> None:
-    options = vars(given)
-    keywords = {name: options[name] for name in FIT_KEYWORDS if name in options}
-    check_input(given.input)
-    check_paths_differ({"output": given.output, "--model": given.model, "--checkpoint": options.get("checkpoint")})
-    check_output(given.output, given.input, force=given.force)
-    if given.model is not None:
-        check_output(given.model, given.input, force=given.force, may_replace_input=False)
-    if "checkpoint" in options:
-        # a checkpoint that exists is resumed, so it needs no --force
-        check_output(given.checkpoint, given.input, force=True, may_replace_input=False)
+    _check_files(given)
 
     from ._fit import fit
-    from .config import TrainingConfig
 
-    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
     keys = Keys(given.key_added)
-    with opened(given.input, options.get("layer")) as adata:
-        model = fit(adata, **keywords, training=training, verbose=not given.quiet)
-        results: dict[str, dict[str, Any]] = {
-            "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
-            "uns": {keys.uns: adata.uns[keys.uns]},
-        }
+    with opened(given.input, getattr(given, "layer", None)) as adata:
+        model = fit(adata, **_keywords(given))
+        results = _results(adata, keys)
         n_cells = adata.n_obs
     if given.model is not None:
         model.save(given.model)
@@ -219,6 +260,80 @@ def _fit(given: argparse.Namespace) -> None:
         "embedding": f"{given.output}, obsm[{keys.mean!r}]",
     }
     _print_rows(rows if given.model is None else rows | {"model": given.model})
+
+
+def _tune_beta(given: argparse.Namespace) -> None:
+    _check_files(given)
+    if given.plot is not None:
+        check_picture(given.plot)
+
+    from ._files import written_whole
+    from ._tune import tune_beta
+
+    keys = Keys(given.key_added)
+    with opened(given.input, getattr(given, "layer", None)) as adata:
+        path = tune_beta(adata, **_keywords(given))
+        results = _results(adata, keys)
+        n_cells = adata.n_obs
+        if given.plot is not None:
+            with written_whole(given.plot) as temporary:
+                _draw(adata, given.key_added, temporary)
+    if given.model is not None:
+        path.model.save(given.model)
+    write_copy(given.input, given.output, results)
+    if given.quiet:
+        return
+    rows = {
+        "cells": f"{n_cells:,}",
+        "genes": f"{len(path.model.genes):,}",
+        "judged on": path.judged_on,
+        "recommended β": f"{path.recommended:.4g}",
+        "seed": path.model.seed,
+        "embedding": f"{given.output}, obsm[{keys.mean!r}]",
+        "table": f"{given.output}, uns[{keys.uns!r}][{keys.beta_path!r}]",
+    }
+    _print_rows(rows | {name: place for name, place in (("plot", given.plot), ("model", given.model)) if place})
+
+
+def _check_files(given: argparse.Namespace) -> None:
+    """Refuses what could not be read, or written in the end, before a training begins."""
+    check_input(given.input)
+    outputs = {f"--{name}": getattr(given, name, None) for name in ("model", "plot", "checkpoint")}
+    check_paths_differ({"output": given.output} | outputs)
+    check_output(given.output, given.input, force=given.force)
+    for name, path in outputs.items():
+        if path is not None:
+            # a checkpoint that exists is resumed, so it needs no --force
+            force = given.force or name == "--checkpoint"
+            check_output(path, given.input, force=force, may_replace_input=False)
+
+
+def _keywords(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given, for `fit` or `tune_beta`."""
+    from .config import TrainingConfig
+
+    options = vars(given)
+    keywords = {name: options[name] for name in KEYWORDS if name in options}
+    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
+    return keywords | {"training": training, "verbose": not given.quiet}
+
+
+def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
+    """What a fit has written into `adata`."""
+    return {
+        "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None takes those of an earlier fit away
+        "uns": {keys.uns: adata.uns[keys.uns]},
+    }
+
+
+def _draw(adata: AnnData, key_added: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from .pl import rate_distortion
+
+    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a screen
+    rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
 
 
 def _embed(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Norm = Literal["batch", "layer", "none"]
+Decoder = Literal["mlp", "linear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class NetworkConfig:
         Units of each hidden layer.
     encoder_layers, decoder_layers
         Hidden layers of the encoder and the decoder.
+    decoder
+        ``"mlp"``: a multilayer perceptron; ``"linear"``: z and the conditions go straight to the genes, so that each
+        gene has one loading per latent dimension (a factor analysis with the likelihood chosen; for counts the "LDVAE"
+        of Svensson et al. 2020).
     norm
         Normalisation of the hidden layers.
     dropout
@@ -37,6 +42,7 @@ class NetworkConfig:
     width: int = 128
     encoder_layers: int = 1
     decoder_layers: int = 1
+    decoder: Decoder = "mlp"
     norm: Norm = "layer"
     dropout: float = 0.0
     input_dropout: float = 0.0
@@ -52,6 +58,12 @@ class NetworkConfig:
         _check_number(self, "minimum_scale", low=0.0)
         _check_choice(self, "norm", ("batch", "layer", "none"))
         _check_choice(self, "dispersion", ("gene", "gene-batch"))
+        _check_choice(self, "decoder", ("mlp", "linear"))
+        if self.decoder == "linear" and self.decoder_layers != 1:
+            raise ValueError(
+                "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "
+                f"found {self.decoder_layers}."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +83,9 @@ class TrainingConfig:
         Share of the cells held out for validation; 0 for none.
     warmup
         Fraction of the run over which β rises linearly from 0 to its final value.
+    warmup_cycles
+        How many times it does so within that fraction, staying at its final value between two rises for as long as a
+        rise takes (Fu et al. 2019). Several cycles need a long warm-up: 0.5, say.
     patience
         Fraction of the run without a better validation objective after which training stops; None never stops early.
     free_bits
@@ -87,6 +102,7 @@ class TrainingConfig:
     learning_rate: float | None = None
     validation_fraction: float = 0.1
     warmup: float = 0.1
+    warmup_cycles: int = 1
     patience: float | None = 0.5
     free_bits: float = 0.0
     capacity: float | None = None
@@ -96,13 +112,18 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) is not None:
                 _check_integer(self, name, at_least=1)
-        _check_integer(self, "checkpoint_every", at_least=1)
+        for name in ("checkpoint_every", "warmup_cycles"):
+            _check_integer(self, name, at_least=1)
         _check_number(self, "validation_fraction", low=0.0, below=1.0)
         _check_number(self, "warmup", low=0.0, below=1.0)
         _check_number(self, "free_bits", low=0.0)
         for name in ("learning_rate", "patience", "capacity"):
             if getattr(self, name) is not None:
                 _check_number(self, name, low=0.0)
+        if self.warmup_cycles > 1 and self.warmup == 0.0:
+            raise ValueError(
+                f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."
+            )
 
 
 def to_json(config: NetworkConfig | TrainingConfig) -> dict[str, Any]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float
 
+from ._checks import check_not_negative, check_positive
 from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
+from .beta_range import BetaRange
 from .config import NetworkConfig, TrainingConfig
 from .data.schema import Schema
 from .likelihoods import LikelihoodName
@@ -45,6 +50,8 @@ class Outcome:
         Mean KL of each latent dimension in nats over the validation cells (over the training cells if there are none).
     held_out_elbo
         ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
+    pruned_from
+        Latent dimensions before the unused ones were dropped; None if none were.
     """
 
     converged: bool
@@ -56,11 +63,18 @@ class Outcome:
     skipped_steps: int
     kl_per_dimension: tuple[float, ...]
     held_out_elbo: float
+    pruned_from: int | None = None
 
     @property
     def active_dimensions(self) -> int:
         """Latent dimensions in use: those with a mean KL above 0.05 nats."""
-        return sum(kl > ACTIVE_ABOVE for kl in self.kl_per_dimension)
+        return int(in_use(self.kl_per_dimension).sum())
+
+
+def in_use(kl_per_dimension: Sequence[float] | Float[np.ndarray, " latent"]) -> Bool[np.ndarray, " latent"]:
+    """Which latent dimensions say something of the cells: those with a mean KL above 0.05 nats."""
+    used: Bool[np.ndarray, " latent"] = np.asarray(kl_per_dimension) > ACTIVE_ABOVE
+    return used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,8 +87,10 @@ class FittedModel:
         The trained VAE, in evaluation mode.
     schema
         Genes, covariates and layer it was trained on: new data are checked against it.
-    likelihood, n_latent, beta
+    likelihood, n_latent
         As given to `scvae.fit`.
+    beta
+        As given to `scvae.fit`: one β, or the smallest and largest of a model of many.
     network_config, training_config
         All other settings.
     outcome
@@ -93,7 +109,7 @@ class FittedModel:
     schema: Schema
     likelihood: LikelihoodName
     n_latent: int
-    beta: float
+    beta: float | tuple[float, float]
     network_config: NetworkConfig
     training_config: TrainingConfig
     outcome: Outcome
@@ -113,10 +129,34 @@ class FittedModel:
         return next(self.network.parameters()).device
 
     def beta_of(self, beta: float | None) -> float:
-        """`beta`, if the model was trained at it; None gives the β of the fit."""
-        if beta is not None and beta != self.beta:
-            raise ValueError(f"the model was trained at β = {self.beta:g} alone; found {beta:g}")
-        return self.beta
+        """The β to use where the user asks for `beta`.
+
+        Parameters
+        ----------
+        beta
+            A β that the model was trained for. None gives its only one, or 1 of a model of many β (if 1 is out of its
+            range, the geometric middle of the range).
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained for this β.
+        """
+        betas = beta_range(self.beta)
+        if beta is None:
+            return self.beta if betas is None else betas.default  # type: ignore[return-value]
+        beta = check_positive(beta, "beta") if betas else check_not_negative(beta, "beta")
+        if betas is not None and not betas.low <= beta <= betas.high:
+            raise ValueError(
+                f"beta is {beta:g}, and the model was trained for β from {betas.low:g} to {betas.high:g}; pass one of "
+                "these, or fit over a wider range"
+            )
+        if betas is None and beta != self.beta:
+            raise ValueError(
+                f"beta is {beta:g}, and the model was trained at β = {self.beta:g} alone; leave beta out, or fit a "
+                f"model of many β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
+            )
+        return beta
 
     def summary(self) -> pd.Series:
         """The fit in a dozen lines, for a notebook.
@@ -127,13 +167,14 @@ class FittedModel:
             Named values: data, settings, result.
         """
         outcome = self.outcome
+        pruned = f", pruned from {outcome.pruned_from}" if outcome.pruned_from else ""
         return pd.Series(
             {
                 "likelihood": self.likelihood,
                 "genes": len(self.schema.genes),
                 "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
-                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active)",
-                "β": f"{self.beta:g} (attained {outcome.beta_attained:g})",
+                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
+                "β": _betas_in_words(self.beta, outcome.beta_attained),
                 "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
                 "epochs": f"{outcome.epochs} (best: {outcome.best_epoch})",
                 "converged": f"{'yes' if outcome.converged else 'no'}: {outcome.reason}",
@@ -196,6 +237,17 @@ class FittedModel:
         return path
 
 
+def beta_range(beta: float | tuple[float, float]) -> BetaRange | None:
+    """The range of a model of many β, None for a model of one."""
+    return BetaRange(*beta) if isinstance(beta, tuple) else None
+
+
+def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
+    if isinstance(beta, tuple):
+        return f"{beta[0]:g} to {beta[1]:g} (the rest of this table: {attained:g})"
+    return f"{beta:g} (attained {attained:g})"
+
+
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
     """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
 
@@ -222,14 +274,17 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     tensors, record = read_tensors(path, FORMAT)
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
-    network = make_model(schema, record["likelihood"], record["n_latent"], network_config, record["seed"])
+    beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
+    network = make_model(
+        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], beta_range(beta)
+    )
     network.load_state_dict(tensors)
     return FittedModel(
         network=network.to(target).eval(),
         schema=schema,
         likelihood=record["likelihood"],
         n_latent=record["n_latent"],
-        beta=record["beta"],
+        beta=beta,
         network_config=network_config,
         training_config=TrainingConfig(**record["training_config"]),
         outcome=Outcome(**record["outcome"] | {"kl_per_dimension": tuple(record["outcome"]["kl_per_dimension"])}),

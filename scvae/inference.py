@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -54,7 +55,9 @@ def log_likelihood_bound(
 def batches_of(
     model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Positions and batches of at most `size` cells, in order, on the model's device."""
-    model.beta_of(beta)
+    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β."""
+    at = model.beta_of(beta)
     plan = chunks(len(cells), size)
-    yield from zip(plan, single_pass(cells, model.device).batches(plan), strict=True)
+    for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
+        many = model.network.betas is not None
+        yield positions, batch.at(torch.full_like(batch.library, math.log(at))) if many else batch

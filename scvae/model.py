@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ._rng import torch_generator
+from .beta_range import BetaRange
 from .config import NetworkConfig
 from .data.batches import Batch
 from .data.schema import Schema
@@ -15,14 +16,14 @@ from .latent import DiagonalNormal
 from .likelihoods import Likelihood, LikelihoodName, make_likelihood
 from .likelihoods.base import OutputLayer
 from .nn.conditions import Conditions
-from .nn.decoder import Decoder
+from .nn.decoder import Decoder, LinearDecoder
 from .nn.encoder import Encoder
 
 INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
 
 
 class VAE(nn.Module):
-    """q(z | x, s) and p(x | z, s).
+    """q(z | x, s) and p(x | z, s); in a model of many β, both at the β that the batch carries.
 
     Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
     """
@@ -30,14 +31,15 @@ class VAE(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        decoder: Decoder,
+        decoder: Decoder | LinearDecoder,
         likelihood: Likelihood,
         conditions: Conditions,
         *,
         encode_conditions: bool,
+        betas: BetaRange | None = None,
     ) -> None:
         super().__init__()
-        self.encode_conditions = encode_conditions
+        self.encode_conditions, self.betas = encode_conditions, betas
         self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
 
     @property
@@ -50,14 +52,40 @@ class VAE(nn.Module):
         x, covariates = self.likelihood.encoder_input(batch)
         if self.encode_conditions:
             covariates = torch.cat([covariates, self.conditions(batch)], dim=1)
-        posterior: DiagonalNormal = self.encoder(x, covariates, generator)
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator, self._knots(batch))
         return posterior
 
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""
-        conditions = self.conditions(batch).repeat(z.shape[0] // len(batch), 1)
-        features: Tensor = self.decoder(z, conditions)
+        draws, knots = z.shape[0] // len(batch), self._knots(batch)
+        conditions = self.conditions(batch).repeat(draws, 1)
+        features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
         return features
+
+    def _knots(self, batch: Batch) -> Float[Tensor, "cells knots"] | None:
+        if self.betas is None:
+            return None
+        assert batch.log_beta is not None, "a model of many β needs to be told which"
+        return self.betas.hats(batch.log_beta)
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away: the encoder forgets them, the decoder takes them for the given values."""
+        device = self.encoder.mean.weight.device
+        dropped, constant = dropped.to(device), constant.to(device)
+        self.encoder.drop_dimensions(dropped)
+        if isinstance(self.decoder, Decoder):
+            self.decoder.drop_dimensions(dropped, constant)
+            return
+        self.decoder.drop_dimensions(dropped)
+        for layer in self.likelihood.modules():
+            if isinstance(layer, OutputLayer):
+                layer.drop_features(dropped, constant)
+
+    def loadings(self) -> Float[Tensor, "genes latent"] | None:
+        """Of a linear decoder: what a unit of each latent dimension does to each gene (see `Likelihood.loadings`)."""
+        if not isinstance(self.decoder, LinearDecoder):
+            return None
+        return self.likelihood.loadings[:, : self.n_latent]
 
     def log_likelihood(
         self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
@@ -66,19 +94,32 @@ class VAE(nn.Module):
         return self.likelihood.log_prob(self.features(z, batch), batch, row_weight)
 
 
-def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config: NetworkConfig, seed: int) -> VAE:
-    """A VAE with freshly drawn weights for the genes and conditions of `schema`."""
+def make_model(
+    schema: Schema,
+    likelihood: LikelihoodName,
+    n_latent: int,
+    config: NetworkConfig,
+    seed: int,
+    betas: BetaRange | None = None,
+) -> VAE:
+    """A VAE with freshly drawn weights for the genes and conditions of `schema`, for one β or a range of them."""
+    n_knots = betas.n_knots if betas else 0
     generator = torch_generator(seed, INITIAL_WEIGHTS)
     conditions = Conditions(tuple(len(c.categories) for c in schema.categoricals), len(schema.numeric))
     per_batch = config.dispersion == "gene-batch" and schema.batch is not None
-    decoder = Decoder(
-        n_latent,
-        width=config.width,
-        n_layers=config.decoder_layers,
-        n_conditions=conditions.n_columns,
-        norm=config.norm,
-        generator=generator,
-    )
+    decoder: Decoder | LinearDecoder
+    if config.decoder == "linear":
+        decoder = LinearDecoder(n_latent, n_conditions=conditions.n_columns)
+    else:
+        decoder = Decoder(
+            n_latent,
+            width=config.width,
+            n_layers=config.decoder_layers,
+            n_conditions=conditions.n_columns,
+            norm=config.norm,
+            n_knots=n_knots,
+            generator=generator,
+        )
     head = make_likelihood(
         likelihood,
         decoder.n_features,
@@ -96,9 +137,14 @@ def make_model(schema: Schema, likelihood: LikelihoodName, n_latent: int, config
         dropout=config.dropout,
         input_dropout=config.input_dropout,
         norm=config.norm,
+        n_knots=n_knots,
         generator=generator,
     )
     for layer in head.modules():
         if isinstance(layer, OutputLayer):
-            layer.start_without_last(conditions.n_columns)
-    return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions)
+            layer.suit(
+                weight_sd=decoder.weight_sd,
+                weight_rate=decoder.weight_rate,
+                n_conditions=n_knots + conditions.n_columns,
+            )
+    return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions, betas=betas)

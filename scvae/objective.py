@@ -60,21 +60,20 @@ def loss(
     terms: Terms,
     cell_weight: Float[Tensor, " cells"],
     *,
-    beta: float | Tensor,
+    beta: float | Float[Tensor, ""] | Float[Tensor, " cells"],
     free_bits: float = 0.0,
     capacity: float | Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017).
+    """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017); `beta` is one number or one for each cell.
 
     With `free_bits`, a dimension whose mean KL is below that many nats costs nothing more (Kingma et al. 2016, "Inverse
     autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
-    equation 8).
+    equation 8). Both are of one β.
     """
-    kl = cell_weight @ terms.kl
     if free_bits == 0.0 and capacity is None:
-        return beta * kl.sum() - terms.weighted_log_likelihood
+        return ((cell_weight * beta) @ terms.kl).sum() - terms.weighted_log_likelihood
     total_weight = cell_weight.sum()
-    penalty = kl_penalty(kl / total_weight, free_bits=free_bits, capacity=capacity)
+    penalty = kl_penalty(cell_weight @ terms.kl / total_weight, free_bits=free_bits, capacity=capacity)
     return beta * total_weight * penalty - terms.weighted_log_likelihood
 
 

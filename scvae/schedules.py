@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 
 
-def beta_at(progress: float, *, beta: float, warmup: float) -> float:
-    """KL weight: linear from 0 to `beta` over the first `warmup` of the run, exactly `beta` from there on."""
-    return beta if progress >= warmup else beta * progress / warmup
+def beta_at(progress: float, *, beta: float, warmup: float, cycles: int = 1) -> float:
+    """KL weight: `cycles` times linear from 0 to `beta` in the first `warmup` of the run, exactly `beta` after that.
+
+    Between two rises it stays at `beta` for as long as a rise takes (Fu et al. 2019, "Cyclical annealing schedule",
+    equation 7 with R = 1/2, the last cycle's plateau being the rest of the run). One cycle is the plain linear warm-up.
+    """
+    if progress >= warmup:
+        return beta
+    rise = warmup / (2 * cycles - 1)
+    return beta * min(1.0, progress % (2.0 * rise) / rise)
 
 
 def one_cycle(progress: float, *, peak: float, rise: float = 0.3, start: float = 0.04, end: float = 1e-4) -> float:

@@ -31,7 +31,7 @@ class Dials(NamedTuple):
     """What is turned from step to step: numbers, or scalars on the device.
 
     kl_weight
-        β of this step.
+        β of this step; where each cell has its own, what that is multiplied by.
     capacity
         KL to aim for, in nats per cell; None where the objective is the ELBO.
     learning_rate
@@ -85,6 +85,9 @@ class EagerStep:
     def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
         """One step: see `run`."""
         noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
+        if self.model.betas is not None:
+            offset = torch.rand((), generator=generator, device=self.device)
+            batch = batch.at(self.model.betas.draw(len(batch), offset))
         weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
         return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
 
@@ -103,6 +106,8 @@ def update(
 
     Parameters
     ----------
+    batch
+        Carries the β of each cell in a model of many.
     cell_weight
         Adds up to 1; 0 for cells that only fill up the batch.
     generator
@@ -114,7 +119,8 @@ def update(
         As each of `EagerStep.run`.
     """
     terms = evidence_terms(model, batch, noise, cell_weight, generator)
-    objective = loss(terms, cell_weight, beta=dials.kl_weight, free_bits=config.free_bits, capacity=dials.capacity)
+    beta = dials.kl_weight if batch.log_beta is None else dials.kl_weight * batch.log_beta.exp()
+    objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
     optimizer.zero_grad()
     objective.backward()
     skip = optimizer.step(dials.learning_rate, objective)
@@ -125,13 +131,16 @@ def update(
 def make_optimizer(model: VAE, n_cells: int) -> Adam:
     """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest."""
     dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
-    outputs = [m.weight for m in model.modules() if isinstance(m, OutputLayer)]
-    special = {id(p) for p in (*dispersions, *outputs)}
+    outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
+    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
     return Adam(
         [
             Group([p for p in model.parameters() if id(p) not in special]),
             Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
-            Group(outputs, decay=1.0 / (OutputLayer.weight_sd**2 * n_cells)),
+            *(
+                Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells))
+                for layer in outputs
+            ),
         ]
     )
 
@@ -155,6 +164,8 @@ def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoc
     model.eval()
     device = next(model.parameters()).device
     batch = cells.batch(positions).to(device)
+    if model.betas is not None:
+        batch = batch.at(model.betas.spread(len(batch)).to(device))
     zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
     with working_on(device):
         elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo

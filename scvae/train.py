@@ -22,7 +22,6 @@ from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
 from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
-from .data.summary import summarize
 from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
@@ -41,11 +40,12 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 
 class Evaluation(NamedTuple):
-    """Means over cells, in nats: log-likelihood, KL, and KL per latent dimension."""
+    """Means over cells, in nats: log-likelihood, KL, KL per latent dimension, and β KL where each cell has its β."""
 
     log_likelihood: float
     kl: float
     kl_per_dimension: Float[Tensor, " latent"]
+    kl_times_beta: float
 
 
 def train(
@@ -65,11 +65,11 @@ def train(
     Parameters
     ----------
     model
-        A VAE with its initial weights.
+        A VAE with the weights to start from.
     cells
         Training and validation cells together.
     beta
-        Final KL weight.
+        Final KL weight; of a model of many β, that which stands for them in the history.
     config
         Settings of the training.
     seed
@@ -101,7 +101,9 @@ def train(
     """
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs, batch_size, peak = make_recipe(config, len(training))
-    model.likelihood.start_from(summarize(cells, training))
+    # KL weight to end at, and what one of 1 stands for: where cells have their own β, it multiplies theirs
+    final, unit = (beta, 1.0) if model.betas is None else (1.0, beta)
+    log_beta = None if model.betas is None else model.betas.spread(len(validation))
     optimizer = make_optimizer(model, len(training))
     feed = make_feed(cells, device)
     step = make_step(model, optimizer, feed, config, device)
@@ -116,7 +118,7 @@ def train(
             model.train()
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
-            dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
+            dials = [dials_at(first + i, n_steps, final, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
                 with working_on(device, tf32=True):
@@ -130,12 +132,13 @@ def train(
             if reading.gave_up is not None:
                 raise failure(model, cells, plan[reading.gave_up], progress.epoch + 1)
 
-            held_out = evaluate(model, feed, validation, seed=seed, device=device)
+            held_out = evaluate(model, feed, validation, log_beta, seed=seed, device=device)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            record(progress, reading, held_out, dials[-1])
+            record(progress, reading, held_out, dials[-1], unit)
             ranked = progress.epoch > config.warmup * n_epochs
-            keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
+            objective = final_objective(held_out, beta if model.betas is None else None, config)
+            keep_weights(progress, model, objective, ranked=ranked)
             show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
                 save_checkpoint(checkpoint, progress, model, optimizer, identity)
@@ -165,7 +168,7 @@ def dials_at(step: int, n_steps: int, beta: float, peak: float, config: Training
     """Where the dials stand at one of the steps, counted from 0; `peak` is the highest learning rate."""
     done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
     return Dials(
-        kl_weight=beta_at(done, beta=beta, warmup=config.warmup),
+        kl_weight=beta_at(done, beta=beta, warmup=config.warmup, cycles=config.warmup_cycles),
         capacity=capacity_at(done, config),
         learning_rate=one_cycle(step / n_steps, peak=peak),
     )
@@ -180,25 +183,38 @@ def capacity_at(fraction: float, config: TrainingConfig) -> float | None:
 
 @torch.no_grad()
 def evaluate(
-    model: VAE, feed: Feed, positions: Int[np.ndarray, " cells"], *, seed: int, device: torch.device
+    model: VAE,
+    feed: Feed,
+    positions: Int[np.ndarray, " cells"],
+    log_beta: Float[Tensor, " cells"] | None,
+    *,
+    seed: int,
+    device: torch.device,
 ) -> Evaluation:
-    """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call."""
+    """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call.
+
+    A model of many β is told which to take for each cell.
+    """
     model.eval()
     sums, kl = [torch.zeros((), device=device)], torch.zeros(model.n_latent, device=device)
-    plan = [positions[part] for part in chunks(len(positions), EVALUATION_CHUNK)]
+    weighted = torch.zeros((), device=device)
+    parts = chunks(len(positions), EVALUATION_CHUNK)
     with working_on(device):
-        for i, batch in enumerate(feed.batches(plan)):
+        for i, cells in enumerate(feed.batches([positions[part] for part in parts])):
+            batch = cells if log_beta is None else cells.at(log_beta[parts[i]].to(device))
             generator = torch_generator(seed, VALIDATION, i, device=device)
             noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
             terms = evidence_terms(model, batch, noise, torch.zeros(len(batch), device=device))
             sums.append(terms.log_likelihood.sum())
             kl += terms.kl.sum(0)
+            if batch.log_beta is not None:
+                weighted += batch.log_beta.exp() @ terms.kl.sum(1)
     n = len(positions) or math.nan
-    return Evaluation(sum(torch.stack(sums).tolist()) / n, float(kl.sum()) / n, kl.cpu() / n)
+    return Evaluation(sum(torch.stack(sums).tolist()) / n, float(kl.sum()) / n, kl.cpu() / n, float(weighted) / n)
 
 
-def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials) -> None:
-    """Appends one epoch to the history, with the dials of its last step."""
+def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials, unit: float) -> None:
+    """Appends one epoch to the history, with the dials of its last step; `unit` is the β of a KL weight of 1."""
     row = {
         "epoch": progress.epoch,
         "train_elbo": reading.log_likelihood - reading.kl,
@@ -207,7 +223,7 @@ def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Di
         "validation_elbo": held_out.log_likelihood - held_out.kl,
         "validation_log_likelihood": held_out.log_likelihood,
         "validation_kl": held_out.kl,
-        "beta": float(dials.kl_weight),
+        "beta": unit * float(dials.kl_weight),
         "learning_rate": float(dials.learning_rate),
         "seconds": progress.seconds,
     }
@@ -215,8 +231,13 @@ def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Di
         progress.history.setdefault(name, []).append(value)
 
 
-def final_objective(held_out: Evaluation, beta: float, config: TrainingConfig) -> float:
-    """What training maximises from the end of the warm-up on, of the validation cells; NaN without any."""
+def final_objective(held_out: Evaluation, beta: float | None, config: TrainingConfig) -> float:
+    """What training maximises from the end of the warm-up on, of the validation cells; NaN without any.
+
+    Without a β, that of a model of many, averaged over the β of the cells.
+    """
+    if beta is None:
+        return held_out.log_likelihood - held_out.kl_times_beta
     penalty = kl_penalty(held_out.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
     return held_out.log_likelihood - beta * float(penalty)
 

@@ -128,6 +128,7 @@ REFUSED = {
     "normalised counts": ("fit in.h5ad -o out.h5ad --layer normalised", "layers['normalised'] looks normalised"),
     "likelihood": ("fit in.h5ad -o out.h5ad --likelihood nbb", "did you mean 'nb'"),
     "no dimensions": ("fit in.h5ad -o out.h5ad --n-latent 0", "n_latent"),
+    "dimensions in words": ("fit in.h5ad -o out.h5ad --n-latent many", "neither an integer nor auto"),
     "negative beta": ("fit in.h5ad -o out.h5ad --beta -1", "beta"),
     "infinite beta": ("fit in.h5ad -o out.h5ad --beta inf", "beta"),
     "no epochs": ("fit in.h5ad -o out.h5ad --epochs 0", "epochs"),
@@ -155,6 +156,16 @@ REFUSED = {
     "embed: wrong layer": ("embed in.h5ad --model m.safetensors -o out.h5ad --layer raw", "no 'raw'"),
     "embed: other genes": ("embed other_genes.h5ad --model m.safetensors -o out.h5ad", "none of the"),
     "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "possible are 'a', 'b'"),
+    "tune-beta: missing input": ("tune-beta none.h5ad -o out.h5ad", "there is no file none.h5ad"),
+    "tune-beta: one beta": ("tune-beta in.h5ad -o out.h5ad --betas 1 1", "pass at least 2"),
+    "tune-beta: beta of 0": ("tune-beta in.h5ad -o out.h5ad --betas 0 1", "each of betas is 0.0"),
+    "tune-beta: wrong labels": ("tune-beta in.h5ad -o out.h5ad --labels-key bacth", "did you mean 'batch'"),
+    "tune-beta: wrong method": ("tune-beta in.h5ad -o out.h5ad --method swep", "did you mean 'sweep'"),
+    "tune-beta: plot is no picture": ("tune-beta in.h5ad -o out.h5ad --plot rd.doc", "rd.doc ends in no format"),
+    "tune-beta: plot is the model": ("tune-beta in.h5ad -o out.h5ad --plot a.png --model a.png", "are both a.png"),
+    "tune-beta: plot exists": ("tune-beta in.h5ad -o out.h5ad --plot m.safetensors", "m.safetensors exists"),
+    "tune-beta: plot folder missing": ("tune-beta in.h5ad -o out.h5ad --plot away/a.png", "folder away does not"),
+    "tune-beta: output exists": ("tune-beta in.h5ad -o old.h5ad", "old.h5ad exists; pass --force"),
     "demo: folder is a file": ("demo --out-dir old.h5ad", "old.h5ad is a file"),
     "no command": ("", "(see scvae --help)"),
     "unknown command": ("fitt in.h5ad", "(see scvae --help)"),
@@ -301,6 +312,22 @@ def test_every_option_reaches_the_fit(folder):
     assert adata.uns["mine"]["seed"] == 7
 
 
+def test_the_number_of_dimensions_can_be_left_to_the_data(folder):
+    assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--epochs", 60, "--n-latent", "auto") == 0
+    adata = anndata.read_h5ad("out.h5ad")
+    assert adata.uns["scvae"]["pruned_from"] == 30
+    assert adata.obsm["X_scvae"].shape == (N_CELLS, adata.uns["scvae"]["params"]["n_latent"])
+    assert adata.obsm["X_scvae"].shape[1] < 30
+
+
+def test_loadings_of_an_earlier_fit_do_not_stay_beside_a_new_one(folder):
+    adata = make_adata()
+    adata.varm["scvae_loadings"] = adata.varm["other_loadings"] = np.ones((N_GENES, 2))
+    adata.write_h5ad("with.h5ad")
+    assert run("fit", "with.h5ad", "-o", "out.h5ad", *QUICK) == 0
+    assert list(anndata.read_h5ad("out.h5ad").varm) == ["other_loadings"]
+
+
 def test_force_replaces_the_outputs_and_even_the_input(folder):
     words = ("fit", "in.h5ad", "-o", "in.h5ad", "--model", "m.safetensors", "--force", *QUICK)
     assert run(*words, "--n-latent", 2) == 0
@@ -363,6 +390,31 @@ def test_a_summary_is_printed_unless_quiet(folder, capsys):
     assert "new.safetensors" in rows["model"]
     assert "Traceback" not in err
     assert "2/2" in err
+
+
+def test_tune_beta_writes_the_table_the_embedding_the_model_and_the_picture(folder, capsys):
+    words = "tune-beta in.h5ad -o out.h5ad --plot rd.png --model new.safetensors --betas 0.5 2 --labels-key batch"
+    assert run(*words.split(), *(word for word in QUICK if word != "--quiet")) == 0
+    out, _ = capsys.readouterr()
+    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    adata = anndata.read_h5ad("out.h5ad")
+    table = adata.uns["scvae"]["beta_path"]
+    assert table["beta"].tolist() == [0.5, 2.0]
+    assert np.isfinite(table["ari"]).all()
+    recommended = table.loc[table["recommended"], "beta"].item()
+    assert float(rows["recommended β"]) == recommended
+    model = scvae.load("new.safetensors")
+    fresh = make_adata()
+    scvae.tl.embed(fresh, model, beta=recommended)
+    np.testing.assert_allclose(fresh.obsm["X_scvae"], adata.obsm["X_scvae"], atol=1e-6)
+    assert Path("rd.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(adata.obsm) == ["X_pca", "X_scvae", "X_scvae_var"]
+
+
+def test_a_sweep_can_be_asked_for_and_quiet_prints_nothing(folder, capsys):
+    assert run("tune-beta", "in.h5ad", "-o", "out.h5ad", "--method", "sweep", "--betas", 0.5, 2, *QUICK) == 0
+    assert capsys.readouterr() == ("", "")
+    assert anndata.read_h5ad("out.h5ad").uns["scvae"]["params"]["beta"] in (0.5, 2.0)
 
 
 def test_help_names_every_likelihood(capsys):

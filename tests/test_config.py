@@ -18,6 +18,7 @@ from scvae.config import to_json
         (NetworkConfig, "encoder_layers", -1),
         (NetworkConfig, "decoder_layers", 0),
         (NetworkConfig, "norm", "group"),
+        (NetworkConfig, "decoder", "quadratic"),
         (NetworkConfig, "dropout", 1.0),
         (NetworkConfig, "dropout", -0.1),
         (NetworkConfig, "input_dropout", float("nan")),
@@ -30,6 +31,7 @@ from scvae.config import to_json
         (TrainingConfig, "validation_fraction", 1.0),
         (TrainingConfig, "warmup", 1.0),
         (TrainingConfig, "warmup", -0.1),
+        (TrainingConfig, "warmup_cycles", 0),
         (TrainingConfig, "patience", -1.0),
         (TrainingConfig, "free_bits", -0.5),
         (TrainingConfig, "capacity", "much"),
@@ -39,6 +41,18 @@ from scvae.config import to_json
 def test_a_setting_out_of_range_is_refused_by_its_name(record, setting, value):
     with pytest.raises(ValueError, match=rf"{record.__name__}\.{setting} must be .*; found"):
         record(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("record", "settings"),
+    [
+        (NetworkConfig, {"decoder": "linear", "decoder_layers": 2}),
+        (TrainingConfig, {"warmup": 0.0, "warmup_cycles": 2}),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(record, settings):
+    with pytest.raises(ValueError, match=rf"{record.__name__}\.{list(settings)[1]} must be .*; found 2"):
+        record(**settings)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,20 @@ def test_beta_rises_linearly_reaches_what_was_asked_exactly_and_stays(beta, warm
             assert beta_at(share * warmup, beta=beta, warmup=warmup) == pytest.approx(share * beta)
 
 
+@pytest.mark.parametrize("cycles", [2, 3, 4])
+def test_a_cyclic_warmup_rises_as_often_as_asked_and_rests_in_between(cycles):
+    warmup, beta = 0.7, 3.0
+    rise = warmup / (2 * cycles - 1)
+    found = np.array([beta_at(p, beta=beta, warmup=warmup, cycles=cycles) for p in np.linspace(0, 1, 5001)])
+    assert (np.diff(found) < -beta / 2).sum() == cycles - 1  # drops to 0
+    for cycle in range(cycles):
+        start = 2 * cycle * rise
+        for share, expected in [(0.25, 0.75), (0.5, 1.5), (1.001, 3.0), (1.5, 3.0), (1.999, 3.0)]:
+            place = start + share * rise
+            assert beta_at(place, beta=beta, warmup=warmup, cycles=cycles) == pytest.approx(expected)
+    assert (found[np.linspace(0, 1, 5001) >= warmup] == beta).all()
+
+
 @pytest.mark.parametrize("rise", [0.1, 0.3, 0.5])
 def test_learning_rate_starts_low_peaks_once_and_ends_lower(rise):
     progress = np.linspace(0, 1, 1001)

@@ -59,6 +59,18 @@ def test_beta_rises_linearly_over_the_warmup_and_stays():
     assert model.history["beta"].tolist() == pytest.approx(expected)
 
 
+def test_beta_rises_in_cycles_and_ends_at_what_was_asked():
+    model = fit(simulated(), epochs=10, batch_size=1000, warmup=0.6, warmup_cycles=2, beta=4.0, patience=None)
+    assert model.history["beta"].tolist() == pytest.approx([2.0, 4.0, 4.0, 0.0, 2.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    assert model.outcome.beta_attained == 4.0
+
+
+def test_epochs_between_two_cycles_are_neither_ranked_nor_counted_as_patience():
+    model = fit(simulated(100), epochs=40, warmup=0.9, warmup_cycles=3, patience=0.1, learning_rate=3e-2)
+    assert model.outcome.best_epoch > 36
+    assert model.outcome.epochs == 40
+
+
 def test_beta_zero_trains_without_the_kl():
     plain, regular = (fit(simulated(), beta=beta, epochs=40, rng=1) for beta in (0, 1.0))
     assert plain.outcome.beta_attained == 0.0

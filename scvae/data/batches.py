@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ class Batch:
         float32 standardised numeric covariates.
     has_batch
         Whether the first column of `codes` is the batch.
+    log_beta
+        log β of each cell, for a model of many β; None for a model of one.
     """
 
     x: CSR | SelectedRows | Float[Tensor, "cells genes"]
@@ -40,6 +43,7 @@ class Batch:
     codes: Int[Tensor, "cells categoricals"]
     numeric: Float[Tensor, "cells numerics"]
     has_batch: bool = False
+    log_beta: Float[Tensor, " cells"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
@@ -52,7 +56,12 @@ class Batch:
             self.codes.to(device),
             self.numeric.to(device),
             self.has_batch,
+            None if self.log_beta is None else self.log_beta.to(device),
         )
+
+    def at(self, log_beta: Float[Tensor, " cells"] | None) -> Batch:
+        """The same cells at other β."""
+        return dataclasses.replace(self, log_beta=log_beta)
 
     @property
     def group(self) -> Int[Tensor, " cells"]:

@@ -96,7 +96,10 @@ class Cells:
         )
 
     def fingerprint(self) -> str:
-        """A digest of the names and sums of the cells, in their order: tells whether these are the cells of a fit."""
+        """A digest of names and library sizes, in their order: tells whether these are the cells of a fit.
+
+        Real values have no library size, so there it is the names alone.
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(map(str, self.names)).encode())
         digest.update(np.ascontiguousarray(self.library).tobytes())

@@ -11,7 +11,9 @@ from .._rng import numpy_generator
 from ..data.intake import Cells
 from ..fitted import ACTIVE_ABOVE, FittedModel
 from ..inference import log_likelihood_bound, posterior_moments
+from .collapse import kl_to_prior
 from .held_out import judged_cells
+from .information import information
 from .structure import (
     REFERENCE_CELLS,
     LabelAgreement,
@@ -56,6 +58,22 @@ class RateDistortion:
     elbo: float
     log_likelihood: float
     active_dimensions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """How much the embedding tells of which cell it is of, in nats; see `Information`.
+
+    Parameters
+    ----------
+    mutual_information
+        I_q(x; z), which cannot exceed the logarithm of the number of cells it is estimated from.
+    mutual_information_bound
+        An upper bound on it without such a cap.
+    """
+
+    mutual_information: float
+    mutual_information_bound: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -139,7 +157,7 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
         Means over the cells.
     """
     mean, variance = posterior_moments(model, cells, beta=beta)
-    kl = 0.5 * (mean.astype(np.float64) ** 2 + variance - 1.0 - np.log(variance))
+    kl = kl_to_prior(mean.astype(np.float64), np.log(variance.astype(np.float64)))
     elbo = float(log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
     bound = float(log_likelihood_bound(model, cells, kind="iw", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
     rate = float(kl.sum(1).mean())
@@ -155,14 +173,16 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
     )
 
 
-def structure_at(
+def embedding_at(
     model: FittedModel, yardstick: Yardstick, *, beta: float, seed: int
-) -> tuple[Structure, LabelAgreement | None]:
-    """Scores of the sampled cells' embedding at one β; the second is None without labels."""
+) -> tuple[Content, Structure, LabelAgreement | None]:
+    """What the sampled cells' embedding at one β holds, and how it scores; the last is None without labels."""
     mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
+    found = information(mean, np.log(variance), seed=seed)
+    content = Content(mutual_information=found.mutual_information, mutual_information_bound=found.upper_bound)
     scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed)
     labels = yardstick.labels
-    return scores, None if labels is None else label_agreement(mean, labels, seed=seed)
+    return content, scores, None if labels is None else label_agreement(mean, labels, seed=seed)
 
 
 def _some(n: int, most: int, seed: int) -> Int[np.ndarray, " some"]:

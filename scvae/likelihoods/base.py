@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..data.batches import Batch
@@ -54,6 +55,15 @@ class Likelihood(nn.Module, ABC):
     def start_from(self, summary: GeneSummary) -> None:
         """Sets biases (and scales) from the training cells, so that training starts at the marginal means."""
 
+    @property
+    @abstractmethod
+    def loadings(self) -> Float[Tensor, "genes features"]:
+        """Change of what a gene's mean is a function of, per unit of each feature.
+
+        For counts that is the log proportion, before the normalisation, to which a number common to all genes makes no
+        difference: here the mean over genes is 0. For binary data it is the logit, for real values the mean itself.
+        """
+
     @abstractmethod
     def encoder_input(
         self, batch: Batch
@@ -75,21 +85,29 @@ class OutputLayer(nn.Module):
     """Features to one number per gene: features @ weight.T + bias.
 
     The weights have the prior N(0, `weight_sd`^2), which the optimizer adds to their gradient: these are most of the
-    decoder's parameters, and without it they follow the noise of the training cells.
+    decoder's parameters, and without it they follow the noise of the training cells. Adam moves them by `weight_rate`
+    times the learning rate. What is right for both depends on the features, so the decoder says it (`suit`).
     """
-
-    weight_sd: ClassVar[float] = 0.07
 
     def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
         super().__init__()
+        self.weight_sd, self.weight_rate = math.inf, 1.0
         scale = 0.3 / n_features**0.5  # small: the first decoder output is close to the marginal means in the bias
         self.weight = nn.Parameter(torch.randn(n_genes, n_features, generator=generator) * scale)
         self.bias = nn.Parameter(torch.zeros(n_genes))
 
-    def start_without_last(self, n_features: int) -> None:
-        """Sets the weights of the last features to 0: before training, no gene has an offset by batch."""
+    def suit(self, *, weight_sd: float, weight_rate: float, n_conditions: int) -> None:
+        """Takes the prior and the rate of the weights; those of the last features become 0: no gene has an offset."""
+        self.weight_sd, self.weight_rate = weight_sd, weight_rate
         with torch.no_grad():
-            self.weight[:, self.weight.shape[1] - n_features :] = 0.0
+            self.weight[:, self.weight.shape[1] - n_conditions :] = 0.0
+
+    @torch.no_grad()
+    def drop_features(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
+        """Takes some of the first features away, as if they had the given values ever after."""
+        first, others = self.weight[:, : len(dropped)], self.weight[:, len(dropped) :]
+        self.bias.add_(first @ (constant * dropped))
+        self.weight = nn.Parameter(torch.cat([first[:, ~dropped], others], dim=1))
 
     def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows genes"]:
         return torch.addmm(self.bias, features, self.weight.T)

@@ -65,6 +65,10 @@ class Bernoulli(Likelihood):
             self.output.bias.copy_(torch.log(odds))
             self.mean_log_depth.fill_(summary.mean_log_library)
 
+    @property
+    def loadings(self) -> Float[Tensor, "genes features"]:
+        return self.output.weight
+
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
         return x, log_library(batch, self.mean_log_depth)[:, None]

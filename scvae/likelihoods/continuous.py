@@ -70,6 +70,10 @@ class Gaussian(Likelihood):
             self.centre.copy_(summary.mean)
             self.spread.copy_(torch.where(spread > 0, spread, 1.0))
 
+    @property
+    def loadings(self) -> Float[Tensor, "genes features"]:
+        return self.spread[:, None] * self.output.weight
+
     def encoder_input(self, batch: Batch) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
         return (dense(batch.x) - self.centre) / self.spread, batch.library.new_zeros(len(batch), 0)
 

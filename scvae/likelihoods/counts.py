@@ -122,6 +122,10 @@ class CountLikelihood(Likelihood):
             self.output.bias.copy_(torch.log((summary.total + 0.5) / (summary.total + 0.5).sum()))
             self.mean_log_library.fill_(summary.mean_log_library)
 
+    @property
+    def loadings(self) -> Float[Tensor, "genes features"]:
+        return self.output.weight - self.output.weight.mean(0)
+
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         assert not isinstance(batch.x, Tensor)
         log_depth = log_library(batch, self.mean_log_library)
@@ -212,6 +216,10 @@ class ZeroInflated(Likelihood):
         """The base's start, and a zero inflation of 5 %."""
         self.base.start_from(summary)
         nn.init.constant_(self.zero_logit.bias, -3.0)
+
+    @property
+    def loadings(self) -> Float[Tensor, "genes features"]:
+        return self.base.loadings
 
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
@@ -26,15 +26,45 @@ class Weights(nn.Module):
 
 
 class Linear(nn.Module):
-    """rows @ weight + bias, with the weight stored as inputs x outputs and drawn as in `Weights`."""
+    """rows @ weight + bias, with the weight stored as inputs x outputs and drawn as in `Weights`.
 
-    def __init__(self, n_inputs: int, n_outputs: int, *, generator: torch.Generator) -> None:
+    With knots of β there is one layer for each knot, all the same to begin with, and a row passes through that between
+    its knots: as the weights of the knots add up to 1, weights and biases are interpolated in log β.
+
+    Parameters
+    ----------
+    n_knots
+        Knots of β (see `BetaRange`); 0 for one β.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, *, n_knots: int = 0, generator: torch.Generator) -> None:
         super().__init__()
-        self.weight = Weights(n_inputs, n_outputs, generator=generator).weight
-        self.bias = nn.Parameter(torch.zeros(n_outputs))
+        copies = max(n_knots, 1)
+        self.n_outputs = n_outputs
+        self.weight = nn.Parameter(Weights(n_inputs, n_outputs, generator=generator).weight.detach().repeat(1, copies))
+        self.bias = nn.Parameter(torch.zeros(n_outputs * copies))
 
-    def forward(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
-        return torch.addmm(self.bias, rows, self.weight)
+    def forward(
+        self, rows: Float[Tensor, "rows inputs"], knots: Float[Tensor, "rows knots"] | None = None
+    ) -> Float[Tensor, "rows outputs"]:
+        outputs = torch.addmm(self.bias, rows, self.weight)
+        if knots is None:
+            return outputs
+        return (knots[:, :, None] * outputs.view(len(rows), -1, self.n_outputs)).sum(1)
+
+    @torch.no_grad()
+    def drop_inputs(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
+        """Takes some of the first inputs away, as if they had the given values ever after."""
+        first, others = self.weight[: len(dropped)], self.weight[len(dropped) :]
+        self.bias.add_((constant * dropped) @ first)
+        self.weight = nn.Parameter(torch.cat([first[~dropped], others]))
+
+    @torch.no_grad()
+    def drop_outputs(self, dropped: Bool[Tensor, " outputs"]) -> None:
+        """Takes outputs away, at every knot."""
+        kept = (~dropped).repeat(len(self.bias) // self.n_outputs)
+        self.weight, self.bias = nn.Parameter(self.weight[:, kept]), nn.Parameter(self.bias[kept])
+        self.n_outputs -= int(dropped.sum())
 
 
 def add_product(

@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from ..config import Norm
 from .blocks import Linear, make_norm
+from .gates import make_gate
 
-CONDITION_SCALE = 10.0
+WEIGHT_SD = 0.07  # prior of the head's weights for hidden units, of which a hundred add up
+LOADING_SD = 0.3  # the same for z itself
+LOADING_RATE = 10.0  # at a rate of 1, loadings and encoder were still sharing out the scale of z when a fit ended
+OFFSET_SD = 0.7  # prior of a gene's offset by condition: between technologies it is 1 or 2 in logarithms
+
+
+class LinearDecoder(nn.Module):
+    """No layer at all: the features are z and the conditions, so that the head's weights are loadings of the genes.
+
+    Parameters
+    ----------
+    n_latent
+        Latent dimensions.
+    n_conditions
+        Condition columns.
+    """
+
+    weight_sd, weight_rate = LOADING_SD, LOADING_RATE
+
+    def __init__(self, n_latent: int, *, n_conditions: int) -> None:
+        super().__init__()
+        self.n_features = n_latent + n_conditions
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away; the head has to drop the same features."""
+        self.n_features -= int(dropped.sum())
+
+    def forward(
+        self,
+        z: Float[Tensor, "rows latent"],
+        conditions: Float[Tensor, "rows columns"],
+        knots: None = None,
+    ) -> Float[Tensor, "rows features"]:
+        """Features of each row."""
+        return _beside(z, OFFSET_SD / LOADING_SD * conditions)
 
 
 class Decoder(nn.Module):
     """A multilayer perceptron; the conditions join every layer, and the features themselves.
 
-    As columns of the features they give each gene its own offset per batch in the head. There they are multiplied by
-    `CONDITION_SCALE`: the head's weights have a tight prior (`OutputLayer`), and an offset between technologies, of 1
-    or 2 in logarithms, must not have to go through z.
+    As columns of the features they give each gene its own offset per batch in the head. There they are scaled up: the
+    head's weights have a tight prior (`OutputLayer`), and an offset between technologies must not have to go through z.
 
     Parameters
     ----------
@@ -30,7 +64,11 @@ class Decoder(nn.Module):
         Condition columns.
     norm
         Normalisation of the hidden layers.
+    n_knots
+        Knots of β (see `BetaRange`), whose weights are features too: each gene has its own offset by β. 0 for one β.
     """
+
+    weight_sd, weight_rate = WEIGHT_SD, 1.0
 
     def __init__(
         self,
@@ -40,24 +78,37 @@ class Decoder(nn.Module):
         n_layers: int,
         n_conditions: int,
         norm: Norm,
+        n_knots: int = 0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         inputs = [n_latent, *[width] * (n_layers - 1)]
-        self.hidden = nn.ModuleList(Linear(n + n_conditions, width, generator=generator) for n in inputs)
+        self.hidden = nn.ModuleList(
+            Linear(n + n_conditions, width, n_knots=n_knots, generator=generator) for n in inputs
+        )
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in inputs)
-        self.n_features = width + n_conditions
+        self.gates = nn.ModuleList(make_gate(n_knots, width, generator=generator) for _ in inputs)
+        self.n_features = width + n_knots + n_conditions
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away, as if they had the given values ever after."""
+        first = self.hidden[0]
+        assert isinstance(first, Linear)
+        first.drop_inputs(dropped, constant)
 
     def forward(
         self,
         z: Float[Tensor, "rows latent"],
         conditions: Float[Tensor, "rows columns"],
+        knots: Float[Tensor, "rows knots"] | None = None,
     ) -> Float[Tensor, "rows features"]:
         """Features of each row."""
         h = z
-        for layer, norm in zip(self.hidden, self.norms, strict=True):
-            h = relu(norm(layer(_beside(h, conditions))))
-        return _beside(h, CONDITION_SCALE * conditions)
+        for layer, norm, gate in zip(self.hidden, self.norms, self.gates, strict=True):
+            h = relu(gate(norm(layer(_beside(h, conditions), knots)), knots))
+        if knots is not None:
+            h = torch.cat([h, knots], dim=1)
+        return _beside(h, OFFSET_SD / WEIGHT_SD * conditions)
 
 
 def _beside(rows: Float[Tensor, "rows _"], columns: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:

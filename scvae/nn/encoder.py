@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import hardtanh, relu
 
@@ -11,6 +11,7 @@ from ..config import Norm
 from ..kernels.csr import CSR
 from ..latent import DiagonalNormal
 from .blocks import Dropout, Linear, Weights, add_product, make_norm
+from .gates import make_gate
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]: outside, one bad step could overflow exp
 
@@ -35,6 +36,8 @@ class Encoder(nn.Module):
         filtering", drop the input likewise): the posterior must not hang on any one count.
     norm
         Normalisation of the hidden layers.
+    n_knots
+        Knots of β (see `BetaRange`); 0 for a model of one β.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Encoder(nn.Module):
         dropout: float,
         input_dropout: float,
         norm: Norm,
+        n_knots: int = 0,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -57,15 +61,23 @@ class Encoder(nn.Module):
         self.covariates = Weights(n_covariates, width, generator=generator)
         self.hidden = nn.ModuleList(Linear(width, width, generator=generator) for _ in range(n_layers - 1))
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(n_layers))
+        self.gates = nn.ModuleList(make_gate(n_knots, width, generator=generator) for _ in range(n_layers))
         self.dropout = Dropout(dropout)
-        self.mean = Linear(width, n_latent, generator=generator)
-        self.log_variance = Linear(width, n_latent, generator=generator)
+        self.mean = Linear(width, n_latent, n_knots=n_knots, generator=generator)
+        self.log_variance = Linear(width, n_latent, n_knots=n_knots, generator=generator)
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away."""
+        for layer in (self.mean, self.log_variance):
+            layer.drop_outputs(dropped)
+        self.n_latent -= int(dropped.sum())
 
     def forward(
         self,
         x: CSR | Float[Tensor, "cells genes"],
         covariates: Float[Tensor, "cells covariates"],
         generator: torch.Generator | None,
+        knots: Float[Tensor, "cells knots"] | None = None,
     ) -> DiagonalNormal:
         """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
         if isinstance(x, CSR):
@@ -76,7 +88,7 @@ class Encoder(nn.Module):
         if covariates.shape[1]:
             start = torch.addmm(start, covariates, self.covariates.weight)
         h = add_product(start, x, self.genes.weight)
-        h = self.dropout(relu(self.norms[0](h)), generator)
-        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
-            h = self.dropout(relu(norm(layer(h))), generator)
-        return DiagonalNormal(self.mean(h), hardtanh(self.log_variance(h), *LOG_VARIANCE_RANGE))
+        h = self.dropout(relu(self.gates[0](self.norms[0](h), knots)), generator)
+        for layer, norm, gate in zip(self.hidden, self.norms[1:], self.gates[1:], strict=True):
+            h = self.dropout(relu(gate(norm(layer(h)), knots)), generator)
+        return DiagonalNormal(self.mean(h, knots), hardtanh(self.log_variance(h, knots), *LOG_VARIANCE_RANGE))

@@ -3,5 +3,6 @@
 from ._diagnose import diagnose
 from ._embed import embed
 from ._log_likelihood import log_likelihood
+from ._prune import prune
 
-__all__ = ["diagnose", "embed", "log_likelihood"]
+__all__ = ["diagnose", "embed", "log_likelihood", "prune"]

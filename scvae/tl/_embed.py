@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def embed(
-    adata: AnnData, model: FittedModel, *, layer: str | None = None, key_added: str = "scvae", copy: bool = False
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    beta: float | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    copy: bool = False,
 ) -> AnnData | None:
     """Embeds cells with a fitted model: those it was trained on or new ones.
 
@@ -26,6 +32,8 @@ def embed(
         are ignored. The model's covariate columns must be there, with categories it knows.
     model
         A fitted model.
+    beta
+        Of a model of many β, that of the embedding; None for 1 (or the geometric middle of a range without 1).
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
     key_added
@@ -46,11 +54,12 @@ def embed(
     Raises
     ------
     ValueError
-        If fewer than half of the model's genes are there, a batch is unknown, or the data do not suit the likelihood.
+        If fewer than half of the model's genes are there, a batch is unknown, the data do not suit the likelihood, or
+        `beta` is none that the model was trained for.
     """
     keys = Keys(key_added)
     cells = read_cells(adata, model, layer)
-    mean, variance = posterior_moments(model, cells)
+    mean, variance = posterior_moments(model, cells, beta=beta)
     target = adata.copy() if copy else adata
     write(target, obsm={keys.mean: mean, keys.variance: variance})
     return target if copy else None

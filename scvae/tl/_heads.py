@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._fit import train_on
 from .._rng import numpy_generator
+from .._run import Settings, fit_cells
 from ..data.batches import split
 from ..data.intake import Cells
 from ..fitted import FittedModel
@@ -86,8 +86,17 @@ def compare_heads(
         network = model.network_config
         if name == "poisson":
             network = dataclasses.replace(network, dispersion="gene")  # it has none
-        what = (cells, model.schema, name, model.n_latent, model.beta_of(beta), model.seed)
-        fitted = train_on(*what, model.device, network, training, None, verbose)
+        settings = Settings(
+            schema=model.schema,
+            likelihood=name,
+            beta=model.beta_of(beta),
+            seed=model.seed,
+            network=network,
+            training=training,
+        )
+        fitted, _ = fit_cells(
+            cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose
+        )
         bounds[name] = log_likelihood_bound(fitted, judged, kind="iw", n_samples=N_DRAWS, seed=seed)
     return _ranked(bounds)
 

@@ -22,6 +22,7 @@ def log_likelihood(
     *,
     kind: BoundKind = "iw",
     n_samples: int = 100,
+    beta: float | None = None,
     layer: str | None = None,
     rng: SeedLike = 0,
 ) -> pd.Series:
@@ -35,9 +36,11 @@ def log_likelihood(
         A fitted model.
     kind
         ``"iw"``: importance-weighted (Burda et al. 2016, equation 8), which tends to log p(x) as `n_samples` grows;
-        ``"elbo"``: evidence lower bound, at β = 1 whatever β the model was trained with.
+        ``"elbo"``: evidence lower bound, its KL with a weight of 1 whatever β the model was trained with.
     n_samples
         Draws of the latent per cell. Memory does not grow with them.
+    beta
+        Of a model of many β, the one to judge; None for 1 (or the geometric middle of a range without 1).
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
     rng
@@ -56,5 +59,5 @@ def log_likelihood(
     check_choice(kind, ("iw", "elbo"), "kind")
     check_positive_int(n_samples, "n_samples")
     cells = read_cells(adata, model, layer)
-    bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng))
+    bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng), beta=beta)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

@@ -1,0 +1,264 @@
+"""From a network and checked cells to a FittedModel: the first training, and training again with fewer dimensions."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import platform
+import warnings
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+
+from ._rng import numpy_generator
+from ._version import __version__
+from .beta_range import BetaRange
+from .checkpoint import Progress
+from .config import NetworkConfig, TrainingConfig, to_json
+from .data.batches import chunks, split
+from .data.feeds import single_pass
+from .data.intake import Cells
+from .data.schema import Schema
+from .data.summary import summarize
+from .fitted import ACTIVE_ABOVE, FittedModel, Outcome, beta_range, in_use
+from .inference import posterior_moments
+from .kernels.csr import CSR
+from .likelihoods import LikelihoodName
+from .model import VAE, make_model
+from .recipe import make_recipe
+from .train import EVALUATION_CHUNK, SPLIT, Ending, Evaluation, evaluate, train, verdict
+
+# fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
+FINE_RATE, FINE_EPOCHS = 0.3, 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a training is told besides the network and the cells.
+
+    Parameters
+    ----------
+    schema
+        What was read.
+    likelihood, beta, seed
+        As in `scvae.fit`.
+    network, training
+        The two records of settings.
+    """
+
+    schema: Schema
+    likelihood: LikelihoodName
+    beta: float | tuple[float, float]
+    seed: int
+    network: NetworkConfig
+    training: TrainingConfig
+
+
+def fit_cells(
+    cells: Cells,
+    settings: Settings,
+    n_latent: int,
+    *,
+    device: torch.device,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> tuple[FittedModel, Ending]:
+    """Trains a new model, and says why training ended."""
+    training_cells, _ = _split(cells, settings)
+    recipe = make_recipe(
+        settings.training,
+        len(training_cells),
+        settings.network.decoder,
+        many_betas=isinstance(settings.beta, tuple),
+    )
+    settings = replace(settings, training=replace(settings.training, **recipe._asdict()))
+    network = make_model(
+        settings.schema, settings.likelihood, n_latent, settings.network, settings.seed, beta_range(settings.beta)
+    ).to(device)
+    network.likelihood.start_from(summarize(cells, training_cells))
+    progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
+    return _fitted(network, cells, settings, progress, ended), ended
+
+
+def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> FittedModel:
+    """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
+
+    The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
+    layer's bias. Where all are unused, the one with the largest KL stays. A model of many β uses a dimension if it does
+    so at the smallest, where most are in use.
+    """
+    kl = np.array(model.outcome.kl_per_dimension)
+    if isinstance(model.beta, tuple):
+        kl = _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.numpy()
+    kept = in_use(kl)
+    if kept.all():
+        _say(f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped")
+        return replace(model, network=copy.deepcopy(model.network))
+    if not kept.any():
+        kept[kl.argmax()] = True
+        _say(
+            "no latent dimension is in use: the posterior has collapsed. The one with the largest KL was kept; fit "
+            "again with a lower beta, a longer TrainingConfig.warmup or some TrainingConfig.free_bits"
+        )
+    network = copy.deepcopy(model.network)
+    mean, _ = posterior_moments(model, cells)
+    network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
+    fitted = _settings(model)
+    fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
+    progress, ended = _train(network, cells, fine, checkpoint=None, verbose=verbose)
+    again = _fitted(network, cells, fitted, _joined(model, progress), ended)
+    return replace(again, outcome=replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent))
+
+
+def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
+    """How a model that was trained by `training` is trained a little more: at the final β, at a lower learning rate."""
+    assert training.learning_rate is not None
+    assert training.epochs is not None
+    return replace(
+        training,
+        epochs=epochs or max(1, round(FINE_EPOCHS * training.epochs)),
+        learning_rate=FINE_RATE * training.learning_rate,
+        warmup=0.0,
+        warmup_cycles=1,
+        patience=None,
+    )
+
+
+def _train(
+    network: VAE, cells: Cells, settings: Settings, *, checkpoint: str | os.PathLike[str] | None, verbose: bool
+) -> tuple[Progress, Ending]:
+    """Trains a network from the weights it has."""
+    identity = {
+        "likelihood": settings.likelihood,
+        "n_latent": network.n_latent,
+        "beta": settings.beta,
+        "seed": settings.seed,
+        "network": to_json(settings.network),
+        "training": to_json(settings.training),
+        "data": _content(settings.schema, cells) if checkpoint is not None else None,
+    }
+    progress, ended = train(
+        network,
+        cells,
+        beta=_final_beta(settings),
+        config=settings.training,
+        seed=settings.seed,
+        device=next(network.parameters()).device,
+        checkpoint=checkpoint,
+        identity=identity,
+        verbose=verbose,
+    )
+    if ended == "interrupted":
+        _say(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
+    return progress, ended
+
+
+def _say(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _fitted(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
+    """The record of a training."""
+    return FittedModel(
+        network=network,
+        schema=settings.schema,
+        likelihood=settings.likelihood,
+        n_latent=network.n_latent,
+        beta=settings.beta,
+        network_config=settings.network,
+        training_config=settings.training,
+        outcome=_outcome(network, cells, settings, progress, ended),
+        history=pd.DataFrame(progress.history),
+        seed=settings.seed,
+        versions=_versions(),
+        trained_on=cells.fingerprint(),
+    )
+
+
+def _settings(model: FittedModel) -> Settings:
+    """What a model was fitted with."""
+    return Settings(
+        schema=model.schema,
+        likelihood=model.likelihood,
+        beta=model.beta,
+        seed=model.seed,
+        network=model.network_config,
+        training=model.training_config,
+    )
+
+
+def _joined(model: FittedModel, progress: Progress) -> Progress:
+    """The progress of a fit and of its fine-tuning as those of one run."""
+    earlier = model.outcome
+    offset = {"epoch": earlier.epochs, "seconds": earlier.seconds}
+    history = {
+        str(name): [*column, *(value + offset.get(str(name), 0) for value in progress.history.get(str(name), []))]
+        for name, column in model.history.items()
+    }
+    return Progress(
+        epoch=earlier.epochs + progress.epoch,
+        history=history,
+        best_objective=progress.best_objective,
+        best_epoch=earlier.epochs + progress.best_epoch if progress.best_epoch else earlier.best_epoch,
+        skipped_steps=earlier.skipped_steps + progress.skipped_steps,
+        seconds=earlier.seconds + progress.seconds,
+    )
+
+
+def _final_beta(settings: Settings) -> float:
+    """The β of the model, or that which stands for the many it has."""
+    return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
+
+
+def _split(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
+    """The cells to train on and those held out: the same at every training from this seed."""
+    return split(len(cells), settings.training.validation_fraction, numpy_generator(settings.seed, SPLIT))
+
+
+def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> Outcome:
+    result = _evaluate(network, cells, settings, beta=_final_beta(settings))
+    converged, reason = verdict(progress, ended)
+    return Outcome(
+        converged=converged,
+        reason=reason,
+        beta_attained=progress.history["beta"][-1] if progress.epoch else 0.0,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        seconds=progress.seconds,
+        skipped_steps=progress.skipped_steps,
+        kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
+        held_out_elbo=result.log_likelihood - result.kl if len(_split(cells, settings)[1]) else float("nan"),
+    )
+
+
+def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
+    """Means over the cells held out, or over the training cells if there are none."""
+    train_cells, held_out = _split(cells, settings)
+    judged = held_out if len(held_out) else train_cells
+    device = next(network.parameters()).device
+    log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))
+    return evaluate(network, single_pass(cells, device), judged, log_beta, seed=settings.seed, device=device)
+
+
+def _content(schema: Schema, cells: Cells) -> str:
+    """A digest of every value a model is trained on, so that a checkpoint is not resumed with other data."""
+    digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
+    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for part in chunks(len(cells), EVALUATION_CHUNK):
+        x = cells.rows.take(part)
+        for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
+    return {"scvae": __version__, "python": platform.python_version(), **libraries}

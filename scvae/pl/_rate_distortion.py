@@ -1,0 +1,221 @@
+"""`rate_distortion`: the curve over β, the structure of the embedding along it, and the β recommended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from .._checks import MissingKeyError, check_adata, missing_key
+from .._keys import Keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+# Okabe & Ito's colours, told apart by all kinds of colour vision; vermilion is for the β recommended alone
+RECOMMENDED = "#D55E00"
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+NAMES = {
+    "leiden_stability": "stability of Leiden clusters",
+    "graph_agreement": "neighbours shared by two draws",
+    "modularity": "modularity",
+    "trustworthiness": "trustworthiness",
+    "nmi": "NMI with labels",
+    "ari": "ARI with labels",
+    "silhouette": "silhouette of labels",
+}
+WITHOUT_LABELS = ("leiden_stability", "graph_agreement", "modularity", "trustworthiness")
+WITH_LABELS = ("leiden_stability", "graph_agreement", "nmi", "ari")
+
+
+def rate_distortion(
+    adata: AnnData,
+    *,
+    key_added: str = "scvae",
+    scores: Sequence[str] | None = None,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> tuple[Axes, Axes] | None:
+    """Draws what `scvae.tune_beta` found: distortion against rate, and the structure of the embedding against β.
+
+    Where a model attains its optimum the slope of the curve at β is -β, so one nat more of rate buys β nats of
+    distortion there (Alemi et al. 2018, "Fixing a broken ELBO", section 3).
+
+    Parameters
+    ----------
+    adata
+        Cells with ``uns["<key_added>"]["beta_path"]``, as `scvae.tune_beta` writes it.
+    key_added
+        The name given to `scvae.tune_beta`.
+    scores
+        Columns of the table to draw beside the curve; None for ``leiden_stability``, ``graph_agreement``,
+        ``modularity`` and ``trustworthiness``, where labels were given ``nmi`` and ``ari`` in place of the last two.
+    ax
+        Two axes to draw into; None makes a figure.
+    show
+        Whether to show the figure; None shows it where neither `ax` nor `save` is given.
+    save
+        File to write the figure to; its ending sets the format.
+
+    Returns
+    -------
+    tuple of matplotlib.axes.Axes or None
+        The two axes; None if the figure was shown.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no such table or column in it.
+    ValueError
+        If `ax` does not hold two axes.
+    """
+    table = _table(adata, Keys(key_added))
+    names = _chosen(table, scores)
+    left, right = _axes(ax)
+    _draw_curve(left, table)
+    _draw_scores(right, table, names)
+    _write_along(left, table)
+    if save is not None:
+        _whole_figure(left).savefig(save, dpi=150, bbox_inches="tight")
+    if show or (show is None and ax is None and save is None):
+        from matplotlib import pyplot as plt
+
+        plt.show()
+        return None
+    return left, right
+
+
+def _table(adata: AnnData, keys: Keys) -> pd.DataFrame:
+    check_adata(adata)
+    if keys.uns not in adata.uns:
+        raise missing_key("adata.uns", keys.uns, list(adata.uns))
+    found = adata.uns[keys.uns]
+    if keys.beta_path not in found:
+        place = f"adata.uns[{keys.uns!r}]"
+        raise MissingKeyError(f"{place} has no {keys.beta_path!r}; scvae.tune_beta(adata) writes it")
+    return pd.DataFrame(found[keys.beta_path]).sort_values("beta", ignore_index=True)
+
+
+def _chosen(table: pd.DataFrame, scores: Sequence[str] | None) -> list[str]:
+    if scores is None:
+        return list(WITH_LABELS if "ari" in table else WITHOUT_LABELS)
+    names = [scores] if isinstance(scores, str) else list(scores)
+    for name in names:
+        if name not in table:
+            raise missing_key("the table of tune_beta", name, [n for n in table if n not in ("beta", "recommended")])
+    return names
+
+
+def _axes(ax: Sequence[Axes] | None) -> tuple[Axes, Axes]:
+    if ax is None:
+        from matplotlib import pyplot as plt
+
+        _, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+        return left, right
+    if np.size(np.asarray(ax, dtype=object)) != 2:
+        raise ValueError(f"ax holds {np.size(np.asarray(ax, dtype=object))} axes; pass two, or none")
+    left, right = np.asarray(ax, dtype=object).ravel()
+    return left, right
+
+
+def _whole_figure(axes: Axes) -> Figure:
+    """The figure itself where `axes` lie in a part of it."""
+    from matplotlib.figure import SubFigure
+
+    figure = axes.figure
+    while isinstance(figure, SubFigure):
+        figure = figure.figure
+    return figure
+
+
+def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
+    """Distortion against rate, with the β recommended in a ring."""
+    rate, distortion = table["rate"].to_numpy(), table["distortion"].to_numpy()
+    chosen = int(table["recommended"].to_numpy().argmax())
+    axes.plot(rate, distortion, color="black", marker="o", markersize=4, linewidth=1.2)
+    axes.plot(
+        rate[chosen], distortion[chosen], "o", markersize=11, color=RECOMMENDED, fillstyle="none", markeredgewidth=2
+    )
+    axes.set_xlabel("rate R (nats per cell)")
+    axes.set_ylabel("distortion D (nats per cell)")
+    axes.set_title("β along the rate-distortion curve", loc="left", fontsize="medium")
+    axes.margins(0.1)
+
+
+def _write_along(axes: Axes, table: pd.DataFrame) -> None:
+    """Writes β up and to the right of the points of the curve, and leaves out what would touch another.
+
+    Comes last: the extent of a text is known once everything around the axes is there.
+    """
+    beta, rate, distortion = (table[name].to_numpy() for name in ("beta", "rate", "distortion"))
+    chosen = int(table["recommended"].to_numpy().argmax())
+    texts = [_label(axes, (rate[i], distortion[i]), value, strong=i == chosen) for i, value in enumerate(beta)]
+    _whole_figure(axes).draw_without_rendering()
+    frame, left = axes.get_window_extent(), axes.get_xlim()[0]
+    # the limit at which the text of each point ends at the frame: its share of the frame's width stays as it is
+    points = axes.transData.transform(np.column_stack([rate, distortion]))
+    share = [(text.get_window_extent().x1 - x) / frame.width for text, x in zip(texts, points[:, 0], strict=True)]
+    axes.set_xlim(left, max((x - left * part) / (1 - part) for x, part in zip(rate, share, strict=True)))
+    ends = (0, len(beta) - 1)
+    taken: list[Bbox] = []
+    for i in sorted(range(len(beta)), key=lambda i: (i != chosen, i not in ends, abs(np.log(beta[i])))):
+        extent = texts[i].get_window_extent()
+        if any(extent.overlaps(other) for other in taken):
+            texts[i].remove()
+        else:
+            taken.append(extent)
+
+
+def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool) -> Annotation:
+    return axes.annotate(
+        f"β = {beta:.3g}" if strong else f"{beta:.3g}",
+        point,
+        xytext=(9, 5) if strong else (6, 5),  # beside the ring, or the dot
+        textcoords="offset points",
+        fontsize="medium" if strong else "small",
+        fontweight="bold" if strong else "normal",
+        color=RECOMMENDED if strong else "black",
+    )
+
+
+def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Scores against β on a log axis, and the β recommended."""
+    beta = table["beta"].to_numpy()
+    chosen = beta[int(table["recommended"].to_numpy().argmax())]
+    axes.axvline(chosen, color=RECOMMENDED, linestyle="--", linewidth=1.5, label=f"recommended: β = {chosen:.3g}")
+    for i, name in enumerate(names):
+        axes.plot(
+            beta,
+            table[name].to_numpy(),
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            label=NAMES.get(name, name.replace("_", " ")),
+        )
+    axes.set_xscale("log")
+    ticks = _apart(beta)
+    axes.set_xticks(ticks, [f"{b:.3g}" for b in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("β")
+    axes.set_ylabel("score" if len(names) != 1 else NAMES.get(names[0], names[0].replace("_", " ")))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small", borderaxespad=0.3)
+
+
+def _apart(beta: np.ndarray, most: int = 6) -> list[float]:
+    """Some of the β's, far enough apart on a log scale that ticks at them do not touch."""
+    least = (np.log(beta[-1]) - np.log(beta[0])) / most
+    kept: list[float] = []
+    for value in beta.tolist():
+        if not kept or np.log(value / kept[-1]) > 0.999 * least:
+            kept.append(value)
+    return kept

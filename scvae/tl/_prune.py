@@ -1,0 +1,92 @@
+"""`prune`: a model without the latent dimensions it does not use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._checks import check_positive_int
+from .._fit import write_results
+from .._keys import Keys
+from .._run import prune_cells
+from ..fitted import FittedModel
+from ._read import read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def prune(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    epochs: int | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    verbose: bool = True,
+) -> FittedModel:
+    """Drops the latent dimensions that a model does not use, and fine-tunes what is left.
+
+    A dimension is unused if its KL, averaged over the cells held out at the fit, is at most 0.05 nats: its posterior is
+    then nearly the prior for every cell. The weights of all others are kept; what an unused dimension adds on average
+    to the decoder's first layer goes into that layer's bias. Fine-tuning goes on at the final β, with a one-cycle
+    schedule up to 0.3 of the fit's learning rate, on the cells that the fit was trained on: the same cells are held
+    out, since all random numbers follow from the model's seed.
+
+    Parameters
+    ----------
+    adata
+        The cells that the model was fitted on; genes are matched by name.
+    model
+        A fitted model. It stays as it is.
+    epochs
+        Passes over the training cells; None for a quarter of those of the fit.
+    layer
+        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    key_added
+        Name of the slots written.
+    verbose
+        Whether to show one progress bar.
+
+    Returns
+    -------
+    FittedModel
+        A new model on the same device, with fewer latent dimensions; `outcome.pruned_from` says how many there were.
+        Its history and its outcome are those of the fit and the fine-tuning together, its `training_config` is that of
+        the fit. If no dimension is unused, a copy of `model`. Slots written to `adata`, as by `scvae.fit`:
+
+        ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
+            float32 posterior means and variances, cells x dimensions left.
+        ``varm["<key_added>_loadings"]``
+            float32 loadings, genes x dimensions left, if the decoder is linear.
+        ``uns["<key_added>"]``
+            Settings, history and outcome, with ``pruned_from``.
+
+    Warns
+    -----
+    UserWarning
+        If all dimensions are in use, so that none was dropped, or none is, so that the posterior has collapsed and only
+        the dimension with the largest KL was kept.
+
+    Raises
+    ------
+    ValueError
+        As `embed`, or if `epochs` is below 1.
+    NonFiniteLossError
+        If the fine-tuning diverges.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, n_latent=3, rng=0)
+    >>> model = scvae.fit(adata, n_latent=20, rng=0, verbose=False)
+    >>> pruned = scvae.tl.prune(adata, model, verbose=False)
+    >>> adata.obsm["X_scvae"].shape[1] == pruned.n_latent < 20
+    True
+    """
+    keys = Keys(key_added)
+    if epochs is not None:
+        epochs = check_positive_int(epochs, "epochs")
+    cells = read_cells(adata, model, layer)
+    pruned = prune_cells(model, cells, epochs=epochs, verbose=verbose)
+    write_results(adata, pruned, cells, keys)
+    return pruned
