@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DIAGNOSIS = "diagnosis"  # what `scvae.tl.diagnose` writes, an entry of uns[key_added]
-
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -52,3 +50,8 @@ class Keys:
     def judged_on(self) -> str:
         """Within uns[key_added]: what the held-out columns of that table rest on."""
         return "beta_path_judged_on"
+
+    @property
+    def diagnosis(self) -> str:
+        """Entry of uns[key_added]: what `scvae.tl.diagnose` found."""
+        return "diagnosis"

@@ -23,9 +23,9 @@ from .leak import Leak, batch_leak
 from .predictive import Predictive, predictive
 
 SAMPLE = 37  # stream of the random numbers that draw cells
-GAP_CELLS, SPECTRUM_CELLS = 128, 100  # each costs more than an embedding
-PREDICTIVE_VALUES = 2**20  # cells x genes drawn from, each several times
-FEWEST_PREDICTIVE, MOST_PREDICTIVE = 50, 500  # cells
+VALUES = 2**20  # cells x genes gone through many times, in the costly parts
+FEWEST = 48  # cells even where there are many genes
+GAP_CELLS, SPECTRUM_CELLS, PREDICTIVE_CELLS = 128, 100, 500  # where there are few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,8 +76,7 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
     chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
     sample = cells.taken(np.sort(chosen))
     mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
-    fewer = PREDICTIVE_VALUES // cells.rows.n_genes
-    seen = predictive(model, _some(cells, chosen, np.clip(fewer, FEWEST_PREDICTIVE, MOST_PREDICTIVE)), beta=beta, seed=seed)
+    seen = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
     return Examination(
         beta=beta,
         n_cells=len(sample),
@@ -93,7 +92,9 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
     )
 
 
-def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], n: int) -> Cells:
+def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], most: int) -> Cells:
+    """The first of the cells chosen: at most so many, fewer where there are many genes."""
+    n = min(most, max(FEWEST, VALUES // cells.rows.n_genes))
     return cells.taken(np.sort(chosen[:n]))
 
 

@@ -90,9 +90,7 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
         kind: log_likelihood_bound(model, cells, kind=kind, n_samples=BOUND_DRAWS, seed=seed, beta=beta)
         for kind in ("iw", "elbo")
     }
-    return Gaps(
-        amortization=_gap(gain), variational=_gap(bounds["iw"] - bounds["elbo"]), optimized_kl=float(kl.mean())
-    )
+    return Gaps(amortization=_gap(gain), variational=_gap(bounds["iw"] - bounds["elbo"]), optimized_kl=float(kl.mean()))
 
 
 def _optimized(
@@ -112,7 +110,7 @@ def _optimized(
             z = q.reparameterize(torch.stack([noise, -noise])).flatten(0, 1)
             log_likelihood = 0.5 * network.log_likelihood(z, batch, ones).total
             optimizer.zero_grad()
-            (beta * q.kl_to_standard_normal().sum() - log_likelihood).backward()  # type: ignore[no-untyped-call]
+            (beta * q.kl_to_standard_normal().sum() - log_likelihood).backward()
             optimizer.step()
     return DiagonalNormal(mean.detach(), log_variance.detach())
 

@@ -94,7 +94,7 @@ def _bounds(
 def _first_coefficient(
     design: Float[np.ndarray, "cells columns"], outcome: Float[np.ndarray, " cells"]
 ) -> tuple[float, float]:
-    """Least-squares coefficient of the first column, and its standard error (White 1980, which needs no equal spread)."""
+    """Least-squares coefficient of the first column, and its standard error (White 1980: no equal spread needed)."""
     scale = np.abs(design).max(0)
     scale[scale == 0] = 1.0  # of real values, the library has nothing to say
     design = design / scale

@@ -68,7 +68,9 @@ def spectrum(model: FittedModel, cells: Cells, *, beta: float | None = None) -> 
 
 
 @torch.no_grad()
-def _metrics(model: FittedModel, cells: Cells, beta: float | None) -> Iterator[Float[np.ndarray, "cells latent latent"]]:
+def _metrics(
+    model: FittedModel, cells: Cells, beta: float | None
+) -> Iterator[Float[np.ndarray, "cells latent latent"]]:
     size = max(1, AT_ONCE // (cells.rows.n_genes * model.n_latent))
     with working_on(model.device):
         for _, batch in batches_of(model, cells, size, beta=beta):

@@ -1,4 +1,4 @@
-"""Posterior-predictive checks: do cells drawn from the model look like the cells it was given?"""
+"""Posterior-predictive checks: whether cells drawn from the model look like the cells it was given."""
 
 from __future__ import annotations
 

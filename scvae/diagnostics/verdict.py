@@ -196,7 +196,7 @@ def _scale_run_away(model: FittedModel, seen: Examination) -> Finding | None:
     )
 
 
-def _batch_leak(model: FittedModel, seen: Examination) -> Finding | None:
+def _batch_leak(_model: FittedModel, seen: Examination) -> Finding | None:
     leak = seen.leak
     if leak is None or leak.excess < LEAK_EXCESS:
         return None
@@ -232,7 +232,7 @@ def _over_fitting(model: FittedModel, seen: Examination) -> Finding | None:
         severity="disease",
         sentence=f"training cells are {gap.gap:.1f} nats better than held-out cells{lost}",
         cause="too many passes, or too many weights, for this number of cells: the decoder has learnt their noise",
-        remedy="fewer TrainingConfig.epochs, a shorter warmup (epochs are ranked after it), a smaller width, more cells",
+        remedy="fewer TrainingConfig.epochs, a shorter warmup (epochs are ranked from its end on), a smaller width",
     )
 
 
@@ -266,7 +266,9 @@ def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
         name="not converged",
         severity="disease",
         sentence=f"training ended after {outcome.epochs} epochs{steps}{f'; {outcome.reason}' if moving else ''}",
-        cause=f"fewer than {few:.0f} steps are too few at any size" if short else "the run was too short, or was stopped",
+        cause=f"fewer than {few:.0f} steps are too few at any size"
+        if short
+        else "the run was too short, or was stopped",
         remedy="leave TrainingConfig.epochs open (it follows the number of cells), or set it higher",
     )
 
@@ -285,7 +287,7 @@ def _stands_still(model: FittedModel) -> bool:
     return bool(abs(elbo[-1] - elbo[-1 - window]) <= STANDS_STILL * len(model.genes))
 
 
-def _beta_not_attained(model: FittedModel, seen: Examination) -> Finding | None:
+def _beta_not_attained(model: FittedModel, _seen: Examination) -> Finding | None:
     if isinstance(model.beta, tuple) or math.isclose(model.outcome.beta_attained, model.beta, rel_tol=1e-6):
         return None
     return Finding(

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import check_positive_int
-from .._keys import DIAGNOSIS, Keys
+from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
 from ..diagnostics.verdict import Finding, judge
 from ..fitted import FittedModel
-from ._heads import HeadFit, compare_heads as compare
+from ._heads import HeadFit
+from ._heads import compare_heads as compare
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """"healthy", or the names of the diseases."""
+        """The names of the diseases, or "healthy"."""
         return ", ".join(f.name for f in self.findings if f.severity == "disease") or "healthy"
 
     def __repr__(self) -> str:
@@ -73,7 +74,8 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in self._rows().items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+            for name, value in self._rows().items()
         )
         items = "".join(
             f"<li><b>{html.escape(f'{f.severity}: {f.name}')}</b>: {html.escape(f'{f.sentence}.')} "
@@ -205,7 +207,7 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write(adata, uns={keys.uns: earlier | {DIAGNOSIS: _storable(diagnosis)}})
+    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis)}})
     return diagnosis
 
 

@@ -94,9 +94,7 @@ def compare_heads(
             network=network,
             training=training,
         )
-        fitted, _ = fit_cells(
-            cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose
-        )
+        fitted, _ = fit_cells(cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose)
         bounds[name] = log_likelihood_bound(fitted, judged, kind="iw", n_samples=N_DRAWS, seed=seed)
     return _ranked(bounds)
 
