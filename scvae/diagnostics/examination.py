@@ -17,6 +17,7 @@ from ..likelihoods import Gaussian
 from .collapse import Usage, usage
 from .gaps import Gaps, gaps
 from .generalization import Generalization, generalization
+from .held_out import judged_cells
 from .information import Information, information
 from .jacobian import Spectrum, spectrum
 from .leak import Leak, batch_leak
@@ -109,7 +110,7 @@ def _relative_scale(model: FittedModel, variance: Float[np.ndarray, " genes"]) -
 
 def _steps(model: FittedModel, cells: Cells) -> float:
     config = model.training_config
-    if cells.fingerprint() != model.trained_on or not config.batch_size:
+    if not config.batch_size or judged_cells(model, cells).role == "other cells than those of the fit":
         return math.nan
     n_trained = len(cells) - n_aside(len(cells), config.validation_fraction)
     return model.outcome.epochs * max(1, round(n_trained / config.batch_size))

@@ -10,16 +10,15 @@ import torch
 from jaxtyping import Float
 
 from .._rng import numpy_generator, torch_generator
-from ..data.batches import split
 from ..data.intake import Cells
 from ..fitted import FittedModel
 from ..inference import batches_of
 from ..kernels.context import working_on
 from ..objective import elbo
-from ..train import SPLIT
+from .held_out import judged_cells
 
 CHOICE, BOUND = 35, 36  # streams of random numbers
-MOST_CELLS = 500  # on either side
+FEWEST_CELLS, MOST_CELLS = 10, 500  # on either side
 AT_ONCE = 128  # cells
 N_DRAWS = 8
 
@@ -51,11 +50,10 @@ def generalization(model: FittedModel, cells: Cells, *, beta: float | None = Non
     coefficient of "trained on" in a linear regression of the ELBO that also holds the log-likelihood at z = 0 and the
     library size with its logarithm (analysis of covariance).
     """
-    held_fraction = model.training_config.validation_fraction
-    if cells.fingerprint() != model.trained_on:
-        return _from_history(model)
-    trained, held_out = split(len(cells), held_fraction, numpy_generator(model.seed, SPLIT))
-    if len(held_out) < 10 or len(trained) < 10:
+    judged = judged_cells(model, cells)
+    held_out = judged.positions
+    trained = np.setdiff1d(np.arange(len(cells)), held_out)
+    if judged.role != "held out of the fit" or min(len(trained), len(held_out)) < FEWEST_CELLS:
         return _from_history(model)
     rng = numpy_generator(seed, CHOICE)
     trained, held_out = (np.sort(rng.permutation(part)[:MOST_CELLS]) for part in (trained, held_out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,5 +92,8 @@ def scaled_jacobian(
     for k in range(z.shape[1]):
         direction = torch.zeros_like(z)
         direction[:, k] = 1.0
-        columns.append(torch.func.jvp(mean_at, (z,), (direction,))[1] * scale)
+        with warnings.catch_warnings():
+            # torch compiles rules of its own at the first call, in a way that it warns of
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            columns.append(torch.func.jvp(mean_at, (z,), (direction,))[1] * scale)
     return torch.stack(columns)

@@ -93,26 +93,23 @@ def predictive(model: FittedModel, cells: Cells, *, beta: float | None = None, s
     with torch.no_grad(), working_on(model.device):
         for i, (positions, batch) in enumerate(batches_of(model, cells, max(1, AT_ONCE // n_genes), beta=beta)):
             generator = torch_generator(seed, REPLICATE, i, device=model.device)
-            q = model.network.encode(batch)
-            x = dense(batch.x)
+            posterior, x = model.network.encode(batch), dense(batch.x)
             observed.add(x)
-            below, ties, total = torch.zeros_like(x), torch.zeros_like(x), x.sum(1)
-            expected, lower, equal = torch.zeros_like(x), torch.zeros_like(total), torch.zeros_like(total)
+            value, library = _Rank(x), _Rank(x.sum(1))
+            expected = torch.zeros_like(x)
             for _ in range(N_REPLICATES):
-                noise = torch.randn(q.mean.shape, generator=generator, device=model.device)
-                features = model.network.features(q.reparameterize(noise), batch)
+                noise = torch.randn(posterior.mean.shape, generator=generator, device=model.device)
+                features = model.network.features(posterior.reparameterize(noise), batch)
                 law = model.network.likelihood.distribution(features, batch)
                 draw = law.sample(generator)
                 drawn.add(draw)
                 expected += law.mean / N_REPLICATES
-                below += draw < x
-                ties += draw == x
-                lower += draw.sum(1) < total
-                equal += draw.sum(1) == total
-            rank = _among_ties(below, ties, generator)
-            judged = rank if model.schema.kind == "real" else rank[expected > EXPRESSED_ABOVE]
-            places += torch.bincount(judged.long().flatten(), minlength=N_REPLICATES + 1).cpu()
-            library_rank[positions] = _among_ties(lower, equal, generator).cpu().numpy()
+                value.compare(draw)
+                library.compare(draw.sum(1))
+            judged = torch.ones_like(x) > 0 if model.schema.kind == "real" else expected > EXPRESSED_ABOVE
+            ranks = value.place(generator)[judged].long()
+            places += torch.bincount(ranks, minlength=N_REPLICATES + 1).cpu()
+            library_rank[positions] = library.place(generator).cpu().numpy()
     share = places.double().numpy() / max(int(places.sum()), 1)
     return Predictive(
         mean=observed.mean,
@@ -128,12 +125,21 @@ def predictive(model: FittedModel, cells: Cells, *, beta: float | None = None, s
     )
 
 
-def _among_ties(
-    below: Float[Tensor, "*shape"], ties: Float[Tensor, "*shape"], generator: torch.Generator
-) -> Float[Tensor, "*shape"]:
-    """Place of a value among its draws, 0 to their number; among equals, one of their places at random."""
-    uniform = torch.rand(below.shape, generator=generator, device=below.device)
-    return below + torch.minimum(torch.floor(uniform * (ties + 1.0)), ties)
+class _Rank:
+    """Where values stand among draws that come one after the other."""
+
+    def __init__(self, values: Float[Tensor, "*shape"]) -> None:
+        self.values = values
+        self.below, self.ties = torch.zeros_like(values), torch.zeros_like(values)
+
+    def compare(self, draw: Float[Tensor, "*shape"]) -> None:
+        self.below += draw < self.values
+        self.ties += draw == self.values
+
+    def place(self, generator: torch.Generator) -> Float[Tensor, "*shape"]:
+        """0 to the number of draws; among equals, one of their places at random."""
+        uniform = torch.rand(self.ties.shape, generator=generator, device=self.ties.device)
+        return self.below + torch.minimum(torch.floor(uniform * (self.ties + 1.0)), self.ties)
 
 
 class _Moments:
