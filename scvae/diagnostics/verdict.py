@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..fitted import FittedModel
+from ..fitted import ACTIVE_ABOVE, FittedModel
 from ..recipe import FEWEST_STEPS
 from .examination import Examination
 
@@ -19,14 +19,14 @@ ENCODER_AT_FAULT = 1.0  # nats per cell that a q of its own must gain a cell: a 
 HARDLY_TOLD = 0.25  # of the KL that q's of their own would have
 OUT_OF_PROPORTION = 3.0  # times that KL: damaged encoders lost 8 to 18 times it, undertrained ones up to 2
 AMORTIZATION_SHARE = 1.0  # of the KL; default fits of nine real sets lay between 0.05 and 0.22
-LITTLE_INFORMATION = 1.5  # nats: fewer than five kinds of cells told apart
+LITTLE_INFORMATION = 1.0  # nats: not even three kinds of cells are told apart
 CLEAR = 3.0  # standard errors
 OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13, those past their best 0.21 to 0.9
 OVERFIT_GAP_PER_VALUE = 0.2  # nats, of real values, whose ELBO has no natural zero
 OVERFIT_FALL = 0.01  # of the best held-out objective that the weights kept have lost again
 SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
 STANDS_STILL = 0.005  # nats per real value, over the last tenth of the run
-SCALE_RUN_AWAY = 0.05  # standard deviations of the gene: no measurement of cells is explained to 99.75 %
+SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
 SCALE_AT_FLOOR = 1.1  # times the floor
 GENES_RUN_AWAY = 0.1  # share of the genes
 LEAK_EXCESS = 0.5  # half of the way from chance to certainty
@@ -87,7 +87,7 @@ def _is_deaf(seen: Examination) -> bool:
 def _encoder_is_at_fault(seen: Examination) -> bool:
     """Whether the encoder tells little of a cell, though the decoder would reward a q that tells more."""
     gap, offered = seen.gaps.amortization, seen.gaps.optimized_kl
-    if gap.value < max(ENCODER_AT_FAULT, CLEAR * gap.error):
+    if offered < ACTIVE_ABOVE or gap.value < max(ENCODER_AT_FAULT, CLEAR * gap.error):
         return False
     says_little = seen.information.mutual_information < HARDLY_TOLD * min(offered, seen.information.cap)
     return _is_deaf(seen) or (says_little and gap.value > OUT_OF_PROPORTION * offered)
@@ -258,7 +258,8 @@ def _fall(model: FittedModel) -> float:
 
 def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
     outcome, few = model.outcome, SHORT_TRAINING * FEWEST_STEPS
-    short, moving = seen.steps < few, not outcome.converged and not _stands_still(model)
+    explained = _fall(model) > 0 or _scale_run_away(model, seen) is not None
+    short, moving = seen.steps < few, not (outcome.converged or explained or _stands_still(model))
     if not (short or moving):
         return None
     steps = "" if math.isnan(seen.steps) else f", {seen.steps:,.0f} steps"

@@ -26,7 +26,9 @@ def test_the_spectrum_of_a_linear_decoder_is_that_of_its_loadings():
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli", "gaussian"])
 def test_derivatives_agree_with_differences_for_every_head(likelihood):
     adata = scvae.datasets.simulate(n_cells=40, n_genes=15, likelihood=likelihood, truth=False, rng=0)
-    model = scvae.fit(adata, likelihood=likelihood, n_latent=3, training=TrainingConfig(epochs=20), rng=0, verbose=False)
+    model = scvae.fit(
+        adata, likelihood=likelihood, n_latent=3, training=TrainingConfig(epochs=20), rng=0, verbose=False
+    )
     network, cells = model.network.double(), read_cells(adata, model, None)
     _, batch = next(batches_of(model, cells, 8))
     z = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(8, 3)
