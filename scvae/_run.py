@@ -15,7 +15,7 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ._rng import numpy_generator
 from ._version import __version__
@@ -87,20 +87,20 @@ def fit_cells(
     return _fitted(network, cells, settings, progress, ended), ended
 
 
-def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> FittedModel:
+def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
     """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
 
     The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
-    layer's bias. Where all are unused, the one with the largest KL stays. A model of many β uses a dimension if it does
-    so at the smallest, where most are in use.
+    layer's bias. Where all are unused, the one with the largest KL stays. Also says why the fine-tuning ended.
     """
-    kl = np.array(model.outcome.kl_per_dimension)
-    if isinstance(model.beta, tuple):
-        kl = _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.numpy()
+    kl = usage(model, cells)
     kept = in_use(kl)
     if kept.all():
-        _say(f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped")
-        return replace(model, network=copy.deepcopy(model.network))
+        _say(
+            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
+            "whether the data have more to say, a fit with a larger n_latent will tell"
+        )
+        return replace(model, network=copy.deepcopy(model.network)), "finished"
     if not kept.any():
         kept[kl.argmax()] = True
         _say(
@@ -114,7 +114,23 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
     progress, ended = _train(network, cells, fine, checkpoint=None, verbose=verbose)
     again = _fitted(network, cells, fitted, _joined(model, progress), ended)
-    return replace(again, outcome=replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent))
+    outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
+    return replace(again, outcome=outcome), ended
+
+
+def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
+    """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
+    if not isinstance(model.beta, tuple):
+        return np.array(model.outcome.kl_per_dimension)
+    return _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
+
+
+def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
+    """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
+    training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
+    network, settings = copy.deepcopy(model.network), replace(_settings(model), beta=beta, training=training)
+    progress, ended = _train(network, cells, settings, checkpoint=None, verbose=verbose)
+    return _fitted(network, cells, settings, progress, ended)
 
 
 def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
@@ -138,7 +154,7 @@ def _train(
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
-        "beta": settings.beta,
+        "beta": list(settings.beta) if isinstance(settings.beta, tuple) else settings.beta,  # as JSON gives it back
         "seed": settings.seed,
         "network": to_json(settings.network),
         "training": to_json(settings.training),

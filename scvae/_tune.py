@@ -19,6 +19,7 @@ from ._checks import check_adata, check_choice, check_obs_column, check_positive
 from ._fit import DEFAULT_N_LATENT, fit, read_and_train, write_results
 from ._keys import Keys
 from ._rng import SeedLike, seed_of
+from ._run import fit_next
 from .config import NetworkConfig, TrainingConfig
 from .data.intake import Cells
 from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
 LEAST_CELLS = 20  # for neighbours and clusters to mean anything
+
+WARM_EPOCHS = 0.5  # of a fit's, for the later models of a sweep
 
 Method = Literal["path", "sweep"]
 
@@ -87,7 +90,7 @@ def tune_beta(
     covariate_keys: str | Sequence[str] = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
-    n_latent: int = DEFAULT_N_LATENT,
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",
@@ -118,7 +121,8 @@ def tune_beta(
         labels have no part in the recommendation.
     method
         ``"path"``: one model for every β, trained once (Bae et al. 2023, "Multi-rate VAE"); ``"sweep"``: a model for
-        each of `betas`, in rising order.
+        each of `betas`, from the largest down, each but the first trained from the weights of the one before for half
+        as many epochs.
     layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, device, network, training
         As in `scvae.fit`.
     rng
@@ -168,6 +172,9 @@ def tune_beta(
     ValueError
         As `scvae.fit`; if there are fewer than 20 cells, β's are not positive, or lie outside the range of `model`.
         `adata` is then as it was.
+    KeyboardInterrupt
+        After Ctrl-C during the trainings of a sweep, or while measuring: nothing is written. Ctrl-C during the training
+        of a path ends that training only, as in `scvae.fit`.
 
     Examples
     --------
@@ -260,11 +267,22 @@ def _fit_all(
         return (model,), cells
     if settings["checkpoint"] is not None:
         raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
-    models = []
-    for beta in points:
-        model, cells = read_and_train(adata, beta=beta, **settings)
-        models.append(model)
-    return tuple(models), cells
+    if settings["n_latent"] == "auto":
+        raise ValueError("n_latent='auto' would keep for every β what the largest needs; pass a number to a sweep")
+    # downwards: what was over-fitted at a small β would stay, and held-out cells be worse described than from scratch
+    model, cells = read_and_train(adata, beta=points[-1], **settings)
+    models = [model]
+    epochs = max(1, round(WARM_EPOCHS * (model.training_config.epochs or 1)))
+    for beta in reversed(points[:-1]):
+        if _was_interrupted(models[-1]):
+            raise KeyboardInterrupt
+        models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
+    return tuple(reversed(models)), cells
+
+
+def _was_interrupted(model: FittedModel) -> bool:
+    """Whether training ended for no reason of its own: part of a sweep would pass for the whole."""
+    return not model.outcome.converged and model.outcome.epochs < (model.training_config.epochs or 0)
 
 
 def _table(

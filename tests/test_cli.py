@@ -315,9 +315,9 @@ def test_every_option_reaches_the_fit(folder):
 def test_the_number_of_dimensions_can_be_left_to_the_data(folder):
     assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--epochs", 60, "--n-latent", "auto") == 0
     adata = anndata.read_h5ad("out.h5ad")
-    assert adata.uns["scvae"]["pruned_from"] == 30
+    assert adata.uns["scvae"]["pruned_from"] == 20
     assert adata.obsm["X_scvae"].shape == (N_CELLS, adata.uns["scvae"]["params"]["n_latent"])
-    assert adata.obsm["X_scvae"].shape[1] < 30
+    assert adata.obsm["X_scvae"].shape[1] < 20
 
 
 def test_loadings_of_an_earlier_fit_do_not_stay_beside_a_new_one(folder):

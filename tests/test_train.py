@@ -140,8 +140,14 @@ def test_from_then_on_the_best_weights_are_kept_whatever_came_before():
     [({}, -100 - 0.5 * 13), ({"free_bits": 2.0}, -100 - 0.5 * 14), ({"capacity": 20.0}, -100 - 0.5 * 7)],
 )
 def test_the_ranking_is_by_the_objective_that_is_trained_at_the_final_beta(settings, expected):
-    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=torch.tensor([1.0, 12.0]))
+    kl = torch.tensor([1.0, 12.0])
+    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=kl, kl_times_beta=0.0)
     assert final_objective(held_out, 0.5, TrainingConfig(**settings)) == expected
+
+
+def test_a_model_of_many_betas_is_ranked_by_what_each_cell_pays_at_its_own():
+    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=torch.tensor([13.0]), kl_times_beta=21.0)
+    assert final_objective(held_out, None, TrainingConfig()) == -121.0
 
 
 def test_weights_with_an_undefined_objective_never_replace_ranked_ones():

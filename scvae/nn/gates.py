@@ -12,9 +12,9 @@ FIRST_SPREAD = 3.0  # of the logits at the ends of the range: most units begin a
 class Gate(nn.Module):
     """Turns each unit up or down: rows * 2 sigmoid(weights of the knots of β).
 
-    Put after a layer's normalisation, as in Bae et al. 2023 ("Multi-rate VAE", section 4), so that β's do not mix in its
-    statistics. The logits begin as lines in log β, with a slope drawn for each unit: units
-    that serve all β alike, as all would from a start at 0, cost 1 to 2 nats at the largest β.
+    Put after a layer's normalisation, as in Bae et al. 2023 ("Multi-rate VAE", section 4), so that β's do not mix in
+    its statistics. The logits begin as lines in log β with a slope drawn for each unit: from a start at 0, all units
+    would go on serving all β alike, which cost 1 to 2 nats at the largest β.
 
     Parameters
     ----------

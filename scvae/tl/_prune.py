@@ -20,6 +20,7 @@ def prune(
     model: FittedModel,
     *,
     epochs: int | None = None,
+    beta: float | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
     verbose: bool = True,
@@ -27,10 +28,10 @@ def prune(
     """Drops the latent dimensions that a model does not use, and fine-tunes what is left.
 
     A dimension is unused if its KL, averaged over the cells held out at the fit, is at most 0.05 nats: its posterior is
-    then nearly the prior for every cell. The weights of all others are kept; what an unused dimension adds on average
-    to the decoder's first layer goes into that layer's bias. Fine-tuning goes on at the final β, with a one-cycle
-    schedule up to 0.3 of the fit's learning rate, on the cells that the fit was trained on: the same cells are held
-    out, since all random numbers follow from the model's seed.
+    then nearly the prior for every cell. Of a model of many β, that must hold at the smallest. The weights of all
+    others are kept; what an unused dimension adds on average to the decoder's first layer goes into that layer's bias.
+    Fine-tuning goes on at the final β, with a one-cycle schedule up to 0.3 of the fit's learning rate, on the cells
+    that the fit was trained on: the same cells are held out, since all random numbers follow from the model's seed.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ def prune(
         A fitted model. It stays as it is.
     epochs
         Passes over the training cells; None for a quarter of those of the fit.
+    beta
+        β at which the embedding is written, of a model of many; None for the β of the fit.
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
     key_added
@@ -70,7 +73,7 @@ def prune(
     Raises
     ------
     ValueError
-        As `embed`, or if `epochs` is below 1.
+        As `embed`; if `epochs` is below 1; or if these are not the cells of the fit in their order.
     NonFiniteLossError
         If the fine-tuning diverges.
 
@@ -86,7 +89,13 @@ def prune(
     keys = Keys(key_added)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
+    model.beta_of(beta)
     cells = read_cells(adata, model, layer)
-    pruned = prune_cells(model, cells, epochs=epochs, verbose=verbose)
-    write_results(adata, pruned, cells, keys)
+    if cells.fingerprint() != model.trained_on:
+        raise ValueError(
+            "adata does not hold the cells that the model was fitted on, in their order; pass those: of others, it is "
+            "not known which the fit held out, and some of these would be trained on"
+        )
+    pruned, _ = prune_cells(model, cells, epochs=epochs, verbose=verbose)
+    write_results(adata, pruned, cells, keys, beta=beta)
     return pruned

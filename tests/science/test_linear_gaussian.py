@@ -35,14 +35,14 @@ class KnownPosterior(nn.Module):
         self.mean = nn.Parameter(torch.tensor(mean))
         self.log_variance = nn.Parameter(torch.tensor(np.log(variance)))
 
-    def forward(self, x, covariates, generator):
+    def forward(self, x, covariates, generator, knots):
         return DiagonalNormal(self.mean, self.log_variance)
 
 
 class Unchanged(nn.Module):
     """Stands in for the decoder: the features are z, so that the head's output layer is the only map."""
 
-    def forward(self, z, conditions):
+    def forward(self, z, conditions, knots):
         return z
 
 

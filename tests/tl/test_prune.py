@@ -14,7 +14,6 @@ from scvae._rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.fitted import in_use
-from scvae.recipe import default_epochs
 from scvae.train import SPLIT
 
 SEED = 4
@@ -166,6 +165,10 @@ def test_nothing_is_written_when_the_cells_do_not_suit_the_model(pruned, digest)
     before = digest(other)
     with pytest.raises(ValueError, match="none of the 80 modelled genes"):
         scvae.tl.prune(other, wide, verbose=False)
+    with pytest.raises(ValueError, match="does not hold the cells that the model was fitted on"):
+        scvae.tl.prune(simulated(50), wide, verbose=False)
+    with pytest.raises(ValueError, match="β = 1 alone"):
+        scvae.tl.prune(simulated(), wide, beta=2.0, verbose=False)
     with pytest.raises(ValueError, match="epochs"):
         scvae.tl.prune(simulated(50), wide, epochs=0, verbose=False)
     assert digest(other) == before
@@ -185,19 +188,39 @@ def test_ctrl_c_while_fine_tuning_keeps_the_cut_model(pruned, monkeypatch):
     assert narrow.outcome.beta_attained == 1.0
 
 
+def test_a_model_of_many_beta_drops_what_none_of_them_uses_and_keeps_its_elbo_at_each():
+    adata = simulated()
+    wide = fit(adata, 12, beta=(0.5, 4.0))
+    low = scvae.tl.embed(adata, wide, beta=0.5, copy=True)
+    mean, variance = low.obsm["X_scvae"], low.obsm["X_scvae_var"]
+    kl = 0.5 * (mean**2 + variance - 1 - np.log(variance))
+    _, held_out = split(600, 0.1, numpy_generator(SEED, SPLIT))
+    narrow = scvae.tl.prune(adata, wide, beta=4.0, verbose=False)
+    assert narrow.n_latent == (kl[held_out].mean(0) > 0.05).sum() < 12
+    assert narrow.beta == (0.5, 4.0)
+    for beta in (0.5, 1.0, 4.0):
+        elbo = [
+            scvae.tl.log_likelihood(adata[held_out].copy(), model, kind="elbo", n_samples=200, beta=beta).mean()
+            for model in (wide, narrow)
+        ]
+        assert elbo[1] > elbo[0] - 0.5
+    at_the_end = scvae.tl.embed(adata, narrow, beta=4.0, copy=True, key_added="again")
+    np.testing.assert_array_equal(at_the_end.obsm["X_again"], adata.obsm["X_scvae"])
+
+
 # the automatic number of dimensions
 
 
 @pytest.fixture(scope="module")
 def automatic():
     adata = simulated()
-    return adata, fit(adata, "auto")
+    return adata, fit(adata, "auto", training=TrainingConfig(epochs=100))
 
 
 def test_auto_ends_with_the_dimensions_in_use_and_consistent_records(automatic):
     adata, model = automatic
-    assert 2 <= model.n_latent < 15
-    assert model.outcome.pruned_from == 30
+    assert 2 <= model.n_latent < 16
+    assert model.outcome.pruned_from == 20
     assert model.n_latent == adata.obsm["X_scvae"].shape[1] == len(model.outcome.kl_per_dimension)
     assert adata.uns["scvae"]["params"]["n_latent"] == model.n_latent
     assert model.outcome.epochs == len(model.history)
@@ -206,7 +229,7 @@ def test_auto_ends_with_the_dimensions_in_use_and_consistent_records(automatic):
 
 def test_auto_is_not_worse_than_the_wide_fit_it_starts_from(automatic):
     adata, model = automatic
-    after_the_wide_fit = model.history["validation_elbo"].iloc[: default_epochs(540, 128)].max()
+    after_the_wide_fit = model.history["validation_elbo"].iloc[:100].max()
     assert held_out_elbo(adata, model) > after_the_wide_fit - 0.5
 
 
@@ -221,20 +244,22 @@ def test_auto_goes_on_from_a_checkpoint_to_the_same_numbers(tmp_path):
         fit(simulated(100), 10, training=training, checkpoint=tmp_path / "run.ckpt")
 
 
-def test_an_interrupted_auto_fit_is_not_trained_any_further(monkeypatch):
+@pytest.mark.parametrize(("stop", "said"), [(3, 2), (104, 3)])
+def test_an_auto_fit_is_not_trained_any_further_after_ctrl_c(monkeypatch, stop, said):
     original, calls = scvae.train.epoch_plan, []
 
     def pressed(*arguments, **options):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
     monkeypatch.setattr(scvae.train, "epoch_plan", pressed)
-    with pytest.warns(UserWarning, match="interrupted after 2 epochs"):
-        model = fit(simulated(100), "auto", training=TrainingConfig(epochs=5))
-    assert len(calls) == 3
-    assert model.n_latent == 30
+    with pytest.warns(UserWarning, match=f"interrupted after {said} epochs"):
+        model = fit(simulated(300), "auto", training=TrainingConfig(epochs=100))
+    assert len(calls) == stop
+    assert model.outcome.epochs == len(model.history) == stop - 1
+    assert (model.n_latent == 20) is (stop < 100)
 
 
 @pytest.mark.parametrize("asked", ["automatic", "10", 0, 2.0])
