@@ -116,7 +116,7 @@ def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
     else:
         cause = "either the data hold no structure beyond depth and batch, or training failed before z was of use"
         remedy = "look at a PCA of the data first; then try TrainingConfig(warmup=0.5, free_bits=0.1) or a smaller β"
-    what = "the posterior is the same for every cell" if _is_deaf(seen) else "the decoder gives the same for every z"
+    what = "the posterior hardly differs between cells" if _is_deaf(seen) else "the decoder gives the same for every z"
     return Finding(
         name="total collapse",
         severity="disease",
