@@ -55,7 +55,6 @@ HEALTHY = {
     "bernoulli": ({"likelihood": "bernoulli", "mean_library": 60.0}, {"likelihood": "bernoulli"}),
     "gaussian": ({"likelihood": "gaussian"}, {"likelihood": "gaussian"}),
     "batches": ({"n_batches": 2}, {"batch_key": "batch"}),
-    "small β": ({}, {"beta": 0.1}),
     "many β": ({}, {"beta": (0.1, 10.0)}),
 }
 
@@ -67,9 +66,9 @@ def test_a_default_fit_is_healthy(data, options):
 
 
 def test_a_default_fit_of_real_cells_is_healthy():
-    adata = scvae.datasets.pbmc3k()[::3].copy()
+    adata = scvae.datasets.pbmc3k()[::6].copy()
     detected = np.asarray((adata.X > 0).sum(0)).ravel()
-    adata.var["highly_variable"] = detected >= np.sort(detected)[-500]
+    adata.var["highly_variable"] = detected >= np.sort(detected)[-300]
     assert diseases(adata, fitted(adata, training=None)) == set()
 
 
@@ -92,7 +91,7 @@ def test_a_beta_that_leaves_next_to_nothing_is_too_large_without_a_total_collaps
 
 
 def test_a_collapse_for_want_of_a_warm_up_is_named_and_is_gone_with_it():
-    adata = equidistant_types(600, rng=np.random.default_rng(0))
+    adata = equidistant_types(400, rng=np.random.default_rng(0))
     options = {"likelihood": "gaussian", "n_latent": 2}
     without = fitted(adata, training=TrainingConfig(warmup=0.0), **options)
     assert diseases(adata, without) == {"total collapse", "warm-up missing"}
@@ -148,12 +147,12 @@ def test_an_encoder_that_takes_one_gene_for_another_falls_short(sound):
 
 def test_a_scale_without_a_bound_runs_away():
     rng = np.random.default_rng(0)
-    surface = np.tanh(rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 16))) @ rng.normal(size=(16, 12))
+    surface = np.tanh(rng.normal(size=(400, 2)) @ rng.normal(size=(2, 16))) @ rng.normal(size=(16, 12))
     adata = AnnData(
         surface.astype(np.float32)
     )  # without noise, a decoder that finds it leaves the scale nothing to say
     options = {"likelihood": "gaussian", "n_latent": 2}
-    options["training"] = TrainingConfig(epochs=180, learning_rate=1e-2, patience=None)
+    options["training"] = TrainingConfig(epochs=240, learning_rate=1e-2, patience=None)
     free = fitted(adata, network=NetworkConfig(minimum_scale=0.0), **options)
     assert diseases(adata, free) == {"Gaussian scale run away"}
     bounded = fitted(adata, network=NetworkConfig(minimum_scale=0.3), **options)
@@ -166,8 +165,8 @@ def test_a_batch_effect_that_the_decoder_cannot_take_up_leaks_into_z():
 
 
 def test_many_passes_over_few_cells_are_over_fitting():
-    adata = simulated(n_cells=150)
-    training = TrainingConfig(epochs=500, warmup=0.95, patience=None, validation_fraction=0.3)
+    adata = simulated(n_cells=100, n_genes=80)
+    training = TrainingConfig(epochs=300, warmup=0.95, patience=None, validation_fraction=0.3)
     assert diseases(adata, fitted(adata, training=training)) == {"over-fitting"}
 
 
