@@ -104,7 +104,8 @@ def tune_beta(
     Small β favours fidelity, large β structure: rate R = KL(q(z | x) || p(z)) against distortion
     D = -E_q[log p(x | z)] along β is the curve that a choice moves on (Alemi et al. 2018, "Fixing a broken ELBO").
 
-    The β recommended is the one whose Leiden clusters are the most stable under resampling.
+    The β recommended is, among those whose held-out ELBO is below the best by no more than a fifth of the rate there, the
+    one whose Leiden clusters are the most stable under resampling (averaged with the β's beside it).
 
     Parameters
     ----------

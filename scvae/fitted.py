@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .likelihoods import LikelihoodName
 from .model import VAE, make_model
 
 FORMAT = "scvae model"
+ROUNDING = 1e-6  # a β that much outside a range is its end, after an exp(log β)
 ACTIVE_ABOVE = 0.05  # nats of mean KL that make a latent dimension count as used
 
 
@@ -146,6 +148,9 @@ class FittedModel:
         if beta is None:
             return self.beta if betas is None else betas.default  # type: ignore[return-value]
         beta = check_positive(beta, "beta") if betas else check_not_negative(beta, "beta")
+        if betas is not None:
+            nearest = min(max(beta, betas.low), betas.high)
+            beta = nearest if math.isclose(beta, nearest, rel_tol=ROUNDING) else beta
         if betas is not None and not betas.low <= beta <= betas.high:
             raise ValueError(
                 f"beta is {beta:g}, and the model was trained for β from {betas.low:g} to {betas.high:g}; pass one of "
