@@ -50,3 +50,8 @@ class Keys:
     def judged_on(self) -> str:
         """Within uns[key_added]: what the held-out columns of that table rest on."""
         return "beta_path_judged_on"
+
+    @property
+    def diagnosis(self) -> str:
+        """Entry of uns[key_added]: what `scvae.tl.diagnose` found."""
+        return "diagnosis"

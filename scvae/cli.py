@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from ._cli_arguments import add_files, add_force, add_input, add_key_added, add_layer, add_more_output, add_settings
 from ._cli_files import (
     check_input,
     check_output,
@@ -99,6 +100,7 @@ def _parser() -> _Parser:
     _add_fit(commands)
     _add_tune_beta(commands)
     _add_embed(commands)
+    _add_diagnose(commands)
     _add_demo(commands)
     return parser
 
@@ -112,10 +114,10 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_files(parser)
-    model = _add_settings(parser)
+    add_files(parser)
+    model = add_settings(parser)
     model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
-    _add_more_output(parser)
+    add_more_output(parser)
     parser.set_defaults(run=_fit, model=None)
 
 
@@ -129,43 +131,14 @@ def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_files(parser)
-    model = _add_settings(parser)
+    add_files(parser)
+    model = add_settings(parser)
     model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to look at, two at least")
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
     model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
-    output = _add_more_output(parser)
+    output = add_more_output(parser)
     output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
     parser.set_defaults(run=_tune_beta, model=None, plot=None)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What all commands that train are told; returns the group of the model's settings."""
-    data = parser.add_argument_group("data")
-    _add_layer(data, "layer with the raw counts (default: X)")
-    data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
-    data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
-    data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="more obs columns to correct for")
-    data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
-    training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
-    training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
-    training.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
-    model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
-    return model
-
-
-def _add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    output = parser.add_argument_group("more output")
-    _add_key_added(output)
-    output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
-    output.add_argument("--quiet", action="store_true", default=False, help="print warnings and errors only")
-    return output
 
 
 def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -176,11 +149,43 @@ def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    _add_files(parser)
+    add_files(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    _add_layer(parser, "layer with the data, X for X (default: as at the fit)")
-    _add_key_added(parser)
+    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
+    add_key_added(parser)
     parser.set_defaults(run=_embed)
+
+
+def _add_diagnose(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        help="say what is wrong with a saved model, if anything, and what to do",
+        description="Examines a saved model on the cells of an h5ad file and prints a report: the verdict, the "
+        "measurements behind it, and for each disease its cause and remedy.",
+        epilog="What is not given is as in scvae.tl.diagnose. In Python: help(scvae.tl.diagnose).",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add_input(parser)
+    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
+    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
+    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to examine")
+    parser.add_argument("--n-cells", metavar="N", type=int, help="look at so many cells at most")
+    parser.add_argument(
+        "--compare-heads", action="store_true", help="fit nb, zinb and poisson too, and tell which fits the counts"
+    )
+    parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
+    add_key_added(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        default=None,
+        help="h5ad file to write, the input with the report",
+    )
+    add_force(parser)
+    parser.set_defaults(run=_diagnose)
 
 
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -194,43 +199,6 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--out-dir", metavar="FOLDER", type=Path, default=Path("demo"), help="where to write (default: demo)"
     )
     parser.set_defaults(run=_demo)
-
-
-def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", type=Path, help="h5ad file, cells x genes")
-    parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="h5ad file to write, the input with results"
-    )
-    parser.add_argument("--force", action="store_true", default=False, help="replace outputs that exist")
-
-
-def _add_layer(parser: argparse._ActionsContainer, text: str) -> None:
-    parser.add_argument("--layer", metavar="NAME", help=text)
-
-
-def _add_key_added(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--key-added",
-        metavar="NAME",
-        type=_slot_name,
-        default=Keys().key_added,
-        help="name of the slots (default: scvae)",
-    )
-
-
-def _n_latent(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor auto") from None
-
-
-def _slot_name(text: str) -> str:
-    if not text or "/" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot of an h5ad file; leave out '/'")
-    return text
 
 
 def _fit(given: argparse.Namespace) -> None:
@@ -353,6 +321,27 @@ def _embed(given: argparse.Namespace) -> None:
         n_cells = adata.n_obs
     write_copy(given.input, given.output, results)
     _print_rows({"cells": f"{n_cells:,}", "embedding": f"{given.output}, obsm[{keys.mean!r}]"})
+
+
+def _diagnose(given: argparse.Namespace) -> None:
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model})
+    if given.output is not None:
+        check_output(given.output, given.input, force=given.force)
+
+    from .fitted import load
+    from .tl import diagnose
+
+    model, options = load(given.model), vars(given)
+    keys = Keys(given.key_added)
+    names = ("beta", "n_cells", "compare_heads", "rng", "key_added")
+    keywords = {name: options[name] for name in names if name in options}
+    layer = options.get("layer", model.schema.layer)
+    with opened(given.input, None if layer == "X" else layer) as adata:
+        print(diagnose(adata, model, layer=layer or "X", verbose=False, **keywords))
+        results = {"uns": {keys.uns: adata.uns[keys.uns]}}
+    if given.output is not None:
+        write_copy(given.input, given.output, results)
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"train"},
     {"_run", "diagnostics"},
     {"_fit"},
-    {"_cli_files", "_demo", "datasets", "pl", "tl"},
+    {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},
     {"cli"},
     {"__main__", ""},

@@ -166,6 +166,15 @@ REFUSED = {
     "tune-beta: plot exists": ("tune-beta in.h5ad -o out.h5ad --plot m.safetensors", "m.safetensors exists"),
     "tune-beta: plot folder missing": ("tune-beta in.h5ad -o out.h5ad --plot away/a.png", "folder away does not"),
     "tune-beta: output exists": ("tune-beta in.h5ad -o old.h5ad", "old.h5ad exists; pass --force"),
+    "diagnose: missing input": ("diagnose none.h5ad --model m.safetensors", "there is no file none.h5ad"),
+    "diagnose: missing model": ("diagnose in.h5ad --model none.safetensors", "there is no file none.safetensors"),
+    "diagnose: foreign model": ("diagnose in.h5ad --model old.h5ad", "old.h5ad is truncated or is no"),
+    "diagnose: output exists": ("diagnose in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
+    "diagnose: output is the model": ("diagnose in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
+    "diagnose: wrong layer": ("diagnose in.h5ad --model m.safetensors --layer raw", "no 'raw'"),
+    "diagnose: other genes": ("diagnose other_genes.h5ad --model m.safetensors", "none of the"),
+    "diagnose: other beta": ("diagnose in.h5ad --model m.safetensors --beta 3", "β = 1 alone"),
+    "diagnose: no cells": ("diagnose in.h5ad --model m.safetensors --n-cells 0", "n_cells is 0"),
     "demo: folder is a file": ("demo --out-dir old.h5ad", "old.h5ad is a file"),
     "no command": ("", "(see scvae --help)"),
     "unknown command": ("fitt in.h5ad", "(see scvae --help)"),
@@ -173,6 +182,7 @@ REFUSED = {
     "shortened option": ("fit in.h5ad -o out.h5ad --batch batch", "--batch"),
     "no output": ("fit in.h5ad", "-o/--output (see scvae fit --help)"),
     "no number": ("fit in.h5ad -o out.h5ad --beta high", "(see scvae fit --help)"),
+    "diagnose: no model": ("diagnose in.h5ad", "--model (see scvae diagnose --help)"),
     "no model": ("embed in.h5ad -o out.h5ad", "--model (see scvae embed --help)"),
 }
 
@@ -359,6 +369,26 @@ def test_a_saved_model_gives_the_cells_of_the_fit_their_embedding_in_any_order_o
     embedded, fitted = anndata.read_h5ad("out.h5ad"), anndata.read_h5ad(example / "fitted.h5ad")
     np.testing.assert_allclose(embedded.obsm["X_again"], fitted.obsm["X_scvae"][10:40], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(embedded.obsm["X_again_var"], fitted.obsm["X_scvae_var"][10:40], rtol=1e-4, atol=1e-5)
+
+
+def test_diagnose_prints_the_report_and_writes_no_file_unless_asked(folder, capsys):
+    before = contents(folder)
+    assert run("diagnose", "in.h5ad", "--model", "m.safetensors", "--seed", 1) == 0
+    out, err = capsys.readouterr()
+    adata = anndata.read_h5ad("in.h5ad")
+    expected = scvae.tl.diagnose(adata, scvae.load("m.safetensors"), rng=1)
+    assert (out, err) == (f"{expected}\n", "")
+    assert "not converged" in out.split("\n")[0]
+    assert contents(folder) == before
+
+
+def test_a_diagnosis_can_be_written_beside_the_record_of_the_fit(folder, example):
+    words = ("diagnose", example / "fitted.h5ad", "--model", "m.safetensors", "-o", "out.h5ad", "--n-cells", 40)
+    assert run(*words) == 0
+    old, new = anndata.read_h5ad(example / "fitted.h5ad"), anndata.read_h5ad("out.h5ad")
+    assert new.uns["scvae"]["diagnosis"]["n_cells"] == 40
+    assert new.uns["scvae"].keys() - old.uns["scvae"].keys() == {"diagnosis"}
+    np.testing.assert_array_equal(new.uns["scvae"]["history"]["train_elbo"], old.uns["scvae"]["history"]["train_elbo"])
 
 
 def test_a_layer_can_be_fitted_without_x(folder):

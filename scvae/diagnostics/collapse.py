@@ -55,7 +55,8 @@ def kl_to_prior(
     mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]
 ) -> Float[np.ndarray, "cells latent"]:
     """KL(N(mean, variance) || N(0, 1)) per cell and dimension (Kingma & Welling 2014, appendix B)."""
-    return 0.5 * (mean**2 + np.expm1(log_variance) - log_variance)
+    kl: Float[np.ndarray, "cells latent"] = 0.5 * (mean**2 + np.expm1(log_variance) - log_variance)
+    return kl
 
 
 def usage(mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]) -> Usage:

@@ -119,7 +119,10 @@ def information(
 def _log_normal(
     z: Float[np.ndarray, "*shape"], mean: Float[np.ndarray, "..."], log_variance: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "*shape"]:
-    return -0.5 * ((z - mean) ** 2 * np.exp(-log_variance) + log_variance + LOG_2_PI)
+    log_density: Float[np.ndarray, "*shape"] = -0.5 * (
+        (z - mean) ** 2 * np.exp(-log_variance) + log_variance + LOG_2_PI
+    )
+    return log_density
 
 
 def _log_aggregate(
@@ -143,7 +146,8 @@ def _log_aggregate(
 
 def _log_mean_exp(rows: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " rows"]:
     highest = rows.max(1)
-    return highest + np.log(np.exp(rows - highest[:, None]).mean(1))
+    mean: Float[np.ndarray, " rows"] = highest + np.log(np.exp(rows - highest[:, None]).mean(1))
+    return mean
 
 
 def _normal_bound(mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]) -> float:

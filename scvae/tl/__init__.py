@@ -1,7 +1,8 @@
 """Tools: each takes `adata` and a fitted model."""
 
+from ._diagnose import diagnose
 from ._embed import embed
 from ._log_likelihood import log_likelihood
 from ._prune import prune
 
-__all__ = ["embed", "log_likelihood", "prune"]
+__all__ = ["diagnose", "embed", "log_likelihood", "prune"]

@@ -1,0 +1,116 @@
+"""All measurements of one model on one set of cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._rng import numpy_generator
+from ..data.batches import n_aside
+from ..data.intake import Cells
+from ..fitted import FittedModel
+from ..inference import posterior_moments
+from ..likelihoods import Gaussian
+from .collapse import Usage, usage
+from .gaps import Gaps, gaps
+from .generalization import Generalization, generalization
+from .held_out import judged_cells
+from .information import Information, information
+from .jacobian import Spectrum, spectrum
+from .leak import Leak, batch_leak
+from .predictive import Predictive, predictive
+
+SAMPLE = 37  # stream of the random numbers that draw cells
+VALUES = 2**20  # cells x genes gone through many times, in the costly parts
+FEWEST = 48  # cells even where there are many genes
+GAP_CELLS, SPECTRUM_CELLS, PREDICTIVE_CELLS = 128, 100, 500  # where there are few
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Examination:
+    """What was measured.
+
+    Parameters
+    ----------
+    beta
+        The β examined.
+    n_cells
+        Cells of the sample.
+    usage, information, gaps, spectrum, predictive, generalization
+        See the classes.
+    leak
+        Of the batch; None without one.
+    relative_scale
+        gaussian: learnt scale of each gene over its standard deviation, genes without variation left out; else empty.
+    steps
+        Steps of the training, if the cells are those of the fit; NaN where the number of training cells is not known.
+    """
+
+    beta: float
+    n_cells: int
+    usage: Usage
+    information: Information
+    gaps: Gaps
+    spectrum: Spectrum
+    predictive: Predictive
+    generalization: Generalization
+    leak: Leak | None
+    relative_scale: Float[np.ndarray, " varying"]
+    steps: float
+
+
+def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | None = None, seed: int) -> Examination:
+    """Measures everything on a random sample of at most `n_cells` of the cells that have a count.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 2 cells have a count, or the model has no such β.
+    """
+    beta = model.beta_of(beta)
+    filled = np.flatnonzero(cells.library > 0)
+    if len(filled) < 2:
+        raise ValueError(f"{len(filled)} cells have a count in the modelled genes; at least 2 are needed")
+    chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
+    sample = cells.taken(np.sort(chosen))
+    mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
+    seen = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
+    return Examination(
+        beta=beta,
+        n_cells=len(sample),
+        usage=usage(mean, np.log(variance)),
+        information=information(mean, np.log(variance), seed=seed),
+        gaps=gaps(model, _some(cells, chosen, GAP_CELLS), beta=beta, seed=seed),
+        spectrum=spectrum(model, _some(cells, chosen, SPECTRUM_CELLS), beta=beta),
+        predictive=seen,
+        generalization=generalization(model, cells, beta=beta, seed=seed),
+        leak=batch_leak(mean, sample.codes[:, 0]) if sample.has_batch else None,
+        relative_scale=_relative_scale(model, seen.variance),
+        steps=_steps(model, cells),
+    )
+
+
+def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], most: int) -> Cells:
+    """The first of the cells chosen: at most so many, fewer where there are many genes."""
+    n = min(most, max(FEWEST, VALUES // cells.rows.n_genes))
+    return cells.taken(np.sort(chosen[:n]))
+
+
+def _relative_scale(model: FittedModel, variance: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " varying"]:
+    head = model.network.likelihood
+    if not isinstance(head, Gaussian):
+        return np.empty(0)
+    relative = (head.log_scale() - head.spread.log()).detach().double().exp().cpu().numpy()
+    varying: Float[np.ndarray, " varying"] = relative[variance > 0]
+    return varying
+
+
+def _steps(model: FittedModel, cells: Cells) -> float:
+    config = model.training_config
+    if not config.batch_size or judged_cells(model, cells).role == "other cells than those of the fit":
+        return math.nan
+    n_trained = len(cells) - n_aside(len(cells), config.validation_fraction)
+    return model.outcome.epochs * max(1, round(n_trained / config.batch_size))

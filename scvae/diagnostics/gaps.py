@@ -1,0 +1,137 @@
+"""How much of the bound is lost: to the encoder (amortization gap), and to the shape of q (variational gap)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._rng import torch_generator
+from ..data.batches import Batch
+from ..data.intake import Cells
+from ..fitted import FittedModel
+from ..inference import batches_of, log_likelihood_bound
+from ..kernels.context import working_on
+from ..latent import DiagonalNormal
+from ..model import VAE
+
+OPTIMIZE, JUDGE = 32, 33  # streams of random numbers
+AT_ONCE = 64  # cells
+STEPS = 100
+PEAK_RATE = 0.1  # of Adam, in units of the prior's standard deviation; falls to 0 by a half cosine
+JUDGE_DRAWS = 32
+BOUND_DRAWS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A mean difference over cells in nats, its standard error, and the number of cells."""
+
+    value: float
+    error: float
+    n_cells: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """What separates the objective from the best it could be with this decoder.
+
+    Parameters
+    ----------
+    amortization
+        Objective of the best normal q of each cell, minus that of the encoder's (Cremer et al. 2018, equation 4), both
+        at the model's β.
+    variational
+        Importance-weighted bound minus ELBO, both at β = 1 and with the encoder's q: at most log p(x) - ELBO.
+    optimized_kl
+        Mean KL(q || p) of the best q of each cell, in nats: what the decoder could be told.
+    """
+
+    amortization: Gap
+    variational: Gap
+    optimized_kl: float
+
+
+def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: int) -> Gaps:
+    """Both gaps over these cells.
+
+    For the amortization gap the mean and log variance of each cell's own q start at the encoder's output and follow
+    the gradient of the objective (Adam, fresh noise at every step, two draws of opposite sign). Before and after are
+    then judged with the same noise, which the optimisation has not seen: the gap cannot be an artefact of fitting
+    noise, and may come out negative within its error.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    cells
+        A sample of cells.
+    beta
+        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+    seed
+        Where the noise comes from.
+    """
+    weight = model.beta_of(beta)
+    frozen = copy.deepcopy(model.network).requires_grad_(False)  # gradients are for q alone
+    gain, kl = np.empty(len(cells)), np.empty(len(cells))
+    with working_on(model.device):
+        for i, (positions, batch) in enumerate(batches_of(model, cells, AT_ONCE, beta=beta)):
+            with torch.no_grad():
+                before = frozen.encode(batch)
+            after = _optimized(frozen, batch, before, beta=weight, seed=seed, turn=i)
+            gain[positions] = _gain(frozen, batch, before, after, beta=weight, seed=seed, turn=i).cpu().numpy()
+            kl[positions] = after.kl_to_standard_normal().double().sum(1).cpu().numpy()
+    bounds = {
+        kind: log_likelihood_bound(model, cells, kind=kind, n_samples=BOUND_DRAWS, seed=seed, beta=beta)
+        for kind in ("iw", "elbo")
+    }
+    return Gaps(amortization=_gap(gain), variational=_gap(bounds["iw"] - bounds["elbo"]), optimized_kl=float(kl.mean()))
+
+
+def _optimized(
+    network: VAE, batch: Batch, start: DiagonalNormal, *, beta: float, seed: int, turn: int
+) -> DiagonalNormal:
+    """The normal q of each cell that maximises E_q[log p(x | z)] - β KL(q || p)."""
+    mean, log_variance = (t.detach().clone().requires_grad_() for t in (start.mean, start.log_variance))
+    optimizer = torch.optim.Adam([mean, log_variance])
+    generator = torch_generator(seed, OPTIMIZE, turn, device=mean.device)
+    ones = torch.ones(2 * len(batch), device=mean.device)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 * PEAK_RATE * (1.0 + math.cos(math.pi * step / STEPS))
+            q = DiagonalNormal(mean, log_variance)
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            z = q.reparameterize(torch.stack([noise, -noise])).flatten(0, 1)
+            log_likelihood = 0.5 * network.log_likelihood(z, batch, ones).total
+            optimizer.zero_grad()
+            (beta * q.kl_to_standard_normal().sum() - log_likelihood).backward()
+            optimizer.step()
+    return DiagonalNormal(mean.detach(), log_variance.detach())
+
+
+@torch.no_grad()
+def _gain(
+    network: VAE, batch: Batch, before: DiagonalNormal, after: DiagonalNormal, *, beta: float, seed: int, turn: int
+) -> Float[Tensor, " cells"]:
+    """Objective of `after` minus that of `before`, with the same noise for both."""
+    generator = torch_generator(seed, JUDGE, turn, device=before.mean.device)
+    none = torch.zeros(len(batch), device=before.mean.device)
+    total = torch.zeros_like(none, dtype=torch.float64)
+    for _ in range(JUDGE_DRAWS):
+        noise = torch.randn(before.mean.shape, generator=generator, device=before.mean.device)
+        for q, sign in ((after, 1.0), (before, -1.0)):
+            total += sign * network.log_likelihood(q.reparameterize(noise), batch, none).per_row.double()
+    kl = (after.kl_to_standard_normal() - before.kl_to_standard_normal()).double().sum(1)
+    return total / JUDGE_DRAWS - beta * kl
+
+
+def _gap(differences: Float[np.ndarray, " cells"]) -> Gap:
+    n = len(differences)
+    error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Gap(value=float(differences.mean()), error=error, n_cells=n)

@@ -1,0 +1,362 @@
+"""From measurements to words: what is wrong with a model, why, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..fitted import ACTIVE_ABOVE, FittedModel
+from ..recipe import FEWEST_STEPS
+from .examination import Examination
+
+Severity = Literal["disease", "remark"]
+
+ENCODER_AT_FAULT = 1.0  # nats per cell that a q of its own must gain a cell: a decoder that ignores z offers none
+HARDLY_TOLD = 0.25  # of the KL that q's of their own would have
+OUT_OF_PROPORTION = 3.0  # times that KL: damaged encoders lost 8 to 18 times it, undertrained ones up to 2
+AMORTIZATION_SHARE = 1.0  # of the KL; default fits of nine real sets lay between 0.05 and 0.22
+LITTLE_INFORMATION = 1.0  # nats: not even three kinds of cells are told apart
+CLEAR = 3.0  # standard errors
+OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13, those past their best 0.21 to 0.9
+OVERFIT_GAP_PER_VALUE = 0.2  # nats, of real values, whose ELBO has no natural zero
+OVERFIT_FALL = 0.01  # of the best held-out objective that the weights kept have lost again
+SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
+STANDS_STILL = 0.005  # nats per real value, over the last tenth of the run
+SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
+SCALE_AT_FLOOR = 1.1  # times the floor
+GENES_RUN_AWAY = 0.1  # share of the genes
+LEAK_EXCESS = 0.5  # half of the way from chance to certainty
+MISCALIBRATED = 0.1  # off the 90 % that an interval should cover
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was found.
+
+    Parameters
+    ----------
+    name
+        What it is called.
+    severity
+        "disease": results suffer; "remark": good to know.
+    sentence
+        What was found, with the numbers.
+    cause
+        What explains it.
+    remedy
+        What to do.
+    """
+
+    name: str
+    severity: Severity
+    sentence: str
+    cause: str
+    remedy: str
+
+
+def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
+    """All findings, diseases first; a healthy model has remarks at most."""
+    checks: tuple[Callable[[FittedModel, Examination], Finding | None], ...] = (
+        _total_collapse,
+        _encoder_ignores_its_input,
+        _beta_too_large,
+        _warm_up_missing,
+        _scale_run_away,
+        _batch_leak,
+        _over_fitting,
+        _not_converged,
+        _beta_not_attained,
+        _encoder_falls_short,
+        _partial_collapse,
+        _calibration,
+        _nothing_held_out,
+    )
+    found = [finding for check in checks if (finding := check(model, seen)) is not None]
+    return tuple(sorted(found, key=lambda finding: finding.severity != "disease"))
+
+
+def _is_deaf(seen: Examination) -> bool:
+    """Whether q(z | x) is the same for every cell: nothing above 0.05 nats, or no posterior mean that varies."""
+    return seen.usage.active == 0 or seen.usage.varying == 0
+
+
+def _encoder_is_at_fault(seen: Examination) -> bool:
+    """Whether the encoder tells little of a cell, though the decoder would reward a q that tells more."""
+    gap, offered = seen.gaps.amortization, seen.gaps.optimized_kl
+    if offered < ACTIVE_ABOVE or gap.value < max(ENCODER_AT_FAULT, CLEAR * gap.error):
+        return False
+    says_little = seen.information.mutual_information < HARDLY_TOLD * min(offered, seen.information.cap)
+    return _is_deaf(seen) or (says_little and gap.value > OUT_OF_PROPORTION * offered)
+
+
+def _is_collapsed(model: FittedModel, seen: Examination) -> bool:
+    decoder_ignores_z = seen.spectrum.flat == model.n_latent
+    return decoder_ignores_z or (_is_deaf(seen) and not _encoder_is_at_fault(seen))
+
+
+def _holds_little(model: FittedModel, seen: Examination) -> bool:
+    """Whether z is empty or nearly so, and the encoder not to blame."""
+    few = seen.usage.active <= model.n_latent / 2 and seen.information.upper_bound < LITTLE_INFORMATION
+    return _is_collapsed(model, seen) or (few and not _encoder_is_at_fault(seen))
+
+
+def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
+    if not _is_collapsed(model, seen):
+        return None
+    if seen.beta > 1:
+        cause = f"β = {seen.beta:g} makes every nat of the KL cost {seen.beta:g} nats of fit"
+        remedy = "fit again with β = 1, or over a range, scvae.fit(adata, beta=(0.1, 10)), and choose"
+    elif model.training_config.warmup == 0:
+        cause = "the KL weighed in full from the first step, before the decoder had learnt to use z"
+        remedy = "TrainingConfig(warmup=0.3), or free_bits=0.1"
+    else:
+        cause = "either the data hold no structure beyond depth and batch, or training failed before z was of use"
+        remedy = "look at a PCA of the data first; then try TrainingConfig(warmup=0.5, free_bits=0.1) or a smaller β"
+    what = "the posterior hardly differs between cells" if _is_deaf(seen) else "the decoder gives the same for every z"
+    return Finding(
+        name="total collapse",
+        severity="disease",
+        sentence=(
+            f"the latent space is empty: {what} (KL {seen.information.kl:.2f} nats), and cells given a q of their own "
+            f"gain {_nats(seen)}"
+        ),
+        cause=cause,
+        remedy=remedy,
+    )
+
+
+def _encoder_ignores_its_input(model: FittedModel, seen: Examination) -> Finding | None:
+    if not _encoder_is_at_fault(seen) or _is_collapsed(model, seen):
+        return None
+    return Finding(
+        name="encoder ignores its input",
+        severity="disease",
+        sentence=(
+            f"the encoder tells {seen.information.mutual_information:.2f} nats about a cell, but cells given a q of "
+            f"their own gain {_nats(seen)} at a KL of {seen.gaps.optimized_kl:.1f}: the decoder knows how to use z"
+        ),
+        cause="the encoder's weights are lost or dead (too high a learning rate), or these cells are unlike the fit's",
+        remedy="check layer, genes and normalisation of the data; fit again with a lower TrainingConfig.learning_rate",
+    )
+
+
+def _beta_too_large(model: FittedModel, seen: Examination) -> Finding | None:
+    if not (seen.beta > 1 and _holds_little(model, seen)):
+        return None
+    return Finding(
+        name="β too large",
+        severity="disease",
+        sentence=(
+            f"at β = {seen.beta:g}, {seen.usage.active} of {model.n_latent} dimensions are active and z holds at most "
+            f"{seen.information.upper_bound:.1f} nats about a cell"
+        ),
+        cause="a dimension is used only if it explains more than β times its KL",
+        remedy="a smaller β: scvae.tune_beta(adata) shows what each β keeps",
+    )
+
+
+def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
+    if model.training_config.warmup > 0 or seen.beta == 0 or not _holds_little(model, seen):
+        return None
+    return Finding(
+        name="warm-up missing",
+        severity="disease",
+        sentence=(
+            f"{seen.usage.active} of {model.n_latent} dimensions are active, and β stood at {seen.beta:g} from the "
+            "first step on"
+        ),
+        cause="dimensions that the decoder does not use yet are pressed onto the prior, and stay there",
+        remedy="TrainingConfig(warmup=0.1) is the default; 0.3 or free_bits=0.1 help further",
+    )
+
+
+def _scale_run_away(model: FittedModel, seen: Examination) -> Finding | None:
+    relative, floor = seen.relative_scale, model.network_config.minimum_scale
+    if len(relative) == 0:
+        return None
+    low = max(SCALE_RUN_AWAY, SCALE_AT_FLOOR * floor)
+    share = float((relative < low).mean())
+    if share < GENES_RUN_AWAY:
+        return None
+    return Finding(
+        name="Gaussian scale run away",
+        severity="disease",
+        sentence=(
+            f"{share:.0%} of the genes have a scale below {low:.2g} standard deviations "
+            f"(smallest {float(relative.min()):.2g}, bound {floor:g})"
+        ),
+        cause="a gene that the decoder reproduces exactly has a likelihood without limit: the model turns autoencoder",
+        remedy=(
+            f"NetworkConfig(minimum_scale={max(0.1, 2 * floor):g}) or more, and fewer latent dimensions than genes"
+        ),
+    )
+
+
+def _batch_leak(_model: FittedModel, seen: Examination) -> Finding | None:
+    leak = seen.leak
+    if leak is None or leak.excess < LEAK_EXCESS:
+        return None
+    return Finding(
+        name="batch leaks into z",
+        severity="disease",
+        sentence=(
+            f"a cell's neighbours in z tell its batch in {leak.accuracy:.0%} of cases, where chance is "
+            f"{leak.chance:.0%}"
+        ),
+        cause="batches differ by more than the decoder's offsets take up, or hold different kinds of cells",
+        remedy=(
+            "NetworkConfig(encode_conditions=True, dispersion='gene-batch'), a larger β; no fault if the batches hold "
+            "different cell types"
+        ),
+    )
+
+
+def _over_fitting(model: FittedModel, seen: Examination) -> Finding | None:
+    gap, fall = seen.generalization, _fall(model)
+    kept = model.history[model.history["epoch"] == model.outcome.best_epoch]
+    if len(kept) == 0:
+        return None
+    real = model.schema.kind == "real"
+    limit = OVERFIT_GAP_PER_VALUE * len(model.genes) if real else OVERFIT_GAP * abs(float(kept["train_elbo"].iloc[0]))
+    error = 0.0 if math.isnan(gap.error) else gap.error
+    by_gap, by_fall = gap.gap - CLEAR * error > limit, fall > 0
+    if not (by_gap or by_fall):
+        return None
+    lost = f"; held-out cells have lost {fall:.1f} nats since their best epoch" if by_fall else ""
+    return Finding(
+        name="over-fitting",
+        severity="disease",
+        sentence=f"training cells are {gap.gap:.1f} nats better than held-out cells{lost}",
+        cause="too many passes, or too many weights, for this number of cells: the decoder has learnt their noise",
+        remedy="fewer TrainingConfig.epochs, a shorter warmup (epochs are ranked from its end on), a smaller width",
+    )
+
+
+def _fall(model: FittedModel) -> float:
+    """Nats of the held-out objective, at the final β, between its best epoch and the one kept; 0 if it is small.
+
+    A fall only counts while the training cells still gain.
+    """
+    history = model.history
+    if isinstance(model.beta, tuple) or history["validation_elbo"].isna().all() or not model.outcome.best_epoch:
+        return 0.0
+    train, held_out = (
+        (history[f"{kind}_log_likelihood"] - model.beta * history[f"{kind}_kl"]).to_numpy()
+        for kind in ("train", "validation")
+    )
+    kept, best = model.outcome.best_epoch - 1, int(np.nanargmax(held_out))
+    fall = float(held_out[best] - held_out[kept])
+    large = OVERFIT_FALL * abs(float(held_out[best]))
+    if model.schema.kind == "real":
+        large = OVERFIT_FALL * len(model.genes)
+    return fall if best < kept and train[kept] > train[best] and fall > large else 0.0
+
+
+def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
+    outcome, few = model.outcome, SHORT_TRAINING * FEWEST_STEPS
+    explained = _fall(model) > 0 or _scale_run_away(model, seen) is not None
+    short, moving = seen.steps < few, not (outcome.converged or explained or _stands_still(model))
+    if not (short or moving):
+        return None
+    steps = "" if math.isnan(seen.steps) else f", {seen.steps:,.0f} steps"
+    return Finding(
+        name="not converged",
+        severity="disease",
+        sentence=f"training ended after {outcome.epochs} epochs{steps}{f'; {outcome.reason}' if moving else ''}",
+        cause=f"fewer than {few:.0f} steps are too few at any size"
+        if short
+        else "the run was too short, or was stopped",
+        remedy="leave TrainingConfig.epochs open (it follows the number of cells), or set it higher",
+    )
+
+
+def _stands_still(model: FittedModel) -> bool:
+    """Of real values, whether a run that came to its end hardly moved in its last tenth.
+
+    `Outcome.converged` measures a move by the ELBO, which of real values can lie anywhere, at 0 too.
+    """
+    window = max(2, round(0.1 * len(model.history)))
+    interrupted = model.outcome.epochs < (model.training_config.epochs or 0)
+    if model.schema.kind != "real" or interrupted or len(model.history) <= window:
+        return False
+    held_out = not model.history["validation_elbo"].isna().any()
+    elbo = model.history["validation_elbo" if held_out else "train_elbo"].to_numpy()
+    return bool(abs(elbo[-1] - elbo[-1 - window]) <= STANDS_STILL * len(model.genes))
+
+
+def _beta_not_attained(model: FittedModel, _seen: Examination) -> Finding | None:
+    if isinstance(model.beta, tuple) or math.isclose(model.outcome.beta_attained, model.beta, rel_tol=1e-6):
+        return None
+    return Finding(
+        name="β not attained",
+        severity="disease",
+        sentence=f"β reached {model.outcome.beta_attained:g} of the {model.beta:g} asked for",
+        cause="training ended during the warm-up",
+        remedy="let it run to its end; with a checkpoint it goes on from where it stopped",
+    )
+
+
+def _encoder_falls_short(model: FittedModel, seen: Examination) -> Finding | None:
+    gap = seen.gaps.amortization
+    share = gap.value / max(seen.gaps.optimized_kl, seen.information.kl, 1.0)
+    explained = _is_collapsed(model, seen) or _encoder_is_at_fault(seen) or _not_converged(model, seen)
+    if explained or share < AMORTIZATION_SHARE or gap.value < CLEAR * gap.error:
+        return None
+    return Finding(
+        name="encoder falls short",
+        severity="disease",
+        sentence=f"cells given a q of their own gain {_nats(seen)}, {share:.0%} of the KL",
+        cause="the encoder is too small, was trained too briefly, or meets cells unlike those of the fit",
+        remedy="a larger NetworkConfig.width, more epochs; for new cells, check layer, genes and normalisation",
+    )
+
+
+def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
+    unused = model.n_latent - seen.usage.active
+    if unused == 0 or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
+        return None
+    return Finding(
+        name="unused dimensions",
+        severity="remark",
+        sentence=(
+            f"{unused} of {model.n_latent} dimensions are unused (KL below 0.05 nats); the others hold "
+            f"{seen.information.kl:.1f} nats"
+        ),
+        cause="the data do not pay for more dimensions at this β",
+        remedy="nothing need be done; scvae.tl.prune(adata, model) drops them, a smaller β or free_bits fills them",
+    )
+
+
+def _calibration(model: FittedModel, seen: Examination) -> Finding | None:
+    coverage = seen.predictive.coverage
+    if not abs(coverage - 0.9) > MISCALIBRATED:  # nor if it is not a number
+        return None
+    narrow = coverage < 0.9
+    return Finding(
+        name="miscalibrated head",
+        severity="remark",
+        sentence=f"the 90 % intervals of the model's draws hold {coverage:.0%} of the values",
+        cause=f"the {model.likelihood} head gives the values too {'little' if narrow else 'much'} spread",
+        remedy="compare heads: scvae.tl.diagnose(adata, model, compare_heads=True)",
+    )
+
+
+def _nothing_held_out(model: FittedModel, seen: Examination) -> Finding | None:
+    if seen.generalization.source != "none":
+        return None
+    return Finding(
+        name="nothing held out",
+        severity="remark",
+        sentence="over-fitting cannot be judged: the fit held no cells out",
+        cause=f"TrainingConfig.validation_fraction is {model.training_config.validation_fraction:g}, or cells are few",
+        remedy="fit with validation_fraction=0.1, the default",
+    )
+
+
+def _nats(seen: Examination) -> str:
+    gap = seen.gaps.amortization
+    return f"{gap.value:.2f} ± {gap.error:.2f} nats"

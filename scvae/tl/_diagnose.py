@@ -1,0 +1,294 @@
+"""`diagnose`: what a fitted model makes of cells, and what is wrong with it, in words."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._checks import check_positive_int
+from .._keys import Keys
+from .._rng import SeedLike, seed_of
+from .._slots import write
+from ..diagnostics.examination import Examination, examine
+from ..diagnostics.gaps import Gap
+from ..diagnostics.verdict import Finding, judge
+from ..fitted import FittedModel
+from ._heads import HeadFit
+from ._heads import compare_heads as compare
+from ._read import read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+WIDTH = 110  # characters of a line of the report
+DIMENSIONS_SHOWN = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Diagnosis:
+    """What `scvae.tl.diagnose` found; prints as a short report.
+
+    Parameters
+    ----------
+    findings
+        Diseases first, then remarks.
+    measured
+        All numbers.
+    heads
+        How nb, zinb and poisson fit, best first; empty if not asked for.
+    n_cells
+        Cells handed in.
+    training
+        How the training ended, in one sentence.
+    """
+
+    findings: tuple[Finding, ...]
+    measured: Examination
+    heads: tuple[HeadFit, ...]
+    n_cells: int
+    training: str
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no disease was found; remarks do not count."""
+        return not any(finding.severity == "disease" for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The names of the diseases, or "healthy"."""
+        return ", ".join(f.name for f in self.findings if f.severity == "disease") or "healthy"
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(map(len, rows))
+        lines = [f"scvae diagnosis: {self.verdict}", *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
+        for finding in self.findings:
+            lines += [f"{finding.severity}: {finding.name}", *_paragraph(f"{finding.sentence}.")]
+            lines += [*_paragraph(f"Cause: {finding.cause}."), *_paragraph(f"Remedy: {finding.remedy}.")]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+            for name, value in self._rows().items()
+        )
+        items = "".join(
+            f"<li><b>{html.escape(f'{f.severity}: {f.name}')}</b>: {html.escape(f'{f.sentence}.')} "
+            f"Cause: {html.escape(f'{f.cause}.')} Remedy: {html.escape(f'{f.remedy}.')}</li>"
+            for f in self.findings
+        )
+        return f"<p>scvae diagnosis: <b>{html.escape(self.verdict)}</b></p><table>{cells}</table><ul>{items}</ul>"
+
+    def _rows(self) -> dict[str, str]:
+        """The report without its findings."""
+        seen = self.measured
+        usage, told, decoder, draws = seen.usage, seen.information, seen.spectrum, seen.predictive
+        n = len(usage.kl)
+        capped = f", saturated (cap {told.cap:.1f})" if told.saturated else f" (cap {told.cap:.1f})"
+        shown = " ".join(f"{kl:.2f}" for kl in np.sort(usage.kl)[::-1][:DIMENSIONS_SHOWN])
+        library = f", {draws.library_coverage:.0%} of the sums per cell" if np.ptp(draws.mean) else ""
+        rows = {
+            "cells": f"{seen.n_cells:,} of {self.n_cells:,}, at β = {seen.beta:g}; nats per cell throughout",
+            "dimensions": f"{usage.active} of {n} active, {usage.varying} vary, {usage.effective:.1f} in effect",
+            "KL by dimension": f"{shown}{' …' if n > DIMENSIONS_SHOWN else ''}; in all {told.kl:.2f}",
+            "mutual information": f"{_plus_minus(told.mutual_information, told.mutual_information_error)}{capped}, "
+            f"at most {told.upper_bound:.2f}",
+            "KL(q(z) || p(z))": f"{_plus_minus(told.marginal_kl, told.marginal_kl_error)}"
+            f"{', an upper bound' if told.saturated else ''}",
+            "amortization gap": _gap(seen.gaps.amortization),
+            "variational gap": _gap(seen.gaps.variational),
+            "decoder": f"{decoder.flat} of {n} directions flat; eigenvalues of JᵀJ {decoder.local[0]:.3g} to "
+            f"{decoder.local[-1]:.2g}",
+            "draws": f"90 % intervals hold {draws.coverage:.0%} of the values{library}",
+            "draws, per gene": f"variance observed / drawn {draws.variance_ratio:.2f}, zero fractions off by "
+            f"{draws.zero_error:.3f}",
+            "training": self.training,
+            "train - held out": _generalization(seen),
+        }
+        if seen.leak is not None:
+            rows["batch told from z"] = f"{seen.leak.accuracy:.0%} right, {seen.leak.chance:.0%} by chance"
+        if self.heads:
+            rows["heads, held out"] = "; ".join(_head(fit) for fit in self.heads)
+        return rows
+
+
+def diagnose(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    beta: float | None = None,
+    n_cells: int = 2_000,
+    compare_heads: bool = False,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    rng: SeedLike = 0,
+    verbose: bool = True,
+) -> Diagnosis:
+    """Examines a fitted model on cells and says in words what is wrong with it, why, and what to do.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw data as at the fit; genes are matched by name. On the cells of the fit, in their order, training
+        and held-out cells are told apart; on others the gap between them is read from the history of the fit.
+    model
+        A fitted model.
+    beta
+        For a model of many β's, the one to examine; None as in `scvae.tl.embed`.
+    n_cells
+        At most so many cells, drawn at random, are looked at (fewer in the costly parts). They are also the cap of the
+        mutual information: log n.
+    compare_heads
+        Whether to fit nb, zinb and poisson anew, with the settings of the model, and compare the log-likelihoods of
+        held-out cells. Takes three fits.
+    layer
+        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    key_added
+        Name of the slot written.
+    rng
+        Seed or numpy Generator.
+    verbose
+        Whether to show the progress of the fits of `compare_heads`. Nothing else is printed: the result prints itself.
+
+    Returns
+    -------
+    Diagnosis
+        ``verdict``, ``healthy``, ``findings`` (name, severity, sentence, cause, remedy), ``measured`` and ``heads``;
+        printed, a short report. Written to `adata`:
+
+        ``uns["<key_added>"]["diagnosis"]``
+            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field;
+            ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent);
+            ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
+            each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
+            (latent); of the posterior-predictive draws ``gene_mean``, ``gene_variance``, ``gene_zero_fraction``, each
+            with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``; ``heads``. What else is in
+            ``uns["<key_added>"]`` stays.
+
+    Raises
+    ------
+    ValueError
+        As `embed`; if fewer than 2 cells have a count, or `compare_heads` is asked of a model that is not of counts.
+        `adata` is then as it was.
+
+    Notes
+    -----
+    Active dimensions: mean KL above 0.05 nats, or a variance of the posterior mean above 0.01 (Burda et al. 2016).
+    Effective dimension: exp of the entropy of the shares of the KL (Roy & Vetterli 2007). Mutual information:
+    E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman & Johnson 2016). Amortization gap: Cremer et al. 2018. Variational
+    gap: importance-weighted bound (Burda et al. 2016) minus ELBO. JᵀJ: derivative of each gene's mean along z, in units
+    of its standard deviation. Calibration: randomised ranks among draws (Czado et al. 2009).
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> scvae.tl.diagnose(adata, model).healthy
+    True
+    """
+    keys = Keys(key_added)
+    check_positive_int(n_cells, "n_cells")
+    seed = seed_of(rng)
+    earlier = _earlier(adata, keys.uns)
+    cells = read_cells(adata, model, layer)
+    measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
+    heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()
+    diagnosis = Diagnosis(
+        findings=judge(model, measured),
+        measured=measured,
+        heads=heads,
+        n_cells=len(cells),
+        training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
+        f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
+    )
+    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis)}})
+    return diagnosis
+
+
+def _earlier(adata: AnnData, key: str) -> dict[str, Any]:
+    """What `uns` holds under the key already."""
+    found = getattr(adata, "uns", {}).get(key, {})
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"adata.uns[{key!r}] is a {type(found).__name__} that scvae did not write; pass another key_added"
+        )
+    return dict(found)
+
+
+def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Types that h5ad files can hold."""
+    seen, findings = diagnosis.measured, diagnosis.findings
+    told, draws, gap = seen.information, seen.predictive, seen.generalization
+    fields = ("name", "severity", "sentence", "cause", "remedy")
+    return {
+        "verdict": diagnosis.verdict,
+        "healthy": diagnosis.healthy,
+        "findings": {field: np.array([getattr(f, field) for f in findings], dtype=str) for field in fields},
+        "beta": seen.beta,
+        "n_cells": seen.n_cells,
+        "kl_per_dimension": seen.usage.kl,
+        "mean_variance_per_dimension": seen.usage.mean_variance,
+        "active_dimensions": seen.usage.active,
+        "varying_dimensions": seen.usage.varying,
+        "effective_dimension": seen.usage.effective,
+        "information_per_dimension": told.per_dimension,
+        "mutual_information": told.mutual_information,
+        "mutual_information_error": told.mutual_information_error,
+        "information_bound": told.upper_bound,
+        "information_cap": told.cap,
+        "saturated": told.saturated,
+        "marginal_kl": told.marginal_kl,
+        "marginal_kl_error": told.marginal_kl_error,
+        "amortization_gap": seen.gaps.amortization.value,
+        "amortization_gap_error": seen.gaps.amortization.error,
+        "variational_gap": seen.gaps.variational.value,
+        "variational_gap_error": seen.gaps.variational.error,
+        "generalization_gap": gap.gap,
+        "generalization_gap_error": gap.error,
+        "spectrum_local": seen.spectrum.local,
+        "spectrum_shared": seen.spectrum.shared,
+        "gene_mean": draws.mean,
+        "gene_mean_drawn": draws.drawn_mean,
+        "gene_variance": draws.variance,
+        "gene_variance_drawn": draws.drawn_variance,
+        "gene_zero_fraction": draws.zero_fraction,
+        "gene_zero_fraction_drawn": draws.drawn_zero_fraction,
+        "ranks": draws.ranks,
+        "coverage": draws.coverage,
+        "library_coverage": draws.library_coverage,
+        **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),
+        "heads": {
+            fit.likelihood: {"log_likelihood": fit.log_likelihood, "difference": fit.difference, "error": fit.error}
+            for fit in diagnosis.heads
+        },
+    }
+
+
+def _paragraph(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+
+
+def _plus_minus(value: float, error: float) -> str:
+    return f"{value:.2f} ± {error:.2f}"
+
+
+def _gap(gap: Gap) -> str:
+    return f"{_plus_minus(gap.value, gap.error)} ({gap.n_cells} cells)"
+
+
+def _generalization(seen: Examination) -> str:
+    gap = seen.generalization
+    if gap.source == "none":
+        return "no cells were held out"
+    return _plus_minus(gap.gap, gap.error) if gap.source == "cells" else f"{gap.gap:.2f} (history of the fit)"
+
+
+def _head(fit: HeadFit) -> str:
+    lacks = f" ({_plus_minus(fit.difference, fit.error)} short)" if fit.difference else " (best)"
+    return f"{fit.likelihood} {fit.log_likelihood:.1f}{lacks}"
