@@ -25,7 +25,7 @@ OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13,
 OVERFIT_GAP_PER_VALUE = 0.2  # nats, of real values, whose ELBO has no natural zero
 OVERFIT_FALL = 0.01  # of the best held-out objective that the weights kept have lost again
 SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
-STANDS_STILL = 0.005  # nats per real value, over the last tenth of the run
+STANDS_STILL, STANDS_STILL_IN_ALL = 0.005, 0.1  # nats per real value or per cell, over the last tenth of the run
 SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
 SCALE_AT_FLOOR = 1.1  # times the floor
 GENES_RUN_AWAY = 0.1  # share of the genes
@@ -285,7 +285,7 @@ def _stands_still(model: FittedModel) -> bool:
         return False
     held_out = not model.history["validation_elbo"].isna().any()
     elbo = model.history["validation_elbo" if held_out else "train_elbo"].to_numpy()
-    return bool(abs(elbo[-1] - elbo[-1 - window]) <= STANDS_STILL * len(model.genes))
+    return bool(abs(elbo[-1] - elbo[-1 - window]) <= max(STANDS_STILL * len(model.genes), STANDS_STILL_IN_ALL))
 
 
 def _beta_not_attained(model: FittedModel, _seen: Examination) -> Finding | None:

@@ -91,7 +91,7 @@ def test_a_beta_that_leaves_next_to_nothing_is_too_large_without_a_total_collaps
 
 
 def test_a_collapse_for_want_of_a_warm_up_is_named_and_is_gone_with_it():
-    adata = equidistant_types(400, rng=np.random.default_rng(0))
+    adata = equidistant_types(600, rng=np.random.default_rng(0))
     options = {"likelihood": "gaussian", "n_latent": 2}
     without = fitted(adata, training=TrainingConfig(warmup=0.0), **options)
     assert diseases(adata, without) == {"total collapse", "warm-up missing"}
