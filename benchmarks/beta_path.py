@@ -7,7 +7,7 @@ for none); obs["batch"], where it has several values, is passed as batch_key. (`
 such files first: EVALUATE.py's `load` picks 2,000 highly variable genes.)
 
 objective: a fifth of the cells is held out of all training. On it, distortion D, rate R and D + βR at β = 0.1, 0.3, 1,
-3 and 10 of a path model, scvae.fit(beta=(0.1, 10)), and of a model trained alone at each; 20 draws of the latent a cell.
+3 and 10 of a path model, scvae.fit(beta=(0.1, 10)), and of a model trained alone at each; 20 draws of z a cell.
 recommended: ARI and NMI (Leiden, best over the resolutions of scvae.tune_beta) along the path, and at the β that
 tune_beta recommends without labels.
 time: seconds of one default fit, of the path, and of tune_beta's sweep of nine β, in turns on the first file.

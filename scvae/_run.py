@@ -240,7 +240,9 @@ def _split(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"],
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> Outcome:
     result = _evaluate(network, cells, settings, beta=_final_beta(settings))
-    converged, reason = verdict(progress, ended)
+    converged, reason = verdict(
+        progress, ended, n_real=len(settings.schema.genes) if settings.schema.kind == "real" else 0
+    )
     return Outcome(
         converged=converged,
         reason=reason,

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
 EVALUATION_CHUNK = 512  # cells
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
+STANDS_STILL = 5e-3  # nats per real value, likewise
 
 
 Ending = Literal["finished", "stopped early", "interrupted"]
@@ -270,8 +271,14 @@ def show(bar: tqdm[NoReturn], progress: Progress) -> None:
     bar.update()
 
 
-def verdict(progress: Progress, ended: str) -> tuple[bool, str]:
-    """Whether training converged, and the sentence that says why."""
+def verdict(progress: Progress, ended: str, *, n_real: int = 0) -> tuple[bool, str]:
+    """Whether training converged, and the sentence that says why.
+
+    Parameters
+    ----------
+    n_real
+        Values per cell, if they are real: their ELBO can lie anywhere, at 0 too, so a move is not measured by it alone.
+    """
     if ended == "interrupted":
         return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"
     if ended == "stopped early":
@@ -283,4 +290,4 @@ def verdict(progress: Progress, ended: str) -> tuple[bool, str]:
         return False, f"{len(elbo)} epochs are too few to tell"
     change = abs(elbo[-1] - elbo[-1 - window])
     said = f"the {name} ELBO moved by {change:.2f} nats ({change / abs(elbo[-1]):.2%}) over the last {window} epochs"
-    return change <= CONVERGED_WITHIN * abs(elbo[-1]), said
+    return change <= max(CONVERGED_WITHIN * abs(elbo[-1]), STANDS_STILL * n_real), said

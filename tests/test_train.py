@@ -198,6 +198,13 @@ def test_a_flat_end_counts_as_converged_and_a_steep_one_does_not():
     assert said([-100.0]) == (False, "1 epochs are too few to tell")
 
 
+def test_an_elbo_of_real_values_near_zero_may_stand_still_too():
+    elbo = [-30.0, -9.0, *[0.01 - 0.004 * (epoch % 2) for epoch in range(18)], -0.03]
+    progress = Progress(history={"validation_elbo": elbo, "train_elbo": elbo})
+    assert verdict(progress, "finished", n_real=32)[0]
+    assert not verdict(progress, "finished")[0]
+
+
 # sizes
 
 

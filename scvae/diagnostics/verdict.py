@@ -25,7 +25,6 @@ OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13,
 OVERFIT_GAP_PER_VALUE = 0.2  # nats, of real values, whose ELBO has no natural zero
 OVERFIT_FALL = 0.01  # of the best held-out objective that the weights kept have lost again
 SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
-STANDS_STILL, STANDS_STILL_IN_ALL = 0.005, 0.1  # nats per real value or per cell, over the last tenth of the run
 SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
 SCALE_AT_FLOOR = 1.1  # times the floor
 GENES_RUN_AWAY = 0.1  # share of the genes
@@ -259,7 +258,7 @@ def _fall(model: FittedModel) -> float:
 def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
     outcome, few = model.outcome, SHORT_TRAINING * FEWEST_STEPS
     explained = _fall(model) > 0 or _scale_run_away(model, seen) is not None
-    short, moving = seen.steps < few, not (outcome.converged or explained or _stands_still(model))
+    short, moving = seen.steps < few, not (outcome.converged or explained)
     if not (short or moving):
         return None
     steps = "" if math.isnan(seen.steps) else f", {seen.steps:,.0f} steps"
@@ -272,20 +271,6 @@ def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
         else "the run was too short, or was stopped",
         remedy="leave TrainingConfig.epochs open (it follows the number of cells), or set it higher",
     )
-
-
-def _stands_still(model: FittedModel) -> bool:
-    """Of real values, whether a run that came to its end hardly moved in its last tenth.
-
-    `Outcome.converged` measures a move by the ELBO, which of real values can lie anywhere, at 0 too.
-    """
-    window = max(2, round(0.1 * len(model.history)))
-    interrupted = model.outcome.epochs < (model.training_config.epochs or 0)
-    if model.schema.kind != "real" or interrupted or len(model.history) <= window:
-        return False
-    held_out = not model.history["validation_elbo"].isna().any()
-    elbo = model.history["validation_elbo" if held_out else "train_elbo"].to_numpy()
-    return bool(abs(elbo[-1] - elbo[-1 - window]) <= max(STANDS_STILL * len(model.genes), STANDS_STILL_IN_ALL))
 
 
 def _beta_not_attained(model: FittedModel, _seen: Examination) -> Finding | None:
@@ -316,18 +301,21 @@ def _encoder_falls_short(model: FittedModel, seen: Examination) -> Finding | Non
 
 
 def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
+    """Some unused dimensions are no fault, nor are many at a large β, which is there to empty them."""
     unused = model.n_latent - seen.usage.active
     if unused == 0 or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
         return None
+    is_wide = unused > model.n_latent / 2 and seen.beta <= 1 and not _holds_little(model, seen)
     return Finding(
-        name="unused dimensions",
-        severity="remark",
+        name="partial collapse" if is_wide else "unused dimensions",
+        severity="disease" if is_wide else "remark",
         sentence=(
             f"{unused} of {model.n_latent} dimensions are unused (KL below 0.05 nats); the others hold "
             f"{seen.information.kl:.1f} nats"
         ),
         cause="the data do not pay for more dimensions at this β",
-        remedy="nothing need be done; scvae.tl.prune(adata, model) drops them, a smaller β or free_bits fills them",
+        remedy="scvae.tl.prune(adata, model) drops them, n_latent='auto' finds the number, a smaller β or free_bits "
+        "fills them",
     )
 
 

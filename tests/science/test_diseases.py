@@ -72,7 +72,14 @@ def test_a_default_fit_of_real_cells_is_healthy():
     assert diseases(adata, fitted(adata, training=None)) == set()
 
 
-def test_more_dimensions_than_the_cells_need_are_a_remark_and_no_disease():
+def test_a_latent_space_mostly_unused_is_a_partial_collapse_that_pruning_cures():
+    adata = simulated(n_cells=600, n_latent=2, n_types=1)
+    model = fitted(adata, n_latent=30, training=None)
+    assert diseases(adata, model) == {"partial collapse"}
+    assert diseases(adata, scvae.tl.prune(adata, model, verbose=False)) == set()
+
+
+def test_a_dimension_or_two_unused_are_a_remark_and_no_disease():
     adata = simulated(n_latent=2, n_types=1)
     found = scvae.tl.diagnose(adata, fitted(adata, n_latent=20))
     assert found.healthy
