@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MARGIN = 0.1  # of the range in log β, at both ends: a β at the very end would have neighbours on one side only
-LEAN = 0.8  # below 1, larger β are drawn more often: there a small change of the rate costs most
+# shares of the range in log β by which cells are trained beyond its ends, where a β would have neighbours on one side
+# only; twice as much at the upper end, where too high a rate costs most
+MARGIN_BELOW, MARGIN_ABOVE = 0.1, 0.2
+LEAN = 0.85  # below 1, larger β are drawn more often: there a small change of the rate costs most
 GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
@@ -43,9 +45,16 @@ class BetaRange:
         The weights of a cell add up to 1. Beyond the outermost knots they stay as they are there.
         """
         last = self.n_knots - 1
-        place = (last * self._share(log_beta)).clamp(0.0, float(last))
         knots = torch.arange(last + 1, device=log_beta.device, dtype=log_beta.dtype)
-        return (1.0 - (place[:, None] - knots).abs()).clamp_min(0.0)
+        return (1.0 - (last * self.share(log_beta)[:, None] - knots).abs()).clamp_min(0.0)
+
+    def above_middle(self, log_beta: Float[Tensor, " cells"]) -> Float[Tensor, " cells"]:
+        """Place in the upper half of the range of log β: 0 in the lower half, 1 at the upper end."""
+        return (2.0 * self.share(log_beta) - 1.0).clamp_min(0.0)
+
+    def share(self, log_beta: Float[Tensor, " cells"]) -> Float[Tensor, " cells"]:
+        """Place in the range of log β: 0 at the lower end and below it, 1 at the upper end and above."""
+        return ((log_beta - math.log(self.low)) / math.log(self.high / self.low)).clamp(0.0, 1.0)
 
     def draw(self, n: int, offset: Float[Tensor, ""]) -> Float[Tensor, " n"]:
         """log β of `n` cells of a training batch: one from each of n strata, at the same place in all of them.
@@ -59,12 +68,9 @@ class BetaRange:
         """
         share = ((torch.arange(n, device=offset.device) + offset) / n) ** LEAN
         width = math.log(self.high / self.low)
-        return math.log(self.low) + width * ((1.0 + 2.0 * MARGIN) * share - MARGIN)
+        return math.log(self.low) + width * ((1.0 + MARGIN_BELOW + MARGIN_ABOVE) * share - MARGIN_BELOW)
 
     def spread(self, n: int) -> Float[Tensor, " n"]:
         """log β of `n` cells to be judged by: evenly over the range, independent of the order of the cells."""
         share = (torch.arange(n, dtype=torch.float64) * GOLDEN).remainder(1.0).float()
         return math.log(self.low) + math.log(self.high / self.low) * share
-
-    def _share(self, log_beta: Float[Tensor, " cells"]) -> Float[Tensor, " cells"]:
-        return (log_beta - math.log(self.low)) / math.log(self.high / self.low)

@@ -125,6 +125,7 @@ def make_model(
         decoder.n_features,
         len(schema.genes),
         n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
+        betas=betas,
         minimum_scale=config.minimum_scale,
         generator=generator,
     )

@@ -29,7 +29,7 @@ class Group:
     decay
         Precision of a normal prior, per training cell: `decay` times the parameter is added to its gradient.
     centred
-        Whether that prior is around the mean over the parameter's elements instead of 0.
+        Whether that prior is around the mean over the parameter's last dimension instead of 0.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -70,7 +70,7 @@ class Adam:
         for group, (parameters, gradients, means, squares) in zip(self.groups, trained, strict=True):
             if group.centred:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
-                    gradient.add_(parameter - parameter.mean(), alpha=group.decay)
+                    gradient.add_(parameter - parameter.mean(-1, keepdim=True), alpha=group.decay)
             torch._fused_adam_(
                 parameters,
                 gradients,

@@ -130,7 +130,7 @@ def update(
 
 def make_optimizer(model: VAE, n_cells: int) -> Adam:
     """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest."""
-    dispersions = [p for name, p in model.named_parameters() if name.endswith("log_inverse_dispersion")]
+    dispersions = [p for name, p in model.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
     special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
     return Adam(

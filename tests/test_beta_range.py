@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.beta_range import LEAN, MARGIN, BetaRange
+from scvae.beta_range import LEAN, MARGIN_ABOVE, MARGIN_BELOW, BetaRange
 
 RANGE = BetaRange(0.1, 10.0)
 
@@ -35,7 +35,7 @@ def test_hats_interpolate_linearly_in_log_beta_and_stay_beyond_the_ends():
 def test_the_betas_of_a_batch_are_one_of_each_stratum(n, offset):
     log_beta = RANGE.draw(n, torch.tensor(offset))
     width = math.log(100.0)
-    share = (log_beta.double() - math.log(0.1) + MARGIN * width) / (width * (1 + 2 * MARGIN))
+    share = (log_beta.double() - math.log(0.1) + MARGIN_BELOW * width) / (width * (1 + MARGIN_BELOW + MARGIN_ABOVE))
     strata = (share ** (1 / LEAN) * n - offset).numpy()
     np.testing.assert_allclose(strata, np.arange(n), atol=1e-3)
 
@@ -48,3 +48,8 @@ def test_cells_to_be_judged_by_cover_the_range_evenly_in_any_part_of_them():
         counts, _ = np.histogram(part.numpy(), bins=10, range=(math.log(0.1), math.log(10.0)))
         assert counts.min() >= 0.08 * len(part)
         assert counts.max() <= 0.12 * len(part)
+
+
+def test_the_place_above_the_middle_is_zero_in_the_lower_half_and_rises_to_one():
+    beta = torch.tensor([0.01, 0.1, 1.0, 10**0.5, 10.0, 30.0])
+    torch.testing.assert_close(RANGE.above_middle(beta.log()), torch.tensor([0, 0, 0, 0.5, 1, 1]), atol=1e-6, rtol=0)

@@ -32,6 +32,13 @@ def test_batches_and_learning_rate_grow_together():
     assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 6e-3)
 
 
+def test_a_model_of_many_betas_learns_faster_and_a_little_longer():
+    one, many = (make_recipe(TrainingConfig(), 5_000, many_betas=many) for many in (False, True))
+    assert many == (round(1.1 * one.epochs), one.batch_size, 3 * one.learning_rate)
+    config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
+    assert make_recipe(config, 5_000, many_betas=True) == (3, 77, 0.01)
+
+
 def test_what_the_user_sets_is_kept():
     config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
     assert make_recipe(config, 123_456) == (3, 77, 0.01)

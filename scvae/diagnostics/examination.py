@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from .._rng import numpy_generator
@@ -88,7 +89,7 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
         predictive=seen,
         generalization=generalization(model, cells, beta=beta, seed=seed),
         leak=batch_leak(mean, sample.codes[:, 0]) if sample.has_batch else None,
-        relative_scale=_relative_scale(model, seen.variance),
+        relative_scale=_relative_scale(model, seen.variance, beta),
         steps=_steps(model, cells),
     )
 
@@ -99,11 +100,14 @@ def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], most: int) -> Cells:
     return cells.taken(np.sort(chosen[:n]))
 
 
-def _relative_scale(model: FittedModel, variance: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " varying"]:
+def _relative_scale(
+    model: FittedModel, variance: Float[np.ndarray, " genes"], beta: float
+) -> Float[np.ndarray, " varying"]:
     head = model.network.likelihood
     if not isinstance(head, Gaussian):
         return np.empty(0)
-    relative = (head.log_scale() - head.spread.log()).detach().double().exp().cpu().numpy()
+    at = None if model.network.betas is None else torch.full((1,), math.log(beta), device=model.device)
+    relative = (head.log_scale(at) - head.spread.log()).detach().double().exp().cpu().numpy().reshape(-1)
     varying: Float[np.ndarray, " varying"] = relative[variance > 0]
     return varying
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..beta_range import BetaRange
 from ..data.schema import Kind
 from .base import Distribution, Likelihood
 from .binary import Bernoulli
@@ -30,6 +31,7 @@ def make_likelihood(
     n_genes: int,
     *,
     n_groups: int = 1,
+    betas: BetaRange | None = None,
     minimum_scale: float = 0.1,
     generator: torch.Generator,
 ) -> Likelihood:
@@ -41,20 +43,24 @@ def make_likelihood(
         Width of the decoder's output.
     n_groups
         Groups of cells with inverse dispersions of their own (nb, zinb).
+    betas
+        Range of a model of many β.
     minimum_scale
         Lower bound of the scale, as a share of each gene's standard deviation (gaussian).
     """
     makers: dict[LikelihoodName, Callable[[], Likelihood]] = {
-        "nb": lambda: NegativeBinomial(n_features, n_genes, n_groups, generator=generator),
+        "nb": lambda: NegativeBinomial(n_features, n_genes, n_groups, betas, generator=generator),
         "zinb": lambda: ZeroInflated(
-            NegativeBinomial(n_features, n_genes, n_groups, generator=generator),
+            NegativeBinomial(n_features, n_genes, n_groups, betas, generator=generator),
             n_features,
             n_genes,
             generator=generator,
         ),
         "poisson": lambda: Poisson(n_features, n_genes, generator=generator),
         "bernoulli": lambda: Bernoulli(n_features, n_genes, generator=generator),
-        "gaussian": lambda: Gaussian(n_features, n_genes, minimum_scale=minimum_scale, generator=generator),
+        "gaussian": lambda: Gaussian(
+            n_features, n_genes, minimum_scale=minimum_scale, betas=betas, generator=generator
+        ),
     }
     return makers[name]()
 

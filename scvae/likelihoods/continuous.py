@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..beta_range import BetaRange
 from ..data.batches import Batch
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import reference
 from ..kernels.autograd import WeightedLogProb
-from .base import Likelihood, OutputLayer, dense, table_log_prob
+from .base import Likelihood, OutputLayer, dense, repeat_cells, table_log_prob
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -22,7 +23,7 @@ class GaussianTable:
     """N(mean, scale^2)."""
 
     mean: Float[Tensor, "rows genes"]
-    log_scale: Float[Tensor, " genes"]
+    log_scale: Float[Tensor, "#rows genes"] | Float[Tensor, " genes"]
 
     @property
     def variance(self) -> Float[Tensor, "rows genes"]:
@@ -54,12 +55,20 @@ class Gaussian(Likelihood):
     spread: Tensor
 
     def __init__(
-        self, n_features: int, n_genes: int, *, minimum_scale: float = 0.1, generator: torch.Generator
+        self,
+        n_features: int,
+        n_genes: int,
+        *,
+        minimum_scale: float = 0.1,
+        betas: BetaRange | None = None,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.minimum_scale = minimum_scale
         self.output = OutputLayer(n_features, n_genes, generator=generator)
         self.log_free_scale = nn.Parameter(torch.zeros(n_genes))
+        self.betas = betas
+        self.log_free_scale_offset = nn.Parameter(torch.zeros(n_genes)) if betas else None
         self.register_buffer("centre", torch.zeros(n_genes))
         self.register_buffer("spread", torch.ones(n_genes))
 
@@ -77,13 +86,22 @@ class Gaussian(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
         return (dense(batch.x) - self.centre) / self.spread, batch.library.new_zeros(len(batch), 0)
 
-    def log_scale(self) -> Float[Tensor, " genes"]:
+    def log_scale(
+        self, log_beta: Float[Tensor, " cells"] | None = None
+    ) -> Float[Tensor, " genes"] | Float[Tensor, "cells genes"]:
         """log of the bounded scale, in the units of the data."""
-        floor = torch.full_like(self.log_free_scale, self.minimum_scale).log()
-        return 0.5 * torch.logaddexp(2.0 * floor, 2.0 * self.log_free_scale) + self.spread.log()
+        free: Tensor = self.log_free_scale
+        if self.betas is not None and self.log_free_scale_offset is not None:
+            assert log_beta is not None
+            free = free + self.betas.above_middle(log_beta)[:, None] * self.log_free_scale_offset
+        floor = torch.full_like(free, self.minimum_scale).log()
+        return 0.5 * torch.logaddexp(2.0 * floor, 2.0 * free) + self.spread.log()
 
     def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> GaussianTable:
-        return GaussianTable(self.centre + self.spread * self.output(features), self.log_scale())
+        log_scale = self.log_scale(batch.log_beta)
+        if log_scale.dim() > 1:
+            log_scale = repeat_cells(log_scale, features.shape[0])
+        return GaussianTable(self.centre + self.spread * self.output(features), log_scale)
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
