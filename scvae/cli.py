@@ -116,7 +116,13 @@ def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     add_files(parser)
     model = add_settings(parser)
-    model.add_argument("--beta", metavar="BETA", type=float, help="weight of the KL term, at least 0")
+    model.add_argument(
+        "--beta",
+        metavar="BETA",
+        type=float,
+        nargs="+",
+        help="weight of the KL term, at least 0; two, LOW HIGH, for a model of every β between",
+    )
     add_more_output(parser)
     parser.set_defaults(run=_fit, model=None)
 
@@ -152,8 +158,9 @@ def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
     add_files(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X (default: as at the fit)")
+    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to embed at")
     add_key_added(parser)
-    parser.set_defaults(run=_embed)
+    parser.set_defaults(run=_embed, beta=None)
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -282,6 +289,9 @@ def _keywords(given: argparse.Namespace) -> dict[str, Any]:
 
     options = vars(given)
     keywords = {name: options[name] for name in KEYWORDS if name in options}
+    if "beta" in keywords:
+        betas = keywords["beta"]
+        keywords["beta"] = betas[0] if len(betas) == 1 else tuple(betas)
     training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
     return keywords | {"training": training, "verbose": not given.quiet}
 
@@ -316,7 +326,7 @@ def _embed(given: argparse.Namespace) -> None:
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
     with opened(given.input, None if layer == "X" else layer) as adata:
-        embed(adata, model, layer=layer or "X", key_added=given.key_added)
+        embed(adata, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
         results = {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}}
         n_cells = adata.n_obs
     write_copy(given.input, given.output, results)

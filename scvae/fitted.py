@@ -249,7 +249,7 @@ def beta_range(beta: float | tuple[float, float]) -> BetaRange | None:
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
     if isinstance(beta, tuple):
-        return f"{beta[0]:g} to {beta[1]:g} (the rest of this table: {attained:g})"
+        return f"{beta[0]:g} to {beta[1]:g} (what is said here is of {attained:g})"
     return f"{beta:g} (attained {attained:g})"
 
 

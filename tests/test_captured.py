@@ -13,6 +13,7 @@ import scvae
 import scvae.captured
 from scvae import NetworkConfig, TrainingConfig
 from scvae._rng import torch_generators
+from scvae.beta_range import BetaRange
 from scvae.captured import CapturedStep, is_capturable, make_step, padded
 from scvae.data.batches import epoch_plan
 from scvae.data.feeds import Host, Streamed, store_on
@@ -31,12 +32,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 class Bench:
     """A model with its optimizer and cells, always the same at the start."""
 
-    def __init__(self, likelihood="nb", device=CPU, config=None, **network):
+    def __init__(self, likelihood="nb", device=CPU, config=None, betas=None, **network):
         adata = scvae.datasets.simulate(n_cells=49, n_genes=30, likelihood=likelihood, truth=False, rng=0)
         keys = {"layer": None, "mask_var": None, "batch_key": "batch", "covariate_keys": (), "size_factor_key": None}
         schema, self.cells = read_fit(adata, **keys, kind=KIND[likelihood])
         network = NetworkConfig(**{"width": 16} | network)
-        self.model = make_model(schema, likelihood, 3, network, seed=1).to(device).train()
+        self.model = make_model(schema, likelihood, 3, network, seed=1, betas=betas).to(device).train()
         self.model.likelihood.start_from(summarize(self.cells, np.arange(49)))
         self.optimizer = make_optimizer(self.model, 49)
         self.config, self.device = config or TrainingConfig(), device
@@ -70,6 +71,7 @@ def assert_gradients_agree(found, expected):
 
 CASES = [
     *[({"likelihood": head}, TrainingConfig()) for head in HEADS],
+    *[({"likelihood": head, "betas": BetaRange(0.1, 10.0)}, TrainingConfig()) for head in HEADS],
     ({"dispersion": "gene-batch"}, TrainingConfig()),
     ({}, TrainingConfig(capacity=3.0)),
     ({}, TrainingConfig(free_bits=0.3)),

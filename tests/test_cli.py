@@ -157,6 +157,8 @@ REFUSED = {
     "embed: other genes": ("embed other_genes.h5ad --model m.safetensors -o out.h5ad", "none of the"),
     "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "possible are 'a', 'b'"),
     "tune-beta: missing input": ("tune-beta none.h5ad -o out.h5ad", "there is no file none.h5ad"),
+    "three betas": ("fit in.h5ad -o out.h5ad --beta 0.1 1 10", "beta has 3 values"),
+    "embed: other beta": ("embed in.h5ad --model m.safetensors -o out.h5ad --beta 3", "β = 1 alone"),
     "tune-beta: one beta": ("tune-beta in.h5ad -o out.h5ad --betas 1 1", "pass at least 2"),
     "tune-beta: beta of 0": ("tune-beta in.h5ad -o out.h5ad --betas 0 1", "each of betas is 0.0"),
     "tune-beta: wrong labels": ("tune-beta in.h5ad -o out.h5ad --labels-key bacth", "did you mean 'batch'"),
@@ -320,6 +322,16 @@ def test_every_option_reaches_the_fit(folder):
     assert params["n_genes"] <= 25
     assert params["training"]["epochs"] == 3
     assert adata.uns["mine"]["seed"] == 7
+
+
+def test_a_model_of_many_betas_is_fitted_and_embeds_at_the_one_asked_for(folder):
+    assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--beta", 0.5, 8, "--model", "new.safetensors") == 0
+    assert scvae.load("new.safetensors").beta == (0.5, 8.0)
+    for beta in (0.5, 8):
+        words = ("--model", "new.safetensors", "-o", f"{beta}.h5ad", "--beta", beta)
+        assert run("embed", "in.h5ad", *words) == 0
+    low, high = (anndata.read_h5ad(f"{beta}.h5ad").obsm["X_scvae"] for beta in (0.5, 8))
+    assert np.abs(low - high).max() > 1e-3
 
 
 def test_the_number_of_dimensions_can_be_left_to_the_data(folder):

@@ -57,9 +57,7 @@ def test_a_centred_decay_adds_the_gradient_of_a_normal_prior_around_the_mean_of_
     adam, peer = Adam([Group([ours], decay=0.3, centred=True)]), Adam([Group([theirs])])
     for step in range(4):
         gradient = gradients(step)[0]
-        prior = (
-            -0.15 * (theirs - theirs.mean(-1, keepdim=True)).square().sum()
-        )  # log-density up to a constant, variance 1 / 0.3
+        prior = -0.15 * (theirs - theirs.mean(-1, keepdim=True)).square().sum()  # log-density, variance 1 / 0.3
         prior.backward()
         ours.grad, theirs.grad = gradient.clone(), gradient - theirs.grad
         adam.step(1e-2, FINITE)
