@@ -149,8 +149,8 @@ def tune_beta(
         ``active_dimensions``
             latent dimensions with a mean KL above 0.05 nats on these cells;
         ``mutual_information``, ``mutual_information_bound``
-            I_q(x; z) in nats, estimated over at most 2,000 cells drawn from all, and so at most the logarithm of their
-            number; and an upper bound on it that has no such cap;
+            I_q(x; z) in nats of these cells, and so at most the logarithm of their number; and an upper bound on it
+            that has no such cap;
         ``leiden_stability``, ``graph_agreement``, ``modularity``, ``trustworthiness``, ``n_clusters``
             structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
             index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of

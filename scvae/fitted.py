@@ -296,5 +296,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],
         versions=record["versions"],
-        trained_on=record["trained_on"],
+        trained_on=record.get("trained_on", ""),  # files of before it was written: the cells of no fit
     )

@@ -69,8 +69,9 @@ def test_one_row_per_beta_obeys_the_identities_of_the_bounds(tuned):
     assert (table["log_likelihood"] >= table["elbo"]).all()
     assert table["rate"].is_monotonic_decreasing
     assert table["active_dimensions"].between(0, 3).all()
-    assert (table["mutual_information"] <= np.log(150)).all()
-    assert table["mutual_information"].is_monotonic_decreasing
+    assert (table["mutual_information"] <= np.log(15)).all()  # the cells held out
+    assert (table["mutual_information"] <= table["mutual_information_bound"] + 0.05).all()  # the noise of its draws
+    assert (table["mutual_information_bound"] <= table["rate"] + 1e-4).all()
     assert table["mutual_information_bound"].is_monotonic_decreasing
     assert np.isfinite(table[LABEL_FREE].to_numpy(dtype=float)).all()
     assert "ari" not in table

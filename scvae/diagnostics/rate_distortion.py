@@ -26,6 +26,7 @@ from .structure import (
 SAMPLE = 23  # stream of the random numbers that draw cells
 JUDGED_CELLS = 1_000
 STRUCTURE_CELLS = 5_000
+INFORMATION_DRAWS = 2_000  # of z, over all cells: few cells need several each
 N_SAMPLES = 50  # draws of the latent per cell, for distortion and log-likelihood
 
 
@@ -49,6 +50,10 @@ class RateDistortion:
         Importance-weighted bound on log p(x) (Burda et al. 2016, equation 8).
     active_dimensions
         Latent dimensions with a mean KL above 0.05 nats.
+    mutual_information
+        I_q(x; z) of these cells, at most the logarithm of their number; see `Information`.
+    mutual_information_bound
+        An upper bound on it without such a cap.
     """
 
     beta: float
@@ -58,20 +63,6 @@ class RateDistortion:
     elbo: float
     log_likelihood: float
     active_dimensions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """How much the embedding tells of which cell it is of, in nats; see `Information`.
-
-    Parameters
-    ----------
-    mutual_information
-        I_q(x; z), which cannot exceed the logarithm of the number of cells it is estimated from.
-    mutual_information_bound
-        An upper bound on it without such a cap.
-    """
-
     mutual_information: float
     mutual_information_bound: float
 
@@ -157,7 +148,9 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
         Means over the cells.
     """
     mean, variance = posterior_moments(model, cells, beta=beta)
-    kl = kl_to_prior(mean.astype(np.float64), np.log(variance.astype(np.float64)))
+    log_variance = np.log(variance.astype(np.float64))
+    kl = kl_to_prior(mean.astype(np.float64), log_variance)
+    told = information(mean, log_variance, seed=seed, n_draws=max(1, INFORMATION_DRAWS // len(cells)))
     elbo = float(log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
     bound = float(log_likelihood_bound(model, cells, kind="iw", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
     rate = float(kl.sum(1).mean())
@@ -170,19 +163,19 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
         elbo=elbo,
         log_likelihood=bound,
         active_dimensions=int((kl.mean(0) > ACTIVE_ABOVE).sum()),
+        mutual_information=told.mutual_information,
+        mutual_information_bound=told.upper_bound,
     )
 
 
 def embedding_at(
     model: FittedModel, yardstick: Yardstick, *, beta: float, seed: int
-) -> tuple[Content, Structure, LabelAgreement | None]:
-    """What the sampled cells' embedding at one β holds, and how it scores; the last is None without labels."""
+) -> tuple[Structure, LabelAgreement | None]:
+    """How the sampled cells' embedding at one β scores, without and with labels; None where there are none."""
     mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
-    found = information(mean, np.log(variance), seed=seed)
-    content = Content(mutual_information=found.mutual_information, mutual_information_bound=found.upper_bound)
     scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed)
     labels = yardstick.labels
-    return content, scores, None if labels is None else label_agreement(mean, labels, seed=seed)
+    return scores, None if labels is None else label_agreement(mean, labels, seed=seed)
 
 
 def _some(n: int, most: int, seed: int) -> Int[np.ndarray, " some"]:
