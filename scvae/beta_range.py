@@ -48,6 +48,10 @@ class BetaRange:
         knots = torch.arange(last + 1, device=log_beta.device, dtype=log_beta.dtype)
         return (1.0 - (last * self.share(log_beta)[:, None] - knots).abs()).clamp_min(0.0)
 
+    def relative(self, log_beta: Float[Tensor, " cells"]) -> Float[Tensor, " cells"]:
+        """β of each cell as a multiple of the default."""
+        return (log_beta - math.log(self.default)).exp()
+
     def above_middle(self, log_beta: Float[Tensor, " cells"]) -> Float[Tensor, " cells"]:
         """Place in the upper half of the range of log β: 0 in the lower half, 1 at the upper end."""
         return (2.0 * self.share(log_beta) - 1.0).clamp_min(0.0)

@@ -123,7 +123,7 @@ class CapturedStep:
         dials = Dials(inputs.kl_weight, capacity, inputs.learning_rate)
         batch = self.feed.pick(inputs.positions)
         if self.model.betas is not None:
-            batch = batch.at(inputs.log_beta)
+            batch = batch.at(self.model.betas, inputs.log_beta)
         noise, weight = inputs.noise, inputs.cell_weight
         return update(self.model, self.optimizer, batch, noise, weight, None, dials, self.config)
 

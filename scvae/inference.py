@@ -59,5 +59,5 @@ def batches_of(
     at = model.beta_of(beta)
     plan = chunks(len(cells), size)
     for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
-        many = model.network.betas is not None
-        yield positions, batch.at(torch.full_like(batch.library, math.log(at))) if many else batch
+        betas = model.network.betas
+        yield positions, batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))

@@ -52,21 +52,15 @@ class VAE(nn.Module):
         x, covariates = self.likelihood.encoder_input(batch)
         if self.encode_conditions:
             covariates = torch.cat([covariates, self.conditions(batch)], dim=1)
-        posterior: DiagonalNormal = self.encoder(x, covariates, generator, self._knots(batch))
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots)
         return posterior
 
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""
-        draws, knots = z.shape[0] // len(batch), self._knots(batch)
+        draws, knots = z.shape[0] // len(batch), batch.knots
         conditions = self.conditions(batch).repeat(draws, 1)
         features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
         return features
-
-    def _knots(self, batch: Batch) -> Float[Tensor, "cells knots"] | None:
-        if self.betas is None:
-            return None
-        assert batch.log_beta is not None, "a model of many β needs to be told which"
-        return self.betas.hats(batch.log_beta)
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
         """Takes latent dimensions away: the encoder forgets them, the decoder takes them for the given values."""

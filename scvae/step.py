@@ -31,7 +31,7 @@ class Dials(NamedTuple):
     """What is turned from step to step: numbers, or scalars on the device.
 
     kl_weight
-        β of this step; where each cell has its own, what that is multiplied by.
+        β of this step; in a model of many β, of a cell with the default one.
     capacity
         KL to aim for, in nats per cell; None where the objective is the ELBO.
     learning_rate
@@ -87,7 +87,7 @@ class EagerStep:
         noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
         if self.model.betas is not None:
             offset = torch.rand((), generator=generator, device=self.device)
-            batch = batch.at(self.model.betas.draw(len(batch), offset))
+            batch = batch.at(self.model.betas, self.model.betas.draw(len(batch), offset))
         weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
         return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
 
@@ -119,7 +119,9 @@ def update(
         As each of `EagerStep.run`.
     """
     terms = evidence_terms(model, batch, noise, cell_weight, generator)
-    beta = dials.kl_weight if batch.log_beta is None else dials.kl_weight * batch.log_beta.exp()
+    beta = dials.kl_weight
+    if model.betas is not None and batch.log_beta is not None:
+        beta = beta * model.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
     optimizer.zero_grad()
     objective.backward()
@@ -165,7 +167,7 @@ def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoc
     device = next(model.parameters()).device
     batch = cells.batch(positions).to(device)
     if model.betas is not None:
-        batch = batch.at(model.betas.spread(len(batch)).to(device))
+        batch = batch.at(model.betas, model.betas.spread(len(batch)).to(device))
     zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
     with working_on(device):
         elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo

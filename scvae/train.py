@@ -41,12 +41,12 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 
 class Evaluation(NamedTuple):
-    """Means over cells, in nats: log-likelihood, KL, KL per latent dimension, and β KL where each cell has its β."""
+    """Means over cells, in nats: log-likelihood, KL, KL per latent dimension, and β KL in a model of many β."""
 
     log_likelihood: float
     kl: float
     kl_per_dimension: Float[Tensor, " latent"]
-    kl_times_beta: float
+    kl_times_beta: float | None
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
     cells
         Training and validation cells together.
     beta
-        Final KL weight; of a model of many β, that which stands for them in the history.
+        Final KL weight; of a model of many β, its default one, which stands for them in the history.
     config
         Settings of the training.
     seed
@@ -102,8 +102,6 @@ def train(
     """
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs, batch_size, peak = make_recipe(config, len(training))
-    # KL weight to end at, and what one of 1 stands for: where cells have their own β, it multiplies theirs
-    final, unit = (beta, 1.0) if model.betas is None else (1.0, beta)
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
     optimizer = make_optimizer(model, len(training))
     feed = make_feed(cells, device)
@@ -119,7 +117,7 @@ def train(
             model.train()
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
-            dials = [dials_at(first + i, n_steps, final, peak, config) for i in range(len(plan))]
+            dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
                 with working_on(device, tf32=True):
@@ -136,10 +134,9 @@ def train(
             held_out = evaluate(model, feed, validation, log_beta, seed=seed, device=device)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            record(progress, reading, held_out, dials[-1], unit)
+            record(progress, reading, held_out, dials[-1])
             ranked = progress.epoch > config.warmup * n_epochs
-            objective = final_objective(held_out, beta if model.betas is None else None, config)
-            keep_weights(progress, model, objective, ranked=ranked)
+            keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
                 save_checkpoint(checkpoint, progress, model, optimizer, identity)
@@ -202,7 +199,9 @@ def evaluate(
     parts = chunks(len(positions), EVALUATION_CHUNK)
     with working_on(device):
         for i, cells in enumerate(feed.batches([positions[part] for part in parts])):
-            batch = cells if log_beta is None else cells.at(log_beta[parts[i]].to(device))
+            batch = cells
+            if log_beta is not None and model.betas is not None:
+                batch = cells.at(model.betas, log_beta[parts[i]].to(device))
             generator = torch_generator(seed, VALIDATION, i, device=device)
             noise = torch.randn(len(batch), model.n_latent, generator=generator, device=device)
             terms = evidence_terms(model, batch, noise, torch.zeros(len(batch), device=device))
@@ -211,11 +210,16 @@ def evaluate(
             if batch.log_beta is not None:
                 weighted += batch.log_beta.exp() @ terms.kl.sum(1)
     n = len(positions) or math.nan
-    return Evaluation(sum(torch.stack(sums).tolist()) / n, float(kl.sum()) / n, kl.cpu() / n, float(weighted) / n)
+    return Evaluation(
+        sum(torch.stack(sums).tolist()) / n,
+        float(kl.sum()) / n,
+        kl.cpu() / n,
+        None if log_beta is None else float(weighted) / n,
+    )
 
 
-def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials, unit: float) -> None:
-    """Appends one epoch to the history, with the dials of its last step; `unit` is the β of a KL weight of 1."""
+def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials) -> None:
+    """Appends one epoch to the history, with the dials of its last step."""
     row = {
         "epoch": progress.epoch,
         "train_elbo": reading.log_likelihood - reading.kl,
@@ -224,7 +228,7 @@ def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Di
         "validation_elbo": held_out.log_likelihood - held_out.kl,
         "validation_log_likelihood": held_out.log_likelihood,
         "validation_kl": held_out.kl,
-        "beta": unit * float(dials.kl_weight),
+        "beta": float(dials.kl_weight),
         "learning_rate": float(dials.learning_rate),
         "seconds": progress.seconds,
     }
@@ -232,12 +236,12 @@ def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Di
         progress.history.setdefault(name, []).append(value)
 
 
-def final_objective(held_out: Evaluation, beta: float | None, config: TrainingConfig) -> float:
+def final_objective(held_out: Evaluation, beta: float, config: TrainingConfig) -> float:
     """What training maximises from the end of the warm-up on, of the validation cells; NaN without any.
 
-    Without a β, that of a model of many, averaged over the β of the cells.
+    Of a model of many β, each cell counts at its own.
     """
-    if beta is None:
+    if held_out.kl_times_beta is not None:
         return held_out.log_likelihood - held_out.kl_times_beta
     penalty = kl_penalty(held_out.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
     return held_out.log_likelihood - beta * float(penalty)

@@ -107,7 +107,7 @@ def test_draws_of_the_latent_keep_the_beta_of_their_cell(path):
     _, batch = next(batches_of(model, read_query(adata[:8], model.schema), 8))
     z = torch.randn(3, 8, model.n_latent, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        together = model.network.features(z.flatten(0, 1), batch.at(log_beta)).view(3, 8, -1)
+        together = model.network.features(z.flatten(0, 1), batch.at(model.network.betas, log_beta)).view(3, 8, -1)
         for i in range(8):
             _, one = next(batches_of(model, read_query(adata[i : i + 1], model.schema), 1, beta=math.exp(log_beta[i])))
             torch.testing.assert_close(model.network.features(z[:, i], one), together[:, i], atol=1e-5, rtol=1e-5)
@@ -117,7 +117,9 @@ def test_every_part_of_the_network_hears_of_beta_in_training(path):
     adata, model = path
     _, batch = next(batches_of(model, read_query(adata[:64], model.schema), 64))
     noise = torch.zeros(64, model.n_latent)
-    terms = evidence_terms(model.network, batch.at(model.network.betas.spread(64)), noise, torch.full((64,), 1 / 64))
+    terms = evidence_terms(
+        model.network, batch.at(model.network.betas, model.network.betas.spread(64)), noise, torch.full((64,), 1 / 64)
+    )
     loss(terms, torch.full((64,), 1 / 64), beta=1.0).backward()
     gates = {name: p.grad for name, p in model.network.named_parameters() if name.endswith("logit")}
     model.network.zero_grad()

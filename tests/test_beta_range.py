@@ -53,3 +53,8 @@ def test_cells_to_be_judged_by_cover_the_range_evenly_in_any_part_of_them():
 def test_the_place_above_the_middle_is_zero_in_the_lower_half_and_rises_to_one():
     beta = torch.tensor([0.01, 0.1, 1.0, 10**0.5, 10.0, 30.0])
     torch.testing.assert_close(RANGE.above_middle(beta.log()), torch.tensor([0, 0, 0, 0.5, 1, 1]), atol=1e-6, rtol=0)
+
+
+def test_betas_are_told_relative_to_the_default():
+    beta = torch.tensor([2.0, 4.0, 8.0])
+    torch.testing.assert_close(BetaRange(2.0, 8.0).relative(beta.log()), torch.tensor([0.5, 1.0, 2.0]))

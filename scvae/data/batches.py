@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._checks import check_positive_int, check_probability
+from ..beta_range import BetaRange
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 
@@ -34,8 +35,8 @@ class Batch:
         float32 standardised numeric covariates.
     has_batch
         Whether the first column of `codes` is the batch.
-    log_beta
-        log β of each cell, for a model of many β; None for a model of one.
+    log_beta, knots
+        log β of each cell, for a model of many β, and the weights of the model's knots there; None for a model of one.
     """
 
     x: CSR | SelectedRows | Float[Tensor, "cells genes"]
@@ -44,6 +45,7 @@ class Batch:
     numeric: Float[Tensor, "cells numerics"]
     has_batch: bool = False
     log_beta: Float[Tensor, " cells"] | None = None
+    knots: Float[Tensor, "cells knots"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
@@ -57,11 +59,12 @@ class Batch:
             self.numeric.to(device),
             self.has_batch,
             None if self.log_beta is None else self.log_beta.to(device),
+            None if self.knots is None else self.knots.to(device),
         )
 
-    def at(self, log_beta: Float[Tensor, " cells"] | None) -> Batch:
-        """The same cells at other β."""
-        return dataclasses.replace(self, log_beta=log_beta)
+    def at(self, betas: BetaRange, log_beta: Float[Tensor, " cells"]) -> Batch:
+        """The same cells at other β of a model of many."""
+        return dataclasses.replace(self, log_beta=log_beta, knots=betas.hats(log_beta))
 
     @property
     def group(self) -> Int[Tensor, " cells"]:
