@@ -23,7 +23,6 @@ from .data.intake import Cells
 from .fitted import FittedModel
 from .inference import batches_of
 from .likelihoods import Distribution
-from .likelihoods.counts import ZeroInflatedTable
 
 NOISE = 50  # stream of the random numbers that draw the latent
 NOISE_BLOCK = 16  # cells that share a generator: draws do not depend on how the cells are cut into chunks
@@ -117,15 +116,13 @@ def decode(
 
 
 def expression(model: FittedModel, drawn: Drawn, target: Target) -> Iterator[Float[Tensor, "cells chosen"]]:
-    """Expected values of each draw, averaged over the batches of `target`."""
-    batches = placed(drawn.batch, target)
+    """Expected values of each draw, averaged over the batches of `target` (see `Likelihood.expected`)."""
+    network, batches = model.network, placed(drawn.batch, target)
     for z in drawn.z:
-        yield sum(of_expression(decode(model, z, batch, target.genes)) for batch in batches) / len(batches)
-
-
-def of_expression(law: Distribution) -> Float[Tensor, "rows genes"]:
-    """Expected values; of a zero-inflated law those of its counts before any is lost: the loss is no expression."""
-    return law.base.mean if isinstance(law, ZeroInflatedTable) else law.mean
+        total = network.likelihood.expected(network.features(z, batches[0]), batches[0], target.genes)
+        for batch in batches[1:]:
+            total = total + network.likelihood.expected(network.features(z, batch), batch, target.genes)
+        yield total / len(batches)
 
 
 def placed(batch: Batch, target: Target) -> list[Batch]:

@@ -77,6 +77,12 @@ class Likelihood(nn.Module, ABC):
         """p(x | features) as a dense table, of some genes where they are given: for blocks of cells only."""
 
     @abstractmethod
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        """Expected values of all genes or some; with zero inflation those of the counts before any of them is lost."""
+
+    @abstractmethod
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:

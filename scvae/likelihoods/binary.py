@@ -80,6 +80,11 @@ class Bernoulli(Likelihood):
         slope = of_genes(self.depth_slope, genes)
         return BernoulliTable(torch.addcmul(self.output(features, genes), depth[:, None], slope))
 
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.distribution(features, batch, genes).mean
+
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:

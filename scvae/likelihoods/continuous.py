@@ -106,6 +106,11 @@ class Gaussian(Likelihood):
         spread = of_genes(self.spread, genes)
         return GaussianTable(of_genes(self.centre, genes) + spread * self.output(features, genes), log_scale)
 
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.distribution(features, batch, genes).mean
+
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:

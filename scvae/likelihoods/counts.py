@@ -144,6 +144,14 @@ class CountLikelihood(Likelihood):
         return of_genes(reference.log_softmax_mean(self.output(features), library).to(features.dtype), genes)
 
 
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        """library * softmax(logits)."""
+        proportions = of_genes(torch.softmax(self.output(features), dim=1), genes)
+        return proportions * repeat_cells(batch.library, features.shape[0])[:, None]
+
+
 class Poisson(CountLikelihood):
     """x ~ Poisson(library * rho)."""
 
@@ -256,6 +264,11 @@ class ZeroInflated(Likelihood):
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> ZeroInflatedTable:
         return ZeroInflatedTable(self.base.distribution(features, batch, genes), self.zero_logit(features, genes))
+
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.base.expected(features, batch, genes)
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
