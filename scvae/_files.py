@@ -55,6 +55,22 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place when the block ends well and vanishes when it does not.
+
+    What was there before goes only when the new folder is whole.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
+        made, earlier = Path(name) / "new", Path(name) / "old"
+        made.mkdir()
+        yield made
+        if path.exists():
+            path.rename(earlier)
+        made.rename(path)
+
+
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], kind: str, record: dict[str, Any]) -> None:
     """Writes tensors and a JSON-able record; `kind` says what the file is."""
     metadata = {"format": kind, "format_version": str(FORMAT_VERSION), "record": json.dumps(record)}

@@ -55,3 +55,28 @@ class Keys:
     def diagnosis(self) -> str:
         """Entry of uns[key_added]: what `scvae.tl.diagnose` found."""
         return "diagnosis"
+
+    @property
+    def denoised(self) -> str:
+        """layers or obsm: expected expression."""
+        return f"{self.key_added}_denoised"
+
+    @property
+    def denoising(self) -> str:
+        """Within uns[key_added]: how the denoised expression was made."""
+        return "denoised"
+
+    @property
+    def cell(self) -> str:
+        """obs of a sample: the cell that was drawn from."""
+        return f"{self.key_added}_cell"
+
+    @property
+    def draw(self) -> str:
+        """obs of a sample: number of the draw, from 0."""
+        return f"{self.key_added}_draw"
+
+    @property
+    def origin(self) -> str:
+        """Within uns[key_added]: how drawn cells were made."""
+        return "drawn"

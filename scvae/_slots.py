@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 def write(
     adata: AnnData,
     *,
-    obsm: Mapping[str, np.ndarray] | None = None,
+    layers: Mapping[str, Any] | None = None,
+    obsm: Mapping[str, Any] | None = None,
     varm: Mapping[str, np.ndarray | None] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Sets slots of `adata`. A view becomes an actual AnnData first, so that its parent is not written to.
 
-    None takes a slot of `varm` away: an earlier result under the same name has no successor.
+    None takes a slot of `layers`, `obsm` or `varm` away: an earlier result under the same name has no successor.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy's view_to_actual, but without its warning
-    for key, value in (obsm or {}).items():
-        adata.obsm[key] = value
-    for key, loadings in (varm or {}).items():
-        if loadings is not None:
-            adata.varm[key] = loadings
-        elif key in adata.varm:
-            del adata.varm[key]
+    for slot, values in ((adata.layers, layers), (adata.obsm, obsm), (adata.varm, varm)):
+        for key, value in (values or {}).items():
+            if value is not None:
+                slot[key] = value
+            elif key in slot:
+                del slot[key]
     for key, value in (uns or {}).items():
         adata.uns[key] = value

@@ -32,7 +32,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"model"},
     {"checkpoint", "fitted", "objective"},
     {"inference", "step"},
-    {"captured"},
+    {"captured", "decoding"},
     {"train"},
     {"_run", "diagnostics"},
     {"_fit"},

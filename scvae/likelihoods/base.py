@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..data.batches import Batch
@@ -71,8 +71,16 @@ class Likelihood(nn.Module, ABC):
         """What the encoder sees of the data: values per gene, and `n_encoder_covariates` numbers per cell."""
 
     @abstractmethod
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> Distribution:
-        """p(x | features) as a dense table: for blocks of cells only."""
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Distribution:
+        """p(x | features) as a dense table, of some genes where they are given: for blocks of cells only."""
+
+    @abstractmethod
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        """Expected values of all genes or some; with zero inflation those of the counts before any of them is lost."""
 
     @abstractmethod
     def log_prob(
@@ -109,8 +117,15 @@ class OutputLayer(nn.Module):
         self.bias.add_(first @ (constant * dropped))
         self.weight = nn.Parameter(torch.cat([first[:, ~dropped], others], dim=1))
 
-    def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows genes"]:
-        return torch.addmm(self.bias, features, self.weight.T)
+    def forward(
+        self, features: Float[Tensor, "rows features"], genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return torch.addmm(of_genes(self.bias, genes), features, of_genes(self.weight, genes, 0).T)
+
+
+def of_genes(values: Float[Tensor, "..."], genes: Int[Tensor, " chosen"] | None, axis: int = -1) -> Float[Tensor, "..."]:
+    """The values of the genes chosen; all of them without a choice."""
+    return values if genes is None else values.index_select(axis, genes)
 
 
 def repeat_cells(values: Tensor, n_rows: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.batches import Batch
@@ -17,7 +17,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, repeat_cells
+from .base import Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,9 +73,17 @@ class Bernoulli(Likelihood):
         x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
         return x, log_library(batch, self.mean_log_depth)[:, None]
 
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> BernoulliTable:
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> BernoulliTable:
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
-        return BernoulliTable(torch.addcmul(self.output(features), depth[:, None], self.depth_slope))
+        slope = of_genes(self.depth_slope, genes)
+        return BernoulliTable(torch.addcmul(self.output(features, genes), depth[:, None], slope))
+
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.distribution(features, batch, genes).mean
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..beta_range import BetaRange
@@ -15,7 +15,7 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import reference
 from ..kernels.autograd import WeightedLogProb
-from .base import Likelihood, OutputLayer, dense, repeat_cells, table_log_prob
+from .base import Likelihood, OutputLayer, dense, of_genes, repeat_cells, table_log_prob
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -97,11 +97,19 @@ class Gaussian(Likelihood):
         floor = torch.full_like(free, self.minimum_scale).log()
         return 0.5 * torch.logaddexp(2.0 * floor, 2.0 * free) + self.spread.log()
 
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> GaussianTable:
-        log_scale = self.log_scale(batch.log_beta)
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> GaussianTable:
+        log_scale = of_genes(self.log_scale(batch.log_beta), genes)
         if log_scale.dim() > 1:
             log_scale = repeat_cells(log_scale, features.shape[0])
-        return GaussianTable(self.centre + self.spread * self.output(features), log_scale)
+        spread = of_genes(self.spread, genes)
+        return GaussianTable(of_genes(self.centre, genes) + spread * self.output(features, genes), log_scale)
+
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.distribution(features, batch, genes).mean
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]

@@ -18,7 +18,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, repeat_cells
+from .base import Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
 N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β: with their prior, 0.15 around their mean over genes
@@ -136,10 +136,20 @@ class CountLikelihood(Likelihood):
         x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
         return x, log_depth[:, None]
 
-    def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
-        """log(library * softmax(logits))."""
+    def log_mean(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        """log(library * softmax(logits)); the softmax is over all genes, also where some are chosen."""
         library = repeat_cells(batch.library, features.shape[0])
-        return reference.log_softmax_mean(self.output(features), library).to(features.dtype)
+        return of_genes(reference.log_softmax_mean(self.output(features), library).to(features.dtype), genes)
+
+
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        """library * softmax(logits)."""
+        proportions = of_genes(torch.softmax(self.output(features), dim=1), genes)
+        return proportions * repeat_cells(batch.library, features.shape[0])[:, None]
 
 
 class Poisson(CountLikelihood):
@@ -150,8 +160,10 @@ class Poisson(CountLikelihood):
         self.output = OutputLayer(n_features, n_genes, generator=generator)
         self.register_buffer("mean_log_library", torch.zeros(()))
 
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> PoissonTable:
-        return PoissonTable(self.log_mean(features, batch))
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> PoissonTable:
+        return PoissonTable(self.log_mean(features, batch, genes))
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
@@ -185,9 +197,12 @@ class NegativeBinomial(CountLikelihood):
         self.betas = betas if n_groups == 1 else None
         self.log_inverse_dispersion_offset = nn.Parameter(torch.zeros(1, n_genes)) if self.betas else None
 
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> NegativeBinomialTable:
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> NegativeBinomialTable:
         log_theta, group = self.dispersions(batch)
-        return NegativeBinomialTable(self.log_mean(features, batch), log_theta[repeat_cells(group, features.shape[0])])
+        log_theta = of_genes(log_theta, genes)[repeat_cells(group, features.shape[0])]
+        return NegativeBinomialTable(self.log_mean(features, batch, genes), log_theta)
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
@@ -245,8 +260,15 @@ class ZeroInflated(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)
 
-    def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> ZeroInflatedTable:
-        return ZeroInflatedTable(self.base.distribution(features, batch), self.zero_logit(features))
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> ZeroInflatedTable:
+        return ZeroInflatedTable(self.base.distribution(features, batch, genes), self.zero_logit(features, genes))
+
+    def expected(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "rows genes"]:
+        return self.base.expected(features, batch, genes)
 
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]

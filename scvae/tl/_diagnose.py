@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ..diagnostics.verdict import Finding, judge
 from ..fitted import FittedModel
 from ._heads import HeadFit
 from ._heads import compare_heads as compare
-from ._read import read_cells
+from ._read import earlier_record, read_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -195,7 +195,7 @@ def diagnose(
     keys = Keys(key_added)
     check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
-    earlier = _earlier(adata, keys.uns)
+    earlier = earlier_record(adata, keys.uns)
     cells = read_cells(adata, model, layer)
     measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
     heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()
@@ -209,16 +209,6 @@ def diagnose(
     )
     write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis)}})
     return diagnosis
-
-
-def _earlier(adata: AnnData, key: str) -> dict[str, Any]:
-    """What `uns` holds under the key already."""
-    found = getattr(adata, "uns", {}).get(key, {})
-    if not isinstance(found, Mapping):
-        raise ValueError(
-            f"adata.uns[{key!r}] is a {type(found).__name__} that scvae did not write; pass another key_added"
-        )
-    return dict(found)
 
 
 def _storable(diagnosis: Diagnosis) -> dict[str, Any]:

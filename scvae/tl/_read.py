@@ -1,8 +1,9 @@
-"""How every tool reads its cells."""
+"""How every tool reads its cells, and what tools have written before."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..data.intake import SAME_LAYER, Cells, read_query
 from ..fitted import FittedModel
@@ -16,3 +17,19 @@ def read_cells(adata: AnnData, model: FittedModel, layer: str | None) -> Cells:
     if layer is None:
         return read_query(adata, model.schema, layer=SAME_LAYER)
     return read_query(adata, model.schema, layer=None if layer == "X" else layer)
+
+
+def earlier_record(adata: AnnData, key: str) -> dict[str, Any]:
+    """What `uns` holds under the key already.
+
+    Raises
+    ------
+    ValueError
+        If that is no record.
+    """
+    found = getattr(adata, "uns", {}).get(key, {})
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"adata.uns[{key!r}] is a {type(found).__name__} that scvae did not write; pass another key_added"
+        )
+    return dict(found)

@@ -1,0 +1,60 @@
+"""SCVI's answers to benchmarks/denoise.py and benchmarks/generate.py; run with the interpreter that has scvi-tools.
+
+Usage: python scvi_peer.py TASK TRAIN.h5ad QUERY.h5ad OUT.npz [--seed 0]
+
+expression: fits SCVI (nb, defaults otherwise; obs["batch"] as its batch where there is one) on TRAIN and writes the
+expected proportions of the cells of QUERY, averaged over 25 posterior draws. sample: one posterior predictive draw of
+their counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+import warnings
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+
+warnings.filterwarnings("ignore")
+
+DRAWS = 25
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["expression", "sample"])
+    parser.add_argument("train")
+    parser.add_argument("query")
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    import scvi
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    scvi.settings.seed = arguments.seed
+    scvi.settings.verbosity = logging.ERROR
+    train, query = ad.read_h5ad(arguments.train), ad.read_h5ad(arguments.query)
+    for adata in (train, query):
+        adata.X = sp.csr_matrix(adata.X).astype(np.float32)
+    scvi.model.SCVI.setup_anndata(train, batch_key="batch" if "batch" in train.obs else None)
+    model = scvi.model.SCVI(train, gene_likelihood="nb")
+    started = time.perf_counter()
+    model.train(accelerator="cpu", enable_progress_bar=False, logger=False, enable_checkpointing=False)
+    seconds = time.perf_counter() - started
+    if arguments.task == "expression":
+        values = model.get_normalized_expression(query, n_samples=DRAWS, return_mean=True, return_numpy=True)
+    else:
+        values = model.posterior_predictive_sample(query, n_samples=1).todense()
+    values = np.asarray(values, dtype=np.float32).reshape(query.shape)
+    np.savez_compressed(arguments.out, values=values, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""`denoise`: the expression that a model expects of each cell."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._checks import check_adata, check_not_negative, check_positive
+from .._keys import Keys
+from .._rng import SeedLike, seed_of
+from .._slots import write
+from ..data.intake import Cells
+from ..decoding import Target, batch_codes, expression, gene_positions, posterior_draws
+from ..fitted import FittedModel
+from ..kernels.context import working_on
+from ..likelihoods import Bernoulli
+from ._destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
+from ._read import earlier_record, read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+ENDS = ("lower", "upper")
+SORTED_TWICE = 3  # tables for each draw of an interval: the draws, and what sorting them takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Request:
+    """What was asked for, checked."""
+
+    columns: np.ndarray  # of the modelled genes, in the order of the table
+    target: Target
+    n_samples: int
+    interval: float | None
+    threshold: float | None
+    seed: int
+    beta: float | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (MEAN,) if self.interval is None else (MEAN, *ENDS)
+
+
+def denoise(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    genes: Sequence[str] | pd.Index | np.ndarray | None = None,
+    library_size: float | Literal["observed"] | None = None,
+    transform_batch: str | Sequence[str] | None = None,
+    n_samples: int = 25,
+    interval: float | None = None,
+    threshold: float | None = None,
+    path: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    beta: float | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    rng: SeedLike = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Expected expression of each cell: what its counts would be without the noise of counting.
+
+    The expected value E[ρ | x] of the proportions ρ = softmax(decoder(z, s)) under the posterior q(z | x), averaged over
+    draws of z (Lopez et al. 2018, "Imputation"), at a library size of your choice. A gene that was 0 in a cell gets what
+    cells like it have. Values are only as good as the model, and cells become more alike than they are: test
+    differences with `scvae.tl.rank_genes` or on the counts, not on denoised values (Andrews & Hemberg 2018).
+
+    Parameters
+    ----------
+    adata
+        Cells with raw data as at the fit; genes are matched by name.
+    model
+        A fitted model.
+    genes
+        Names of the genes wanted, in the order wanted; None for all that the model knows. Only these are kept, chunk by
+        chunk, and without a softmax (bernoulli, gaussian) only these are decoded.
+    library_size
+        Counts: the sum over the modelled genes that the values are expected at; None for 1, so that they are
+        proportions, which add up to 1. ``"observed"``: the cell's own (or its size factor). Binary data: the depth at
+        which a feature has the probability given; None for the mean depth (geometric) of the training cells. Real
+        values have none.
+    transform_batch
+        A batch of the model's, or several to be averaged over: what is expected of the cell had it been measured there.
+        None for its own batch. Other covariates stay as they are.
+    n_samples
+        Draws of z a cell; 0 for the decoder at the posterior mean, quicker and a little worse.
+    interval
+        A probability, e.g. 0.9: also write the ends of the central interval that holds this share of the draws'
+        expected values (quantiles, linear between draws). It tells what is not known of the *expected* value because z
+        is known from one noisy profile only. It does not hold counts, whose own noise comes on top (`scvae.tl.sample`),
+        and takes the weights of the model as known.
+    threshold
+        Values at or below it are dropped, and the table is sparse (CSR), built chunk by chunk. Interval ends are kept
+        where the expected value is. 0 or more; not for real values.
+    path
+        Folder for a zarr store that `anndata.read_zarr` reads: cells x genes wanted in `X` (compressed; sparse with a
+        `threshold`), interval ends in ``layers["lower"]`` and ``layers["upper"]``. Written chunk by chunk; it appears
+        whole or not at all. `adata` is then not written to.
+    overwrite
+        Whether an existing store at `path` may be replaced.
+    beta
+        Of a model of many β, that of the posterior and the decoder; None for 1 (or the geometric middle of a range
+        without 1).
+    layer
+        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    key_added
+        Name of the slots written.
+    rng
+        Seed or numpy Generator of the draws. The same seed gives a gene the same values whatever other genes are asked
+        for.
+    copy
+        Whether to leave `adata` alone and return a copy with the results.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, or None. Where the genes of the table are just those of `adata`, in any order, it is a layer;
+        otherwise (`genes` names some, or the model knows fewer or others than `adata` has) a layer would have to make
+        values up for the rest, and it is in `obsm`. Of the two, only the one written exists afterwards:
+
+        ``layers["<key_added>_denoised"]``
+            float32, cells x genes of `adata`; CSR with a `threshold`.
+        ``obsm["<key_added>_denoised"]``
+            float32 DataFrame, cells x genes wanted, named in its columns; with a `threshold` a CSR matrix, its columns
+            named in ``uns["<key_added>"]["denoised"]["genes"]``.
+        ``…["<key_added>_denoised_lower"]``, ``…["<key_added>_denoised_upper"]``
+            Ends of the interval, likewise, with `interval` only.
+        ``uns["<key_added>"]["denoised"]``
+            How it was made: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``, ``beta``,
+            ``seed`` and ``genes``.
+
+    Raises
+    ------
+    ValueError
+        As `embed`; if a gene or batch is unknown to the model, or an argument is out of range or would have no effect.
+        `adata` is then as it was.
+    FileExistsError, FileNotFoundError
+        If `path` is taken or its folder does not exist.
+
+    Notes
+    -----
+    ``"zinb"``: values are those of the negative binomial, before any count is lost to the additional zeros. They are
+    taken for losses of the measurement, which are no expression; `scvae.tl.sample` draws them too.
+
+    Without a table in memory (`path`, or `threshold`, or few `genes`), memory does not grow with cells x genes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> scvae.tl.denoise(adata, model)
+    >>> adata.layers["scvae_denoised"].shape
+    (200, 100)
+    >>> scvae.tl.denoise(adata, model, genes=["gene_3", "gene_1"], library_size=10_000)
+    >>> list(adata.obsm["scvae_denoised"])
+    ['gene_3', 'gene_1']
+    """
+    keys = Keys(key_added)
+    check_adata(adata)
+    earlier = earlier_record(adata, keys.uns)
+    place = None if path is None else check_store(path, overwrite=overwrite)
+    if place is None and overwrite:
+        raise ValueError("overwrite=True has no effect without path; leave it out")
+    if place is not None and copy:
+        raise ValueError("copy=True has no effect with path, which leaves adata alone; leave it out")
+    columns = model.genes.get_indexer(adata.var_names.astype(str)) if genes is None else gene_positions(model, genes)
+    if genes is None and not _is_permutation(columns, len(model.genes)):
+        columns = np.arange(len(model.genes))
+    request = _Request(
+        columns=columns,
+        target=Target(
+            genes=_chosen(columns, model),
+            batches=() if transform_batch is None else batch_codes(model, transform_batch, "transform_batch"),
+            library=_library(library_size, model),
+        ),
+        n_samples=_checked_samples(n_samples, interval),
+        interval=interval,
+        threshold=None if threshold is None else _checked_threshold(threshold, model),
+        seed=seed_of(rng),
+        beta=model.beta_of(beta),
+    )
+    cells = read_cells(adata, model, layer)
+    wanted = model.genes[columns]
+    if place is not None:
+        with store(place, request.names, adata.obs_names, wanted, request.threshold) as on_disk:
+            _fill(on_disk, model, cells, request)
+        return None
+    memory = Arrays(request.names, len(cells), len(wanted)) if threshold is None else SparseMatrices(
+        request.names, request.threshold or 0.0
+    )
+    _fill(memory, model, cells, request)
+    target = adata.copy() if copy else adata
+    record = _record(model, request, library_size, transform_batch)
+    _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
+    return target if copy else None
+
+
+def _fill(destination: Destination, model: FittedModel, cells: Cells, request: _Request) -> None:
+    """Decodes all cells, chunk by chunk."""
+    share = len(request.columns) / len(model.genes)
+    n_tables = 1.0 if request.interval is None else 1.0 + SORTED_TWICE * request.n_samples * share
+    draws = posterior_draws(
+        model, cells, n_samples=request.n_samples, seed=request.seed, beta=request.beta, n_tables=n_tables
+    )
+    with torch.no_grad(), working_on(model.device):
+        for drawn in draws:
+            tables = expression(model, drawn, request.target)
+            if request.interval is None:
+                found = {MEAN: _mean(tables, len(drawn.z))}
+            else:
+                found = _with_interval(torch.stack(list(tables)), request.interval)
+            destination.add(drawn.positions, {name: table.cpu().numpy() for name, table in found.items()})
+
+
+def _mean(draws: Iterator[Float[Tensor, "cells chosen"]], n: int) -> Float[Tensor, "cells chosen"]:
+    total = next(draws)
+    for draw in draws:
+        total += draw
+    return total / n
+
+
+def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) -> dict[str, Tensor]:
+    """Mean over draws, and two of their quantiles."""
+    ordered = draws.sort(dim=0).values
+    ends = {}
+    for name, probability in zip(ENDS, (0.5 - interval / 2, 0.5 + interval / 2), strict=True):
+        place = probability * (len(draws) - 1)
+        below = min(math.floor(place), len(draws) - 2)
+        ends[name] = torch.lerp(ordered[below], ordered[below + 1], place - below)
+    return {MEAN: draws.mean(0), **ends}
+
+
+def _write(adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index, uns: dict[str, Any]) -> None:
+    """The tables as layers where the genes are those of `adata`, else in obsm; what an earlier call left goes."""
+    as_layers = wanted.equals(pd.Index(adata.var_names.astype(str)))
+    slots: dict[str, Any] = dict.fromkeys(_slot(keys, name) for name in (MEAN, *ENDS))
+    nowhere = dict(slots)
+    for name, table in tables.items():
+        framed = isinstance(table, np.ndarray) and not as_layers
+        slots[_slot(keys, name)] = pd.DataFrame(table, adata.obs_names, wanted, copy=False) if framed else table
+    layers, obsm = (slots, nowhere) if as_layers else (nowhere, slots)
+    write(adata, layers=layers, obsm=obsm, uns={keys.uns: uns})
+
+
+def _slot(keys: Keys, name: str) -> str:
+    return keys.denoised if name == MEAN else f"{keys.denoised}_{name}"
+
+
+def _record(model: FittedModel, request: _Request, library_size: object, transform_batch: object) -> dict[str, Any]:
+    """Types that h5ad files can hold."""
+    batches = () if transform_batch is None or model.schema.batch is None else request.target.batches
+    names = [model.schema.batch.categories[code] for code in batches] if model.schema.batch else []
+    return {
+        "library_size": library_size if library_size == "observed" else request.target.library or "none",
+        "transform_batch": np.array(names, dtype=str),
+        "n_samples": request.n_samples,
+        "interval": "none" if request.interval is None else request.interval,
+        "threshold": "none" if request.threshold is None else request.threshold,
+        "beta": request.beta,
+        "seed": request.seed,
+        "genes": np.array(model.genes[request.columns], dtype=str),
+    }
+
+
+def _is_permutation(columns: np.ndarray, n: int) -> bool:
+    return np.array_equal(np.sort(columns), np.arange(n))
+
+
+def _chosen(columns: np.ndarray, model: FittedModel) -> Tensor | None:
+    """The columns on the device; None where they are all genes in the order of the model."""
+    if np.array_equal(columns, np.arange(len(model.genes))):
+        return None
+    return torch.from_numpy(columns.astype(np.int64)).to(model.device)
+
+
+def _library(library_size: float | Literal["observed"] | None, model: FittedModel) -> float | None:
+    """The library size to decode at; None for the cell's own."""
+    head = model.network.likelihood
+    if model.schema.kind == "real":
+        if library_size is not None:
+            raise ValueError("library_size has no effect on real values (likelihood='gaussian'); leave it out")
+        return None
+    if isinstance(library_size, str):
+        if library_size != "observed":
+            raise ValueError(f"library_size is {library_size!r}; pass a number, 'observed', or leave it out")
+        return None
+    if library_size is not None:
+        return check_positive(library_size, "library_size")
+    return float(head.mean_log_depth.exp()) if isinstance(head, Bernoulli) else 1.0
+
+
+def _checked_samples(n_samples: object, interval: float | None) -> int:
+    """`n_samples`, enough for `interval`, which is checked too."""
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
+        raise TypeError(f"n_samples is {n_samples!r}; pass an integer of at least 0")
+    if n_samples < 0:
+        raise ValueError(f"n_samples is {n_samples!r}; pass an integer of at least 0")
+    if interval is not None:
+        if not 0 < check_not_negative(interval, "interval") < 1:
+            raise ValueError(f"interval is {interval!r}; pass a probability between 0 and 1, e.g. 0.9")
+        least = math.ceil(round(2 / (1 - interval), 6))
+        if n_samples < least:
+            raise ValueError(
+                f"n_samples is {n_samples}, too few for the ends of a {interval:g} interval; pass at least {least}"
+            )
+    return int(n_samples)
+
+
+def _checked_threshold(threshold: object, model: FittedModel) -> float:
+    if model.schema.kind == "real":
+        raise ValueError(
+            "threshold is for counts and binary data: real values at or below it are no zeros; leave it out"
+        )
+    return check_not_negative(threshold, "threshold")
