@@ -32,6 +32,16 @@ class Keys:
         return f"X_{self.key_added}_var"
 
     @property
+    def samples(self) -> str:
+        """obsm: draws from the posterior, cells x draws x n_latent."""
+        return f"X_{self.key_added}_samples"
+
+    @property
+    def stability(self) -> str:
+        """obs: share of a cell's neighbours that two draws of the latent have in common."""
+        return f"{self.key_added}_stability"
+
+    @property
     def loadings(self) -> str:
         """varm: loadings of the genes, genes x n_latent, if the decoder is linear."""
         return f"{self.key_added}_loadings"

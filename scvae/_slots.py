@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 def write(
     adata: AnnData,
     *,
+    obs: Mapping[str, Any] | None = None,
     layers: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     varm: Mapping[str, np.ndarray | None] | None = None,
+    obsp: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Sets slots of `adata`. A view becomes an actual AnnData first, so that its parent is not written to.
@@ -25,7 +27,9 @@ def write(
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy's view_to_actual, but without its warning
-    for slot, values in ((adata.layers, layers), (adata.obsm, obsm), (adata.varm, varm)):
+    for key, value in (obs or {}).items():
+        adata.obs[key] = value
+    for slot, values in ((adata.layers, layers), (adata.obsm, obsm), (adata.varm, varm), (adata.obsp, obsp)):
         for key, value in (values or {}).items():
             if value is not None:
                 slot[key] = value

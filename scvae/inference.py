@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ._rng import torch_generator
+from ._rng import numpy_generator, torch_generator
 from .data.batches import Batch, chunks
 from .data.feeds import single_pass
 from .data.intake import Cells
@@ -20,6 +20,7 @@ from .objective import elbo, importance_weighted
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # stream of the random numbers of log-likelihood bounds
+LATENT = 5  # of the draws of an embedding
 
 BoundKind = Literal["iw", "elbo"]
 
@@ -37,6 +38,15 @@ def posterior_moments(
             mean[positions] = posterior.mean.cpu().numpy()
             variance[positions] = posterior.variance.cpu().numpy()
     return mean, variance
+
+
+def latent_draws(
+    mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], n_samples: int, seed: int
+) -> Float[np.ndarray, "cells draws latent"]:
+    """Draws from the posterior of each cell, float32."""
+    noise = numpy_generator(seed, LATENT).standard_normal((len(mean), n_samples, mean.shape[1]), np.float32)
+    draws: Float[np.ndarray, "cells draws latent"] = mean[:, None] + np.sqrt(variance)[:, None] * noise
+    return draws
 
 
 def log_likelihood_bound(

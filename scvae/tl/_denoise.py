@@ -196,8 +196,10 @@ def denoise(
         with store(place, request.names, adata.obs_names, wanted, request.threshold) as on_disk:
             _fill(on_disk, model, cells, request)
         return None
-    memory = Arrays(request.names, len(cells), len(wanted)) if threshold is None else SparseMatrices(
-        request.names, request.threshold or 0.0
+    memory = (
+        Arrays(request.names, len(cells), len(wanted))
+        if threshold is None
+        else SparseMatrices(request.names, request.threshold or 0.0)
     )
     _fill(memory, model, cells, request)
     target = adata.copy() if copy else adata

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._checks import check_positive_int
 from .._keys import Keys
+from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..fitted import FittedModel
-from ..inference import posterior_moments
+from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ def embed(
     model: FittedModel,
     *,
     beta: float | None = None,
+    n_samples: int = 0,
     layer: str | None = None,
+    rng: SeedLike = 0,
     key_added: str = "scvae",
     copy: bool = False,
 ) -> AnnData | None:
@@ -34,8 +38,14 @@ def embed(
         A fitted model.
     beta
         Of a model of many β, that of the embedding; None for 1 (or the geometric middle of a range without 1).
+    n_samples
+        Draws from each cell's posterior to write besides, for a look at how far a result hangs on what the counts of a
+        cell leave open: ``adata.obsm["X_scvae_samples"][:, i]`` is an embedding of all cells. `scvae.tl.neighbors`
+        makes one graph of several draws.
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    rng
+        Seed or numpy Generator of the draws.
     key_added
         Name of the slots written.
     copy
@@ -50,6 +60,8 @@ def embed(
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent.
+        ``obsm["X_<key_added>_samples"]``
+            float32 draws, cells x n_samples x n_latent, if any were asked for.
 
     Raises
     ------
@@ -58,8 +70,10 @@ def embed(
         `beta` is none that the model was trained for.
     """
     keys = Keys(key_added)
+    n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
     cells = read_cells(adata, model, layer)
     mean, variance = posterior_moments(model, cells, beta=beta)
+    draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None
     target = adata.copy() if copy else adata
-    write(target, obsm={keys.mean: mean, keys.variance: variance})
+    write(target, obsm={keys.mean: mean, keys.variance: variance, keys.samples: draws})
     return target if copy else None

@@ -167,3 +167,29 @@ def test_normalised_values_are_refused_as_at_the_fit():
     other.X = sparse.csr_matrix(np.log1p(other.X.toarray() / other.X.sum(1).A1[:, None] * 1e4))
     with pytest.raises(ValueError, match="log-normalised"):
         scvae.tl.embed(other, model)
+
+
+def test_draws_have_the_moments_of_the_posterior():
+    adata = simulated(n_cells=20)
+    model = fit(adata)
+    scvae.tl.embed(adata, model, n_samples=4000, rng=1)
+    draws, mean, sd = adata.obsm["X_scvae_samples"], adata.obsm["X_scvae"], np.sqrt(adata.obsm["X_scvae_var"])
+    assert draws.shape == (20, 4000, 3)
+    assert draws.dtype == np.float32
+    np.testing.assert_allclose((draws.mean(1) - mean) / sd, 0, atol=5 / np.sqrt(4000))
+    np.testing.assert_allclose(draws.std(1) / sd, 1, atol=5 / np.sqrt(2 * 4000))
+
+
+def test_an_embedding_without_draws_takes_earlier_ones_away():
+    adata = simulated()
+    model = fit(adata)
+    scvae.tl.embed(adata, model, n_samples=2)
+    scvae.tl.embed(adata, model)
+    assert "X_scvae_samples" not in adata.obsm
+
+
+def test_the_number_of_draws_is_checked():
+    adata = simulated()
+    model = fit(adata)
+    with pytest.raises(ValueError, match="n_samples is -1; pass an integer of at least 1"):
+        scvae.tl.embed(adata, model, n_samples=-1)
