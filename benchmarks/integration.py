@@ -1,0 +1,91 @@
+"""Batches mixed and cell types kept: the default fit next to SCVI, Harmony and PCA, over sets and seeds.
+
+Usage: python benchmarks/integration.py EVALUATE.py DATA_FOLDER --peer-python PYTHON [--seeds 3] [--sets NAME ...] [--table]
+
+EVALUATE.py scores one method on one set (same genes, same cells, same scoring for every method); PYTHON is an interpreter
+with scvi-tools, harmonypy and what EVALUATE.py needs. Rows are written to
+benchmarks/results/integration/METHOD__SET__SEED.json; those that are there are not made again; --table only prints.
+
+Scores by scib-metrics (Luecken et al. 2022; BRAS: Rautenstrauch & Ohler 2025), ARI and NMI the best over a fixed grid of
+Leiden resolutions. *Batch* is the mean of iLISI, BRAS and graph connectivity; *bio* that of cLISI, NMI and ARI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "integration"
+METHODS = ("scvae", "scvi", "harmony", "pca")
+SETS = {
+    "pancreas4": [],
+    "sc_mixology": [],
+    "baron_h1": [],
+    "hao_rna500": [],
+    "paul15": [],
+    "worm_embryo": ["--time", "time"],
+}
+BATCH, BIO = ("ilisi", "bras", "graph_conn"), ("clisi", "nmi", "ari")
+SHOWN = {
+    "batch": BATCH,
+    "bio": BIO,
+    **{name: (name,) for name in (*BATCH, *BIO)},
+    "kNN accuracy": ("knn_acc",),
+}
+
+
+def make_row(python: str, evaluate: Path, method: str, data: Path, options: list[str], seed: int) -> None:
+    out = RESULTS / f"{method}__{data.stem}__{seed}.json"
+    if out.exists():
+        return
+    words = [method, str(data), str(out), "--seed", str(seed), "--batch", "batch", *options]
+    done = subprocess.run(
+        [python, str(evaluate), *words], env=os.environ.copy(), capture_output=True, text=True, check=False
+    )
+    print(f"{out.stem}: {'done' if out.exists() else done.stderr[-2000:]}", flush=True)
+
+
+def means_of(method: str, data: str, names: tuple[str, ...]) -> list[float]:
+    """For each seed, the mean of some scores; no seed at all where there is no row."""
+    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{method}__{data}__*.json"))]
+    return [statistics.fmean(row[name] for name in names) for row in rows]
+
+
+def print_tables(sets: list[str]) -> None:
+    for title, names in SHOWN.items():
+        print(f"\n| {title} | " + " | ".join(sets) + " | mean |\n|---" + "|---" * (len(sets) + 1) + "|")
+        for method in METHODS:
+            seeds = [means_of(method, data, names) for data in sets]
+            if not all(seeds):
+                continue
+            means = [statistics.fmean(values) for values in seeds]
+            spread = [f" ± {statistics.stdev(values):.3f}" if title in ("batch", "bio") else "" for values in seeds]
+            cells = [f"{mean:.3f}{more}" for mean, more in zip(means, spread, strict=True)]
+            print(f"| {method} | " + " | ".join(cells) + f" | {statistics.fmean(means):.3f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluate", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--table", action="store_true", help="only print")
+    words = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in range(0 if words.table else words.seeds):
+        for data in words.sets:
+            for method in METHODS:
+                python = sys.executable if method == "scvae" else words.peer_python
+                make_row(python, words.evaluate, method, words.data / f"{data}.h5ad", SETS[data], seed)
+    print_tables(words.sets)
+
+
+if __name__ == "__main__":
+    main()
