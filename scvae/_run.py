@@ -76,6 +76,7 @@ def fit_cells(
         settings.training,
         len(training_cells),
         settings.network.decoder,
+        conditions=settings.schema.n_conditions > 0,
         many_betas=isinstance(settings.beta, tuple),
     )
     settings = replace(settings, training=replace(settings.training, **recipe._asdict()))

@@ -26,22 +26,30 @@ def test_no_recipe_has_too_few_steps(n_cells):
 
 
 def test_batches_and_learning_rate_grow_together():
-    assert make_recipe(TrainingConfig(), 9_999)[1:] == (128, 3e-3)
-    assert make_recipe(TrainingConfig(), 10_000)[1:] == (256, pytest.approx(3e-3 * math.sqrt(2)))
-    assert make_recipe(TrainingConfig(batch_size=16), 10_000)[1:] == (16, 3e-3)
-    assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 6e-3)
+    assert make_recipe(TrainingConfig(), 9_999)[1:] == (128, 6e-3)
+    assert make_recipe(TrainingConfig(), 10_000)[1:] == (256, pytest.approx(6e-3 * math.sqrt(2)))
+    assert make_recipe(TrainingConfig(batch_size=16), 10_000)[1:] == (16, 6e-3)
+    assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 12e-3)
 
 
 def test_a_model_of_many_betas_learns_faster_and_a_little_longer():
     one, many = (make_recipe(TrainingConfig(), 5_000, many_betas=many) for many in (False, True))
-    assert many == (round(1.1 * one.epochs), one.batch_size, pytest.approx(3 * one.learning_rate))
+    assert many == (round(1.1 * one.epochs), one.batch_size, pytest.approx(1.5 * one.learning_rate))
     config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
     assert make_recipe(config, 5_000, many_betas=True) == (3, 77, 0.01)
 
 
-def test_what_the_user_sets_is_kept():
+def test_with_batches_there_are_twice_as_many_epochs_where_cells_are_many_enough_for_the_steps():
+    assert [default_epochs(4_000, 128, conditions=one) for one in (False, True)] == [40, 80]
+    assert [default_epochs(80_000, 256, conditions=one) for one in (False, True)] == [20, 40]
+    alone, mixed = (make_recipe(TrainingConfig(), 500, conditions=conditions) for conditions in (False, True))
+    assert mixed == alone
+
+
+@pytest.mark.parametrize("conditions", [False, True])
+def test_what_the_user_sets_is_kept(conditions):
     config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
-    assert make_recipe(config, 123_456) == (3, 77, 0.01)
+    assert make_recipe(config, 123_456, conditions=conditions) == (3, 77, 0.01)
 
 
 @pytest.mark.parametrize("validation_fraction", [0.0, 0.25])
