@@ -3,7 +3,9 @@
 from ._denoise import denoise
 from ._diagnose import diagnose
 from ._embed import embed
+from ._generate import generate
 from ._log_likelihood import log_likelihood
 from ._prune import prune
+from ._sample import sample
 
-__all__ = ["denoise", "diagnose", "embed", "log_likelihood", "prune"]
+__all__ = ["denoise", "diagnose", "embed", "generate", "log_likelihood", "prune", "sample"]
