@@ -93,7 +93,7 @@ def denoise(
         A batch of the model's, or several to be averaged over: what is expected of the cell had it been measured there.
         None for its own batch. Other covariates stay as they are.
     n_samples
-        Draws of z a cell; 0 for the decoder at the posterior mean, quicker and a little worse.
+        Draws of z a cell; 0 for the decoder at the posterior mean, quicker, and as close to the truth (benchmarks/denoise.py).
     interval
         A probability, e.g. 0.9: also write the ends of the central interval that holds this share of the draws'
         expected values (quantiles, linear between draws). It tells what is not known of the *expected* value because z

@@ -141,7 +141,7 @@ def generate(
         origin = _from_cells(model, read_cells(like, model, layer), n, chosen, given, at, seed)
     pieces = []
     with torch.no_grad(), working_on(model.device):
-        for part in chunks(n, max(1, TABLE // (TABLES * len(model.genes)))):
+        for part in chunks(n, max(1, int(TABLE / (TABLES * len(model.genes))))):
             cells = Batch(
                 x=torch.zeros(len(part), 0),
                 library=torch.from_numpy(origin.library[part]),

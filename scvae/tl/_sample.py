@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 VALUES = 51  # stream of the random numbers that draw values
-TABLES = 8  # float32 tables that drawing one of a negative binomial takes
+TABLES = 8.0  # float32 tables that drawing one of a negative binomial takes
 
 
 def sample(
