@@ -16,7 +16,7 @@ auc: gradient boosting on 30 principal components of log1p(counts per median lib
 of zeros, cross-validated in 5 folds, a held-out cell and the draw from it in the same one; 0.5 is best. auc_depth: the
 same on log library size and share of zeros alone. Per gene: correlation of log means, median of |log ratio| of the
 variances (genes with a mean above 0.05), mean |difference| of the zero fractions.
-Rows are written to benchmarks/results/generate/METHOD.json; --table only prints what is there.
+Rows are written to benchmarks/results/generate/METHOD.json, where those of other sets stay; --table only prints what is there.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ import scipy.sparse as sp
 
 RESULTS = Path(__file__).parent / "results" / "generate"
 PEER = Path(__file__).parent / "_generative" / "scvi_peer.py"
+KEYS = ("set", "kind", "seed")
 METHODS = ("real", "scvae", "scvi")
 SCORES = ("auc", "auc_depth", "mean_correlation", "variance_error", "zero_error")
 
@@ -96,12 +97,12 @@ def scored(real: sp.csr_matrix, drawn: sp.csr_matrix) -> Row:
     }
 
 
-def real(train: ad.AnnData, held_out: ad.AnnData, seed: int, peer: str | None) -> Iterator[tuple[str, sp.csr_matrix]]:
+def real(train: ad.AnnData, held_out: ad.AnnData, seed: int, _peer: str | None) -> Iterator[tuple[str, sp.csr_matrix]]:
     chosen = np.random.default_rng(seed).permutation(train.n_obs)[: held_out.n_obs]
     yield "real", train.X[chosen]
 
 
-def scvae(train: ad.AnnData, held_out: ad.AnnData, seed: int, peer: str | None) -> Iterator[tuple[str, sp.csr_matrix]]:
+def scvae(train: ad.AnnData, held_out: ad.AnnData, seed: int, _peer: str | None) -> Iterator[tuple[str, sp.csr_matrix]]:
     import scvae
 
     model = scvae.fit(train, batch_key="batch" if "batch" in train.obs else None, rng=seed, verbose=False)
@@ -127,19 +128,20 @@ RUN = {"real": real, "scvae": scvae, "scvi": scvi}
 
 
 def measure(method: str, files: list[Path], seeds: int, peer: str | None) -> None:
-    target, rows = RESULTS / f"{method}.json", []
+    target = RESULTS / f"{method}.json"
+    rows = {tuple(row[key] for key in KEYS): row for row in _stored(target)}
     for seed in range(1 if method == "scvi" else seeds):
         for path in files:
             train, held_out = read(path)
             for kind, drawn in RUN[method](train, held_out, seed, peer):
-                rows.append({"set": path.stem, "kind": kind, "seed": seed} | scored(held_out.X, drawn))
-                print(json.dumps(rows[-1]), flush=True)
-            target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                row = {"set": path.stem, "kind": kind, "seed": seed} | scored(held_out.X, drawn)
+                print(json.dumps(row), flush=True)
+                rows[tuple(row[key] for key in KEYS)] = row
+            target.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
 
 
 def print_tables() -> None:
-    paths = [RESULTS / f"{method}.json" for method in METHODS]
-    rows = [row for path in paths if path.exists() for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = [row for method in METHODS for row in _stored(RESULTS / f"{method}.json")]
     sets, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "kind"))
     for score in SCORES:
         print(f"\n| {score} | " + " | ".join(sets) + " | mean |\n" + "|---" * (len(sets) + 2) + "|")
@@ -149,6 +151,10 @@ def print_tables() -> None:
             shown = ["" if mean is None else f"{mean:.3f}" for mean in means]
             every = "" if None in means else f"{statistics.fmean(m for m in means if m is not None):.3f}"
             print(f"| {kind} | " + " | ".join(shown) + f" | {every} |")
+
+
+def _stored(path: Path) -> list[Row]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def main() -> None:

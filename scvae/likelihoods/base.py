@@ -123,7 +123,9 @@ class OutputLayer(nn.Module):
         return torch.addmm(of_genes(self.bias, genes), features, of_genes(self.weight, genes, 0).T)
 
 
-def of_genes(values: Float[Tensor, "..."], genes: Int[Tensor, " chosen"] | None, axis: int = -1) -> Float[Tensor, "..."]:
+def of_genes(
+    values: Float[Tensor, "..."], genes: Int[Tensor, " chosen"] | None, axis: int = -1
+) -> Float[Tensor, "..."]:
     """The values of the genes chosen; all of them without a choice."""
     return values if genes is None else values.index_select(axis, genes)
 

@@ -143,7 +143,6 @@ class CountLikelihood(Likelihood):
         library = repeat_cells(batch.library, features.shape[0])
         return of_genes(reference.log_softmax_mean(self.output(features), library).to(features.dtype), genes)
 
-
     def expected(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "rows genes"]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import pandas as pd
@@ -85,7 +85,13 @@ class Store(Destination):
             shape = (len(cells), len(genes))
             for name, place in self.places.items():
                 self.arrays[name] = zarr.open_array(
-                    store=str(folder), path=place, mode="w", shape=shape, chunks=(rows, len(genes)), dtype="f4", **version
+                    store=str(folder),
+                    path=place,
+                    mode="w",
+                    shape=shape,
+                    chunks=(rows, len(genes)),
+                    dtype="f4",
+                    **version,
                 )
                 self.arrays[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 

@@ -22,7 +22,7 @@ from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
 from ..fitted import FittedModel
 from ..kernels.context import working_on
 from ._drawn import draw_values, drawn_cells, stacked
-from ._mixture import FEWEST, Mixture, fit_mixture
+from ._mixture import Mixture, fit_mixture
 from ._read import read_cells
 from ._sample import TABLES
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PRIOR, MIXTURE, VALUES = 52, 53, 54  # streams of random numbers
+FEWEST = 10  # draws per column that a mixture is fitted to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +72,7 @@ def generate(
 
     With `like`, a mixture of normal distributions over z and the log library size together is fitted in each batch to
     one draw of the posterior of each cell, i.e. to the aggregate posterior (Makhzani et al. 2016; Ghosh et al. 2020
-    likewise fit a density after training). The number of components, 1 to 64, is the one with the lowest BIC.
+    likewise fit a density after training). The number of components, 1 to 64, is the one with the lowest AIC.
 
     Parameters
     ----------
@@ -171,15 +172,15 @@ def _from_prior(model: FittedModel, n: int, chosen: tuple[int, ...] | None, give
     absent = [key for key in columns if key not in there]
     if absent:
         raise ValueError(
-            f"the model has the covariates {listing(columns)}, and nothing says what {listing(absent)} of the new cells "
-            "should be; pass covariates={column: value}, or like=, cells to draw them from"
+            f"the model has the covariates {listing(columns)}, and nothing says what {listing(absent)} of the new "
+            "cells should be; pass covariates={column: value}, or like=, cells to draw them from"
         )
     known = set() if sizes is None else {code for code, count in enumerate(sizes.n_cells) if count > 0}
     wanted = chosen or tuple(sorted(known)) or tuple(range(max(1, n_batches)))
     if schema.kind != "real" and not known.issuperset(wanted):
         raise ValueError(
-            "the model does not know the library sizes of the cells to draw (it was saved before they were recorded, or "
-            "learnt a batch later); pass like=, cells to be like"
+            "the model does not know the library sizes of the cells to draw (it was saved before they were recorded, "
+            "or learnt a batch later); pass like=, cells to be like"
         )
     counts = np.ones(len(wanted)) if sizes is None else np.array([sizes.n_cells[code] for code in wanted], float)
     batch = np.array(wanted)[rng.choice(len(wanted), size=n, p=counts / counts.sum())]

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 GRID = (1, 2, 4, 8, 16, 32, 64)  # numbers of components tried
 MOST_POINTS = 20_000  # that a mixture is fitted to
-FEWEST = 10  # points per column for a covariance
-RIDGE = 1e-4  # added to variances, of standardised columns
+FEWEST = 3  # points per column for a covariance
+RIDGE = 1e-3  # added to variances, of standardised columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,9 +57,11 @@ class Mixture:
 
 
 def fit_mixture(points: Float[np.ndarray, "points columns"], rng: np.random.Generator) -> Mixture:
-    """The mixture with the lowest BIC among some numbers of components, each with a covariance of its own.
+    """The mixture with the lowest AIC among some numbers of components, each with a covariance of its own.
 
-    Trying ends where a larger number is no better.
+    Trying ends where a larger number is no better. By BIC, rare types share a component with others: generated cells of
+    baron_h1 were told from real ones with an area under the curve of 0.79, by AIC of 0.71, by the posteriors of the
+    cells themselves of 0.72.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
@@ -75,8 +77,8 @@ def fit_mixture(points: Float[np.ndarray, "points columns"], rng: np.random.Gene
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 steps it is as good as it gets
             mixture.fit(standard)
-        bic = mixture.bic(standard)
-        if bic >= lowest:
+        criterion = mixture.aic(standard)
+        if criterion >= lowest:
             break
-        best, lowest = mixture, bic
+        best, lowest = mixture, criterion
     return Mixture(best, centre, scale)

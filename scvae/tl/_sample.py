@@ -60,8 +60,8 @@ def sample(
     Returns
     -------
     AnnData
-        New cells, n_samples x cells of `adata` x modelled genes: all cells once, all cells again, and so on. Extra zeros
-        of ``"zinb"`` are drawn too. Slots:
+        New cells, n_samples x cells of `adata` x modelled genes: all cells once, all cells again, and so on. Extra
+        zeros of ``"zinb"`` are drawn too. Slots:
 
         ``X``
             float32 values drawn, CSR (dense for real values); also in the layer that the model reads, if it has one.

@@ -49,7 +49,7 @@ def case(likelihood="nb", **options):
 
 
 def test_a_linear_normal_model_gives_its_posterior_mean_and_its_quantiles():
-    model, cells, x = linear_normal(LOADINGS, n_cells=40)
+    model, _, x = linear_normal(LOADINGS, n_cells=40)
     adata = ad.AnnData(x)
     scvae.tl.denoise(adata, model, n_samples=2000, interval=0.9)
     square = (LOADINGS**2).sum(0)
@@ -183,7 +183,8 @@ def test_genes_just_those_of_adata_make_a_layer_and_any_others_a_table_in_obsm()
     scvae.tl.denoise(adata, model, n_samples=20, interval=0.9)
     assert set(SLOTS) <= set(adata.layers)
     assert not set(SLOTS) & set(adata.obsm)
-    wider = ad.concat([adata, ad.AnnData(sparse.csr_matrix((50, 3)), adata.obs[[]], pd.DataFrame(index=list("xyz")))], axis=1, merge="first")
+    others = ad.AnnData(sparse.csr_matrix((50, 3)), adata.obs[[]], pd.DataFrame(index=list("xyz")))
+    wider = ad.concat([adata, others], axis=1, merge="first")
     scvae.tl.denoise(wider, model, n_samples=20, interval=0.9)
     assert not set(SLOTS) & set(wider.layers)
     assert list(wider.obsm["scvae_denoised"].columns) == list(model.genes)
@@ -320,7 +321,12 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
         ("nb", {"library_size": 0}, ValueError, "library_size is 0"),
         ("nb", {"n_samples": -1}, ValueError, "n_samples is -1"),
         ("nb", {"n_samples": 2.5}, TypeError, "n_samples is 2.5"),
-        ("nb", {"interval": 0.9, "n_samples": 19}, ValueError, "too few for the ends of a 0.9 interval; pass at least 20"),
+        (
+            "nb",
+            {"interval": 0.9, "n_samples": 19},
+            ValueError,
+            "too few for the ends of a 0.9 .* at least 20",
+        ),
         ("nb", {"interval": 1.0}, ValueError, "interval is 1.0; pass a probability"),
         ("nb", {"threshold": -0.1}, ValueError, "threshold is -0.1"),
         ("nb", {"overwrite": True}, ValueError, "overwrite=True has no effect without path"),
@@ -332,7 +338,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
         ("gaussian", {"threshold": 0.0}, ValueError, "threshold is for counts and binary data"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_adata_is_as_it_was(likelihood, options, error, message, digest, tmp_path, monkeypatch):
+def test_what_makes_no_sense_is_refused(likelihood, options, error, message, digest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     adata, model = case(likelihood)
     before = digest(adata)
@@ -372,12 +378,14 @@ def mb(name):
 
 rng = np.random.default_rng(0)
 n = 50 * N_CELLS
-x = sparse.csr_matrix((np.ones(n, np.float32), rng.integers(N_GENES, size=n), np.arange(0, n + 1, 50)), (N_CELLS, N_GENES))
+parts = np.ones(n, np.float32), rng.integers(N_GENES, size=n), np.arange(0, n + 1, 50)
+x = sparse.csr_matrix(parts, (N_CELLS, N_GENES))
 x.sum_duplicates()
 adata = AnnData(x)
 few = adata[:300].copy()
 few.X[0] = 1
-model = scvae.fit(few, rng=0, verbose=False, network=scvae.NetworkConfig(width=8), training=scvae.TrainingConfig(epochs=1))
+settings = {"network": scvae.NetworkConfig(width=8), "training": scvae.TrainingConfig(epochs=1)}
+model = scvae.fit(few, rng=0, verbose=False, **settings)
 scvae.tl.denoise(few, model, n_samples=0, threshold=0.1)
 before, grown = mb("VmHWM"), {}
 for name, options in {
@@ -404,7 +412,12 @@ def test_memory_grows_with_cells_times_genes_only_where_a_dense_layer_is_asked_f
     except ImportError:
         arguments = []
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=600, check=False, env=environment
+        [sys.executable, "-c", SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=environment,
     )
     assert run.returncode == 0, run.stderr
     grown = json.loads(run.stdout)

@@ -91,7 +91,7 @@ def test_a_model_remembers_the_library_sizes_in_its_file_and_one_from_before_say
     del record["libraries"]
     save_file(load_file(path), path, metadata | {"record": json.dumps(record)})
     earlier = scvae.load(path)
-    with pytest.raises(ValueError, match="saved before they were recorded.*pass like="):
+    with pytest.raises(ValueError, match=r"saved before they were recorded.*pass like="):
         scvae.tl.generate(earlier, n=5)
     assert scvae.tl.generate(earlier, n=5, like=adata).n_obs == 5
 
@@ -101,7 +101,7 @@ def test_a_batch_whose_library_sizes_are_unknown_is_not_made_up():
     libraries = LibrarySizes((50, 0), (model.libraries.log_quantiles[0], ()))
     model = dataclasses.replace(model, libraries=libraries)
     assert set(scvae.tl.generate(model, n=20).obs["batch"]) == {"batch 0"}
-    with pytest.raises(ValueError, match="learnt a batch later.*pass like="):
+    with pytest.raises(ValueError, match=r"learnt a batch later.*pass like="):
         scvae.tl.generate(model, n=5, batch="batch 1")
 
 

@@ -31,9 +31,7 @@ def fitted(likelihood="nb"):
 @functools.cache
 def fixed(likelihood):
     """A model whose posteriors have nearly no width, so that draws of a cell follow one known law; and its tables."""
-    adata = scvae.datasets.simulate(
-        n_cells=20, n_genes=8, likelihood=likelihood, mean_library=80.0, truth=False, rng=0
-    )
+    adata = scvae.datasets.simulate(n_cells=20, n_genes=8, likelihood=likelihood, mean_library=80.0, truth=False, rng=0)
     model = fit(adata, likelihood=likelihood)
     with torch.no_grad():
         model.network.encoder.log_variance.weight.zero_()
@@ -106,7 +104,7 @@ def test_the_model_reads_what_it_has_drawn_and_a_file_keeps_it(tmp_path):
     adata.layers["counts"], adata.X = adata.X, None
     model = fit(adata, layer="counts", batch_key="batch")
     drawn = scvae.tl.sample(adata, model)
-    assert (drawn.X != drawn.layers["counts"]).nnz == 0
+    assert (drawn.layers["counts"] != drawn.X).nnz == 0
     drawn.X.data[:] = 0.5  # X is scaled in place by scanpy: the counts must not change with it
     scvae.tl.embed(drawn, model)
     drawn.write_h5ad(tmp_path / "drawn.h5ad")
