@@ -16,7 +16,8 @@ corrupted cell are compared with the true ones there: median and mean absolute e
 
 Both on genes with a count in the corrupted matrix. Methods: `mean`, the proportions of all cells together; `scvae`,
 scvae.tl.denoise; `scvae_mean`, the same at the posterior mean alone; `scvi`, get_normalized_expression of 25 draws.
-Rows are written to benchmarks/results/denoise/METHOD.json, where those of other sets stay; --table only prints what is there.
+Rows are written to benchmarks/results/denoise/METHOD.json, where those of other sets stay; --table only prints
+what is there.
 """
 
 from __future__ import annotations

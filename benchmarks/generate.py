@@ -16,7 +16,8 @@ auc: gradient boosting on 30 principal components of log1p(counts per median lib
 of zeros, cross-validated in 5 folds, a held-out cell and the draw from it in the same one; 0.5 is best. auc_depth: the
 same on log library size and share of zeros alone. Per gene: correlation of log means, median of |log ratio| of the
 variances (genes with a mean above 0.05), mean |difference| of the zero fractions.
-Rows are written to benchmarks/results/generate/METHOD.json, where those of other sets stay; --table only prints what is there.
+Rows are written to benchmarks/results/generate/METHOD.json, where those of other sets stay; --table only prints
+what is there.
 """
 
 from __future__ import annotations
