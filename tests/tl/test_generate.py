@@ -114,19 +114,20 @@ def test_of_real_values_no_library_is_kept():
 
 def test_a_mixture_finds_the_clouds_that_points_were_drawn_from():
     rng = np.random.default_rng(0)
+    # the last column as the log library size: each cloud has its own
     centres, sds = np.array([[0, 0, 5.0], [6, 0, 6.0]]), np.array([[1, 0.5, 0.2], [0.3, 1, 0.2]])
     home = rng.choice(2, size=3000, p=[0.7, 0.3])
     points = centres[home] + sds[home] * rng.standard_normal((3000, 3))
     mixture = fit_mixture(points, rng)
     assert mixture.n_components == 2
     drawn, component = mixture.draw(20_000, rng)
-    cloud = (drawn[:, 0] > 3).astype(int)
-    assert cloud.mean() == pytest.approx(0.3, abs=0.03)
-    for k in range(2):
-        np.testing.assert_allclose(drawn[cloud == k].mean(0), centres[k], atol=0.08)
-        np.testing.assert_allclose(drawn[cloud == k].std(0), sds[k], rtol=0.08)
-        assert len(set(component[cloud == k])) == 1
-    assert (mixture.components_of(points, rng)[home == 0] == component[cloud == 0][0]).all()
+    second = component == component[drawn[:, 0].argmax()]
+    assert second.mean() == pytest.approx(0.3, abs=0.03)
+    for k, members in enumerate((~second, second)):
+        np.testing.assert_allclose(drawn[members].mean(0), centres[k], atol=0.08)
+        np.testing.assert_allclose(drawn[members].std(0), sds[k], rtol=0.08)
+    found = mixture.components_of(points, rng) == component[drawn[:, 0].argmax()]
+    assert (found == home).mean() > 0.995  # 6 from one centre to the other, and 3 sd: few lie between
 
 
 def test_cells_like_those_of_one_kind_are_of_that_kind():
@@ -142,21 +143,6 @@ def test_cells_like_those_of_one_kind_are_of_that_kind():
     one = scvae.tl.generate(model, n=500, like=cells[z[:, 0] > 0])
     assert (one.obsm["X_scvae"][:, 0] > 1).mean() > 0.97
     assert one.uns["scvae"]["drawn"]["source"] == "aggregate posterior"
-
-
-def test_the_library_goes_with_the_kind_of_cell():
-    adata, model = fitted()
-    adata = adata[adata.obs["batch"] == "batch 1"].copy()
-    model = fit(adata, training=TrainingConfig(epochs=20, batch_size=32))
-    direction = np.linalg.lstsq(adata.obsm["X_scvae"], np.log(library_of(adata)) - np.log(library_of(adata)).mean())[0]
-
-    def correlation(cells):
-        return np.corrcoef(cells.obsm["X_scvae"] @ direction, np.log(library_of(cells)))[0, 1]
-
-    real = correlation(scvae.tl.sample(adata, model, n_samples=10))
-    assert real > 0.3  # in so short a fit, z tells how many counts a cell has
-    assert correlation(scvae.tl.generate(model, n=3000, like=adata)) == pytest.approx(real, abs=0.1)
-    assert abs(correlation(scvae.tl.generate(model, n=3000))) < 0.1  # the prior knows of no such thing
 
 
 def test_each_batch_is_drawn_like_its_own_cells():

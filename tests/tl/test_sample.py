@@ -44,7 +44,7 @@ def fixed(likelihood):
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli"])
 def test_draws_have_the_moments_and_the_zeros_of_their_law(likelihood):
     adata, model, table = fixed(likelihood)
-    n = 4000
+    n = 1000
     x = scvae.tl.sample(adata, model, n_samples=n).X.toarray().reshape(n, 20, 8).astype(np.float64)
     base = table.base if likelihood == "zinb" else table
     if likelihood == "bernoulli":
@@ -58,7 +58,7 @@ def test_draws_have_the_moments_and_the_zeros_of_their_law(likelihood):
     mean = (1 - lost) * law.mean()
     variance = (1 - lost) * (law.var() + law.mean() ** 2) - mean**2
     assert np.abs((x.mean(0) - mean) / np.sqrt(variance / n)).max() < 4.5
-    np.testing.assert_allclose(x.var(0).sum(), variance.sum(), rtol=0.03)
+    np.testing.assert_allclose(x.var(0).sum(), variance.sum(), rtol=0.05)
     zero = lost + (1 - lost) * law.pmf(0)
     assert np.abs((x == 0).mean(0) - zero).max() < 4.5 * np.sqrt(0.25 / n)
 
@@ -66,14 +66,14 @@ def test_draws_have_the_moments_and_the_zeros_of_their_law(likelihood):
 def test_the_posterior_is_drawn_too():
     """x' = W z + noise with z ~ N(mean, V): the variance of the draws is W V W' + noise^2."""
     model, _, x = linear_normal(LOADINGS, n_cells=10)
-    drawn = scvae.tl.sample(ad.AnnData(x), model, n_samples=5000)
+    drawn = scvae.tl.sample(ad.AnnData(x), model, n_samples=2000)
     square = (LOADINGS**2).sum(0)
     mean = x @ (LOADINGS / (square + NOISE**2)) @ LOADINGS.T
     covariance = (LOADINGS * (NOISE**2 / (square + NOISE**2))) @ LOADINGS.T + NOISE**2 * np.eye(4)
-    values = drawn.X.reshape(5000, 10, 4)
-    np.testing.assert_allclose(values.mean(0), mean, atol=5 * np.sqrt(covariance.max() / 5000))
+    values = drawn.X.reshape(2000, 10, 4)
+    np.testing.assert_allclose(values.mean(0), mean, atol=5 * np.sqrt(covariance.max() / 2000))
     for cell in range(10):
-        np.testing.assert_allclose(np.cov(values[:, cell], rowvar=False), covariance, atol=0.05)
+        np.testing.assert_allclose(np.cov(values[:, cell], rowvar=False), covariance, atol=0.06)
     noise = drawn.X - drawn.obsm["X_scvae"] @ LOADINGS.T
     np.testing.assert_allclose(noise.std(0), NOISE, rtol=0.03)  # obsm has the z that the values were drawn with
 
@@ -81,18 +81,18 @@ def test_the_posterior_is_drawn_too():
 def test_every_cell_keeps_its_name_its_columns_and_its_library(digest):
     adata, model = fitted()
     before = digest(adata)
-    drawn = scvae.tl.sample(adata, model, n_samples=300)
+    drawn = scvae.tl.sample(adata, model, n_samples=100)
     assert digest(adata) == before
     assert list(drawn.obs_names[:2]) == ["cell_0_0", "cell_1_0"]
-    assert drawn.obs_names[-1] == "cell_39_299"
+    assert drawn.obs_names[-1] == "cell_39_99"
     assert list(drawn.var_names) == list(model.genes)
     assert drawn.X.dtype == np.float32
     assert sparse.issparse(drawn.X)
-    assert (drawn.obs["scvae_cell"].to_numpy() == np.tile(adata.obs_names, 300)).all()
-    assert (drawn.obs["scvae_draw"].to_numpy() == np.repeat(np.arange(300), 40)).all()
-    assert (drawn.obs["batch"].to_numpy() == np.tile(adata.obs["batch"], 300)).all()
-    library = np.asarray(drawn.X.sum(1)).reshape(300, 40)
-    error = library.std(0) / np.sqrt(300)
+    assert (drawn.obs["scvae_cell"].to_numpy() == np.tile(adata.obs_names, 100)).all()
+    assert (drawn.obs["scvae_draw"].to_numpy() == np.repeat(np.arange(100), 40)).all()
+    assert (drawn.obs["batch"].to_numpy() == np.tile(adata.obs["batch"], 100)).all()
+    library = np.asarray(drawn.X.sum(1)).reshape(100, 40)
+    error = library.std(0) / np.sqrt(100)
     assert np.abs((library.mean(0) - np.asarray(adata.X.sum(1)).ravel()) / error).max() < 4.5
     once = scvae.tl.sample(adata, model)
     assert once.obs_names.equals(adata.obs_names)
