@@ -197,10 +197,10 @@ def denoise(
         with store(place, request.names, adata.obs_names, wanted, request.threshold) as on_disk:
             _fill(on_disk, model, cells, request)
         return None
-    memory = (
+    memory: Arrays | SparseMatrices = (
         Arrays(request.names, len(cells), len(wanted))
-        if threshold is None
-        else SparseMatrices(request.names, request.threshold or 0.0)
+        if request.threshold is None
+        else SparseMatrices(request.names, request.threshold)
     )
     _fill(memory, model, cells, request)
     target = adata.copy() if copy else adata
@@ -287,7 +287,7 @@ def _chosen(columns: np.ndarray, model: FittedModel) -> Tensor | None:
     return torch.from_numpy(columns.astype(np.int64)).to(model.device)
 
 
-def _library(library_size: float | Literal["observed"] | None, model: FittedModel) -> float | None:
+def _library(library_size: object, model: FittedModel) -> float | None:
     """The library size to decode at; None for the cell's own."""
     head = model.network.likelihood
     if model.schema.kind == "real":

@@ -32,7 +32,8 @@ def draw_values(
 
 def stacked(pieces: list[Values], kind: Kind) -> Values:
     """Pieces one below the other."""
-    return np.concatenate(pieces) if kind == "real" else sp.vstack(pieces, format="csr")
+    whole: Values = np.concatenate(pieces) if kind == "real" else sp.vstack(pieces, format="csr")
+    return whole
 
 
 def drawn_cells(

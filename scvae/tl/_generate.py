@@ -297,7 +297,8 @@ def _codes(column: Categorical, value: Any, n: int) -> Int[np.ndarray, " cells"]
             f"covariates[{column.key!r}] has {listing(unknown)}, unknown to the model; possible are "
             f"{listing(column.categories)}"
         )
-    return codes.astype(np.int64)
+    known: Int[np.ndarray, " cells"] = codes.astype(np.int64)
+    return known
 
 
 def _numbers(column: Numeric, value: Any, n: int) -> Float[np.ndarray, " cells"]:

@@ -43,7 +43,8 @@ class Mixture:
         """The component of each point, drawn by how probable each is."""
         share = self.fitted.predict_proba((points - self.centre) / self.scale).cumsum(axis=1)
         uniform = rng.random((len(points), 1)) * share[:, -1:]
-        return (share < uniform).sum(axis=1).astype(np.int64)
+        component: Int[np.ndarray, " points"] = (share < uniform).sum(axis=1).astype(np.int64)
+        return component
 
     def draw(
         self, n: int, rng: np.random.Generator
