@@ -1,9 +1,10 @@
 """Denoised expression against molecules and counts that the fit has not seen, next to SCVI and a mean profile.
 
-Usage: python benchmarks/denoise.py DATA.h5ad ... [--methods mean scvae scvi] [--seeds 3] [--peer-python PYTHON] [--table]
+Usage: python benchmarks/denoise.py DATA.h5ad ... [--methods mean scvae scvi] [--tests thinning dropout]
+    [--seeds 3] [--peer-python P] [--table]
 
 Each file holds raw counts in X and the genes to model; obs["batch"], where it has several values, is passed as batch.
-PYTHON is an interpreter with scvi-tools; SCVI is fitted with seed 0 only (minutes a fit).
+P is an interpreter with scvi-tools; SCVI is fitted with seed 0 only (minutes a fit).
 
 thinning: each molecule is kept with probability 0.8 (binomial thinning of the counts), the kept ones are fitted and
 denoised, and the others are scored: mean log-likelihood of a held-out molecule under the denoised proportions of its
@@ -15,7 +16,8 @@ corrupted cell are compared with the true ones there: median and mean absolute e
 
 Both on genes with a count in the corrupted matrix. Methods: `mean`, the proportions of all cells together; `scvae`,
 scvae.tl.denoise; `scvae_mean`, the same at the posterior mean alone; `scvi`, get_normalized_expression of 25 draws.
-Rows are written to benchmarks/results/denoise/METHOD.json; --table only prints what is there.
+Rows are written to benchmarks/results/denoise/METHOD.json, where those of other sets stay; --table only prints
+what is there.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import scipy.sparse as sp
 RESULTS = Path(__file__).parent / "results" / "denoise"
 PEER = Path(__file__).parent / "_generative" / "scvi_peer.py"
 KEPT, DROPPED = 0.8, 0.1
+KEYS = ("set", "test", "seed")
 METHODS = ("mean", "scvae", "scvae_mean", "scvi")
 SCORES = {"thinning": ("log_likelihood",), "dropout": ("median_error", "mean_error")}
 
@@ -89,12 +92,14 @@ def scored(test: str, proportions: np.ndarray, adata: ad.AnnData, truth: Truth) 
     return {"median_error": float(np.median(error)), "mean_error": float(error.mean())}
 
 
-def mean_profile(adata: ad.AnnData, seed: int, peer: str | None) -> tuple[np.ndarray, float]:
+def mean_profile(adata: ad.AnnData, _seed: int, _peer: str | None) -> tuple[np.ndarray, float]:
     total = np.asarray(adata.X.sum(0)).ravel()
     return np.broadcast_to(total / total.sum(), adata.shape), 0.0
 
 
-def scvae_draws(adata: ad.AnnData, seed: int, peer: str | None, n_samples: int | None = None) -> tuple[np.ndarray, float]:
+def scvae_draws(
+    adata: ad.AnnData, seed: int, _peer: str | None, n_samples: int | None = None
+) -> tuple[np.ndarray, float]:
     import scvae
 
     started = time.perf_counter()
@@ -123,17 +128,19 @@ def scvi(adata: ad.AnnData, seed: int, peer: str | None) -> tuple[np.ndarray, fl
 RUN = {"mean": mean_profile, "scvae": scvae_draws, "scvae_mean": scvae_posterior_mean, "scvi": scvi}
 
 
-def measure(method: str, files: list[Path], seeds: int, peer: str | None) -> None:
-    target, rows = RESULTS / f"{method}.json", []
+def measure(method: str, tests: list[str], files: list[Path], seeds: int, peer: str | None) -> None:
+    rows = {tuple(row[key] for key in KEYS): row for row in _stored(method)}
     for seed in range(seeds if method.startswith("scvae") else 1):
-        for test in CORRUPTIONS:
+        for test in tests:
             for path in files:
                 adata, truth = corrupted(path, test)
                 proportions, seconds = RUN[method](adata, seed, peer)
                 row = {"set": path.stem, "test": test, "method": method, "seed": seed, "fit_seconds": seconds}
-                rows.append(row | scored(test, proportions, adata, truth))
-                print(json.dumps(rows[-1]), flush=True)
-                target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                row |= scored(test, proportions, adata, truth)
+                print(json.dumps(row), flush=True)
+                rows[tuple(row[key] for key in KEYS)] = row
+                text = json.dumps(list(rows.values()), indent=1) + "\n"
+                (RESULTS / f"{method}.json").write_text(text, encoding="utf-8")
 
 
 def print_tables() -> None:
@@ -163,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", metavar="DATA.h5ad")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--tests", nargs="+", choices=list(CORRUPTIONS), default=list(CORRUPTIONS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer-python", default=os.environ.get("PEER_PYTHON"))
     parser.add_argument("--table", action="store_true")
@@ -170,7 +178,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
         for method in arguments.methods:
-            measure(method, arguments.files, arguments.seeds, arguments.peer_python)
+            measure(method, arguments.tests, arguments.files, arguments.seeds, arguments.peer_python)
     print_tables()
 
 

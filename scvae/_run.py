@@ -25,6 +25,7 @@ from .config import NetworkConfig, TrainingConfig, to_json
 from .data.batches import chunks, split
 from .data.feeds import single_pass
 from .data.intake import Cells
+from .data.libraries import LibrarySizes
 from .data.schema import Schema
 from .data.summary import summarize
 from .fitted import ACTIVE_ABOVE, FittedModel, Outcome, beta_range, in_use
@@ -196,7 +197,13 @@ def _fitted(network: VAE, cells: Cells, settings: Settings, progress: Progress, 
         seed=settings.seed,
         versions=_versions(),
         trained_on=cells.fingerprint(),
+        libraries=_libraries(cells, settings.schema),
     )
+
+
+def _libraries(cells: Cells, schema: Schema) -> LibrarySizes | None:
+    n_batches = len(schema.batch.categories) if schema.batch else 1
+    return None if schema.kind == "real" else LibrarySizes.of(cells, n_batches)
 
 
 def _settings(model: FittedModel) -> Settings:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,10 +164,11 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
             f"genes has {len(missing):,} names that the model does not know: {listing(missing)}; it models "
             f"{len(model.genes):,} genes, named in model.genes"
         )
-    return found.astype(np.int64)
+    positions: Int[np.ndarray, " chosen"] = found.astype(np.int64)
+    return positions
 
 
-def batch_codes(model: FittedModel, names: str | Sequence[str], argument: str) -> tuple[int, ...]:
+def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...]:
     """Codes of one or several batches of the model.
 
     Raises
@@ -177,8 +179,8 @@ def batch_codes(model: FittedModel, names: str | Sequence[str], argument: str) -
     column = model.schema.batch
     if column is None:
         raise ValueError(f"{argument} has no effect: the model was fitted without batch_key; leave it out")
-    wanted = [names] if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray | pd.Index) else names
-    chosen = [str(name) for name in wanted]
+    several = isinstance(names, Sequence | np.ndarray | pd.Index) and not isinstance(names, str)
+    chosen = [str(name) for name in (names if several else [names])]
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"{argument} names {listing(chosen)}; name one batch or several, each once")
     unknown = [name for name in chosen if name not in column.categories]

@@ -19,6 +19,7 @@ from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
 from .beta_range import BetaRange
 from .config import NetworkConfig, TrainingConfig
+from .data.libraries import LibrarySizes
 from .data.schema import Schema
 from .likelihoods import LikelihoodName
 from .model import VAE, make_model
@@ -105,6 +106,8 @@ class FittedModel:
         Versions of scvae and of the libraries that made the model.
     trained_on
         `Cells.fingerprint` of all cells of the fit, held out or not.
+    libraries
+        Library sizes of the fit; None for real values, which have none, and of models saved before it was recorded.
     """
 
     network: VAE
@@ -119,6 +122,7 @@ class FittedModel:
     seed: int
     versions: dict[str, str]
     trained_on: str
+    libraries: LibrarySizes | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -237,6 +241,7 @@ class FittedModel:
             "seed": self.seed,
             "versions": self.versions,
             "trained_on": self.trained_on,
+            "libraries": None if self.libraries is None else self.libraries.to_json(),
         }
         write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
         return path
@@ -297,4 +302,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         seed=record["seed"],
         versions=record["versions"],
         trained_on=record.get("trained_on", ""),  # files of before it was written: the cells of no fit
+        libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
     )

@@ -70,9 +70,9 @@ def denoise(
 ) -> AnnData | None:
     """Expected expression of each cell: what its counts would be without the noise of counting.
 
-    The expected value E[ρ | x] of the proportions ρ = softmax(decoder(z, s)) under the posterior q(z | x), averaged over
-    draws of z (Lopez et al. 2018, "Imputation"), at a library size of your choice. A gene that was 0 in a cell gets what
-    cells like it have. Values are only as good as the model, and cells become more alike than they are: test
+    The expected value E[ρ | x] of the proportions ρ = softmax(decoder(z, s)) under the posterior q(z | x), averaged
+    over draws of z (Lopez et al. 2018, "Imputation"), at a library size of your choice. A gene that was 0 in a cell
+    gets what cells like it have. Values are only as good as the model, and cells become more alike than they are: test
     differences with `scvae.tl.rank_genes` or on the counts, not on denoised values (Andrews & Hemberg 2018).
 
     Parameters
@@ -93,7 +93,8 @@ def denoise(
         A batch of the model's, or several to be averaged over: what is expected of the cell had it been measured there.
         None for its own batch. Other covariates stay as they are.
     n_samples
-        Draws of z a cell; 0 for the decoder at the posterior mean, quicker and a little worse.
+        Draws of z a cell; 0 for the decoder at the posterior mean, which is quicker and was about as close to the truth
+        (benchmarks/denoise.py).
     interval
         A probability, e.g. 0.9: also write the ends of the central interval that holds this share of the draws'
         expected values (quantiles, linear between draws). It tells what is not known of the *expected* value because z
@@ -136,8 +137,8 @@ def denoise(
         ``…["<key_added>_denoised_lower"]``, ``…["<key_added>_denoised_upper"]``
             Ends of the interval, likewise, with `interval` only.
         ``uns["<key_added>"]["denoised"]``
-            How it was made: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``, ``beta``,
-            ``seed`` and ``genes``.
+            How it was made: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``,
+            ``beta``, ``seed`` and ``genes``.
 
     Raises
     ------
@@ -196,14 +197,14 @@ def denoise(
         with store(place, request.names, adata.obs_names, wanted, request.threshold) as on_disk:
             _fill(on_disk, model, cells, request)
         return None
-    memory = (
+    memory: Arrays | SparseMatrices = (
         Arrays(request.names, len(cells), len(wanted))
-        if threshold is None
-        else SparseMatrices(request.names, request.threshold or 0.0)
+        if request.threshold is None
+        else SparseMatrices(request.names, request.threshold)
     )
     _fill(memory, model, cells, request)
     target = adata.copy() if copy else adata
-    record = _record(model, request, library_size, transform_batch)
+    record = _record(model, request, library_size)
     _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
     return target if copy else None
 
@@ -259,10 +260,10 @@ def _slot(keys: Keys, name: str) -> str:
     return keys.denoised if name == MEAN else f"{keys.denoised}_{name}"
 
 
-def _record(model: FittedModel, request: _Request, library_size: object, transform_batch: object) -> dict[str, Any]:
+def _record(model: FittedModel, request: _Request, library_size: object) -> dict[str, Any]:
     """Types that h5ad files can hold."""
-    batches = () if transform_batch is None or model.schema.batch is None else request.target.batches
-    names = [model.schema.batch.categories[code] for code in batches] if model.schema.batch else []
+    known = model.schema.batch.categories if model.schema.batch else ()
+    names = [known[code] for code in request.target.batches]
     return {
         "library_size": library_size if library_size == "observed" else request.target.library or "none",
         "transform_batch": np.array(names, dtype=str),
@@ -286,7 +287,7 @@ def _chosen(columns: np.ndarray, model: FittedModel) -> Tensor | None:
     return torch.from_numpy(columns.astype(np.int64)).to(model.device)
 
 
-def _library(library_size: float | Literal["observed"] | None, model: FittedModel) -> float | None:
+def _library(library_size: object, model: FittedModel) -> float | None:
     """The library size to decode at; None for the cell's own."""
     head = model.network.likelihood
     if model.schema.kind == "real":

@@ -76,10 +76,10 @@ class Store(Destination):
 
         self.threshold = threshold
         self.places = {name: "X" if name == MEAN else f"layers/{name}" for name in names}
-        version = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
-        self.root = zarr.open_group(str(folder), mode="w", **version)
+        version: dict[str, Any] = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
+        self.root: Any = zarr.open_group(str(folder), mode="w", **version)
         write_elem(self.root, "/", AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)))
-        self.arrays = {}
+        self.arrays: dict[str, Any] = {}
         if threshold is None:
             rows = max(1, STORE_CHUNK // len(genes))
             shape = (len(cells), len(genes))

@@ -1,0 +1,342 @@
+"""`generate`: new cells from the prior, or like given ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from .._checks import check_positive_int, listing, missing_key
+from .._keys import Keys
+from .._rng import SeedLike, numpy_generator, seed_of, torch_generator
+from ..data.batches import Batch, chunks
+from ..data.intake import Cells
+from ..data.schema import Categorical, Numeric
+from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
+from ..fitted import FittedModel
+from ..kernels.context import working_on
+from ._drawn import draw_values, drawn_cells, stacked
+from ._mixture import Mixture, fit_mixture
+from ._read import read_cells
+from ._sample import TABLES
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+PRIOR, MIXTURE, VALUES = 52, 53, 54  # streams of random numbers
+FEWEST = 10  # draws per column that a mixture is fitted to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Origin:
+    """What new cells are decoded from: as in `Cells`, with the latent in place of the values."""
+
+    z: Float[np.ndarray, "cells latent"]
+    library: Float[np.ndarray, " cells"]
+    codes: Int[np.ndarray, "cells categoricals"]
+    numeric: Float[np.ndarray, "cells numerics"]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Given:
+    """Covariates that the user has chosen: codes and standardised numbers by place among the model's columns."""
+
+    codes: dict[int, Int[np.ndarray, " cells"]]
+    numeric: dict[int, Float[np.ndarray, " cells"]]
+
+
+def generate(
+    model: FittedModel,
+    *,
+    n: int,
+    like: AnnData | None = None,
+    batch: str | Sequence[str] | None = None,
+    covariates: Mapping[str, Any] | None = None,
+    beta: float | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    rng: SeedLike = 0,
+) -> AnnData:
+    """Draws new cells from a model: of the prior, or of the cloud that given cells form in the latent space.
+
+    z, library size and batch are drawn, then x ~ p(x | z, s). Without `like`, z ~ N(0, I), and library sizes are those
+    of the fit, batch by batch, whatever z is. The prior also covers what lies between cell types, where no cells are,
+    and the library of a cell follows from its type; so cells drawn `like` those of the fit resemble real ones more.
+
+    With `like`, a mixture of normal distributions over z and the log library size together is fitted in each batch to
+    one draw of the posterior of each cell, i.e. to the aggregate posterior (Makhzani et al. 2016; Ghosh et al. 2020
+    likewise fit a density after training). The number of components, 1 to 64, is the one with the lowest AIC.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    n
+        New cells.
+    like
+        Cells with raw data as at the fit, e.g. those of the fit or one type of cells; genes are matched by name.
+    batch
+        Batch of the model's that the new cells are drawn for, or several; None for all that `like` (or the fit) has.
+        Each gets its share by the number of its cells there. With `like`, the cells of a batch are like those of it.
+    covariates
+        Values of the model's other covariates: {column: one value, or one for each new cell}. With `like`, those not
+        given are drawn together with z, from a cell of the same component; without, all must be given.
+    beta
+        Of a model of many β, that of the posterior and the decoder; None for 1 (or the geometric middle of a range
+        without 1). Only at β = 1 is the prior the model's own; well above or below, it fits the cells less.
+    layer
+        Layer of `like` that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    key_added
+        Name of the slots written.
+    rng
+        Seed or numpy Generator.
+
+    Returns
+    -------
+    AnnData
+        n cells x modelled genes, which `scvae.tl.embed` and the other tools take. Slots:
+
+        ``X``
+            float32 values drawn, CSR (dense for real values); also in the layer that the model reads, if it has one.
+        ``obs``
+            the model's batch column, covariates and size factors, by their names at the fit.
+        ``obsm["X_<key_added>"]``
+            float32 z drawn, cells x n_latent (no posterior means).
+        ``uns["<key_added>"]["drawn"]``
+            ``source`` ("prior" or "aggregate posterior"), ``components`` of the mixture by batch, ``beta``, ``seed``.
+
+    Raises
+    ------
+    ValueError
+        If a batch or category is unknown, `like` has no cells of a batch asked for, a covariate is neither given nor
+        in `like`, an argument would have no effect, or the model was saved before library sizes were recorded; with
+        `like` as `embed`.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> scvae.tl.generate(model, n=50).shape
+    (50, 100)
+    >>> scvae.tl.generate(model, n=50, like=adata[adata.obs["cell_type"] == "type_1"]).shape
+    (50, 100)
+    """
+    keys = Keys(key_added)
+    n, seed = check_positive_int(n, "n"), seed_of(rng)
+    if like is None and layer is not None:
+        raise ValueError("layer has no effect without like, whose layer it is; leave it out")
+    at = model.beta_of(beta)
+    chosen = None if batch is None else batch_codes(model, batch, "batch")
+    given = _read_covariates(model, covariates or {}, n)
+    if like is None:
+        origin = _from_prior(model, n, chosen, given, seed)
+    else:
+        origin = _from_cells(model, read_cells(like, model, layer), n, chosen, given, at, seed)
+    pieces = []
+    with torch.no_grad(), working_on(model.device):
+        for part in chunks(n, max(1, int(TABLE / (TABLES * len(model.genes))))):
+            cells = Batch(
+                x=torch.zeros(len(part), 0),
+                library=torch.from_numpy(origin.library[part]),
+                codes=torch.from_numpy(origin.codes[part]),
+                numeric=torch.from_numpy(origin.numeric[part]),
+                has_batch=model.schema.batch is not None,
+            ).to(model.device)
+            z = torch.from_numpy(origin.z[part]).to(model.device)
+            generator = torch_generator(seed, VALUES, int(part[0]), device=model.device)
+            pieces.append(draw_values(model, z, at_beta(model, cells, at), generator))
+    return drawn_cells(
+        model,
+        stacked(pieces, model.schema.kind),
+        _obs(model, origin),
+        obsm={keys.mean: origin.z},
+        uns={keys.uns: {keys.origin: origin.record | {"beta": at, "seed": seed}}},
+    )
+
+
+def _from_prior(model: FittedModel, n: int, chosen: tuple[int, ...] | None, given: _Given, seed: int) -> _Origin:
+    """z ~ N(0, I); the batch by its share of the cells of the fit, the library from those of that batch."""
+    schema, sizes, rng = model.schema, model.libraries, numpy_generator(seed, PRIOR)
+    columns = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
+    n_batches = len(schema.batch.categories) if schema.batch else 0
+    first = 1 if schema.batch else 0
+    there = [schema.categoricals[i].key for i in given.codes] + [schema.numeric[i].key for i in given.numeric]
+    absent = [key for key in columns if key not in there]
+    if absent:
+        raise ValueError(
+            f"the model has the covariates {listing(columns)}, and nothing says what {listing(absent)} of the new "
+            "cells should be; pass covariates={column: value}, or like=, cells to draw them from"
+        )
+    known = set() if sizes is None else {code for code, count in enumerate(sizes.n_cells) if count > 0}
+    wanted = chosen or tuple(sorted(known)) or tuple(range(max(1, n_batches)))
+    if schema.kind != "real" and not known.issuperset(wanted):
+        raise ValueError(
+            "the model does not know the library sizes of the cells to draw (it was saved before they were recorded, "
+            "or learnt a batch later); pass like=, cells to be like"
+        )
+    counts = np.ones(len(wanted)) if sizes is None else np.array([sizes.n_cells[code] for code in wanted], float)
+    batch = np.array(wanted)[rng.choice(len(wanted), size=n, p=counts / counts.sum())]
+    codes = np.empty((n, len(schema.categoricals)), np.int64)
+    codes[:, :first] = batch[:, None]
+    return _Origin(
+        z=rng.standard_normal((n, model.n_latent), np.float32),
+        library=np.ones(n, np.float32) if sizes is None else sizes.draw(batch, rng),
+        codes=_replaced(codes, given.codes),
+        numeric=_replaced(np.empty((n, len(schema.numeric)), np.float32), given.numeric),
+        record={"source": "prior"},
+    )
+
+
+def _from_cells(
+    model: FittedModel,
+    cells: Cells,
+    n: int,
+    chosen: tuple[int, ...] | None,
+    given: _Given,
+    beta: float,
+    seed: int,
+) -> _Origin:
+    """From a mixture over z and log library in each batch; covariates from cells of the same component."""
+    rng = numpy_generator(seed, MIXTURE)
+    groups = cells.codes[:, 0] if cells.has_batch else np.zeros(len(cells), np.int64)
+    wanted = tuple(np.unique(groups).tolist()) if chosen is None else chosen
+    sizes = np.array([(groups == code).sum() for code in wanted])
+    if not sizes.all():
+        assert model.schema.batch is not None
+        lacking = [model.schema.batch.categories[code] for code in np.array(wanted)[sizes == 0]]
+        raise ValueError(f"like has no cells of the batch {listing(lacking)}, so none can be drawn like them")
+    origin = np.empty(n, np.int64)
+    z, library = np.empty((n, model.n_latent), np.float32), np.ones(n, np.float32)
+    components = {}
+    share = np.array(wanted)[rng.choice(len(wanted), size=n, p=sizes / sizes.sum())]
+    for code in wanted:
+        members, new = np.flatnonzero(groups == code), np.flatnonzero(share == code)
+        points = _points(model, cells.taken(members), beta, seed)
+        mixture = fit_mixture(points, rng)
+        drawn, component = mixture.draw(len(new), rng)
+        z[new] = drawn[:, : model.n_latent]
+        if model.schema.kind != "real":
+            low, high = points[:, -1].min(), points[:, -1].max()
+            library[new] = np.exp(drawn[:, -1].clip(low, high))
+        origin[new] = members[_alike(mixture, points, component, rng) % len(members)]
+        name = model.schema.batch.categories[code] if model.schema.batch else "all cells"
+        components[name.replace("/", "_")] = mixture.n_components
+    return _Origin(
+        z=z,
+        library=library,
+        codes=_replaced(cells.codes[origin], given.codes),
+        numeric=_replaced(cells.numeric[origin], given.numeric),
+        record={"source": "aggregate posterior", "components": components},
+    )
+
+
+def _points(model: FittedModel, cells: Cells, beta: float, seed: int) -> Float[np.ndarray, "points columns"]:
+    """Draws of z beside the log library size, one a cell or, of few cells, as many as a covariance needs."""
+    has_library = model.schema.kind != "real"
+    n_draws = math.ceil(FEWEST * (model.n_latent + has_library) / len(cells))
+    z = np.empty((n_draws, len(cells), model.n_latent))
+    with torch.no_grad(), working_on(model.device):
+        for drawn in posterior_draws(model, cells, n_samples=n_draws, seed=seed, beta=beta):
+            z[:, drawn.positions] = drawn.z.cpu().numpy()
+    points = z.reshape(-1, model.n_latent)
+    if not has_library:
+        return points
+    log_library = np.log(np.maximum(cells.library, 1.0).astype(np.float64))
+    return np.column_stack([points, np.tile(log_library, n_draws)])
+
+
+def _alike(
+    mixture: Mixture,
+    points: Float[np.ndarray, "points columns"],
+    component: Int[np.ndarray, " drawn"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " drawn"]:
+    """For each new cell one of the points of its component; any, if the component has none."""
+    home = mixture.components_of(points, rng)
+    chosen = rng.integers(len(points), size=len(component))
+    for k in np.unique(component):
+        members = np.flatnonzero(home == k)
+        if len(members):
+            here = component == k
+            chosen[here] = rng.choice(members, size=int(here.sum()))
+    return chosen
+
+
+def _read_covariates(model: FittedModel, covariates: Mapping[str, Any], n: int) -> _Given:
+    """The covariates given, as codes and standardised numbers."""
+    schema = model.schema
+    places = {column.key: i + (schema.batch is not None) for i, column in enumerate(schema.categorical)}
+    numbers = {column.key: i for i, column in enumerate(schema.numeric)}
+    codes, numeric = {}, {}
+    for key, value in covariates.items():
+        if schema.batch is not None and key == schema.batch.key:
+            raise ValueError(f"covariates names {key!r}, which is the batch of the model; pass batch= instead")
+        if key in places:
+            codes[places[key]] = _codes(schema.categoricals[places[key]], value, n)
+        elif key in numbers:
+            numeric[numbers[key]] = _numbers(schema.numeric[numbers[key]], value, n)
+        else:
+            raise missing_key("the model's covariates", key, [*places, *numbers])
+    return _Given(codes=codes, numeric=numeric)
+
+
+def _codes(column: Categorical, value: Any, n: int) -> Int[np.ndarray, " cells"]:
+    names = _spread(column.key, value, n)
+    codes = pd.Index(column.categories).get_indexer(pd.Index([str(name) for name in names], dtype=object))
+    if (codes < 0).any():
+        unknown = dict.fromkeys(str(name) for name, code in zip(names, codes, strict=True) if code < 0)
+        raise ValueError(
+            f"covariates[{column.key!r}] has {listing(unknown)}, unknown to the model; possible are "
+            f"{listing(column.categories)}"
+        )
+    known: Int[np.ndarray, " cells"] = codes.astype(np.int64)
+    return known
+
+
+def _numbers(column: Numeric, value: Any, n: int) -> Float[np.ndarray, " cells"]:
+    try:
+        numbers = _spread(column.key, value, n).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"covariates[{column.key!r}] is {value!r}; the model needs numbers there") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"covariates[{column.key!r}] is not finite; the model needs numbers there")
+    return ((numbers - column.mean) / column.scale).astype(np.float32)
+
+
+def _spread(key: str, value: Any, n: int) -> np.ndarray:
+    """One value for each of n cells."""
+    values = np.asarray(value, dtype=object)
+    if values.ndim == 0:
+        return np.full(n, values.item(), dtype=object)
+    if values.shape != (n,):
+        raise ValueError(f"covariates[{key!r}] has {values.size:,} values for {n:,} cells; pass one, or one for each")
+    return values
+
+
+def _replaced(columns: np.ndarray, given: dict[int, np.ndarray]) -> np.ndarray:
+    """The columns, some of them replaced."""
+    columns = columns.copy()
+    for place, values in given.items():
+        columns[:, place] = values
+    return columns
+
+
+def _obs(model: FittedModel, origin: _Origin) -> pd.DataFrame:
+    """The model's columns, as they were named at the fit."""
+    schema = model.schema
+    obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(origin.z))])
+    for place, column in enumerate(schema.categoricals):
+        obs[column.key] = pd.Categorical.from_codes(origin.codes[:, place], list(column.categories))
+    for place, number in enumerate(schema.numeric):
+        obs[number.key] = origin.numeric[:, place].astype(np.float64) * number.scale + number.mean
+    if schema.size_factor_key is not None:
+        obs[schema.size_factor_key] = origin.library
+    return obs

@@ -1,0 +1,85 @@
+"""The cloud of cells in the latent space as a mixture of normal distributions, and draws from it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+GRID = (1, 2, 4, 8, 16, 32, 64)  # numbers of components tried
+MOST_POINTS = 20_000  # that a mixture is fitted to
+FEWEST = 3  # points per column for a covariance
+RIDGE = 1e-3  # added to variances, of standardised columns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """Normal distributions over the columns, in units of their standard deviations.
+
+    Parameters
+    ----------
+    fitted
+        scikit-learn's mixture.
+    centre, scale
+        Means and standard deviations of the columns.
+    """
+
+    fitted: Any
+    centre: Float[np.ndarray, " columns"]
+    scale: Float[np.ndarray, " columns"]
+
+    @property
+    def n_components(self) -> int:
+        """Components."""
+        return int(self.fitted.n_components)
+
+    def components_of(
+        self, points: Float[np.ndarray, "points columns"], rng: np.random.Generator
+    ) -> Int[np.ndarray, " points"]:
+        """The component of each point, drawn by how probable each is."""
+        share = self.fitted.predict_proba((points - self.centre) / self.scale).cumsum(axis=1)
+        uniform = rng.random((len(points), 1)) * share[:, -1:]
+        component: Int[np.ndarray, " points"] = (share < uniform).sum(axis=1).astype(np.int64)
+        return component
+
+    def draw(
+        self, n: int, rng: np.random.Generator
+    ) -> tuple[Float[np.ndarray, "drawn columns"], Int[np.ndarray, " drawn"]]:
+        """New points, and the component of each."""
+        component = rng.choice(self.n_components, size=n, p=self.fitted.weights_ / self.fitted.weights_.sum())
+        factors = np.linalg.cholesky(self.fitted.covariances_)
+        noise = rng.standard_normal((n, len(self.centre)))
+        points = self.fitted.means_[component] + np.einsum("nij,nj->ni", factors[component], noise)
+        return self.centre + self.scale * points, component.astype(np.int64)
+
+
+def fit_mixture(points: Float[np.ndarray, "points columns"], rng: np.random.Generator) -> Mixture:
+    """The mixture with the lowest AIC among some numbers of components, each with a covariance of its own.
+
+    Trying ends where a larger number is no better. By BIC, rare types share a component with others: generated cells of
+    baron_h1 were told from real ones with an area under the curve of 0.79, by AIC of 0.71, by the posteriors of the
+    cells themselves of 0.72.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    centre, scale = points.mean(0), points.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    standard = (rng.permutation(points)[:MOST_POINTS] - centre) / scale
+    most = max(1, len(standard) // (FEWEST * points.shape[1]))
+    best, lowest = None, math.inf
+    for n_components in (n for n in GRID if n <= most):
+        state = np.random.RandomState(int(rng.integers(2**32)))
+        mixture = GaussianMixture(n_components, reg_covar=RIDGE, random_state=state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 steps it is as good as it gets
+            mixture.fit(standard)
+        criterion = mixture.aic(standard)
+        if criterion >= lowest:
+            break
+        best, lowest = mixture, criterion
+    return Mixture(best, centre, scale)
