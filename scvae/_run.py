@@ -9,13 +9,15 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from ._rng import numpy_generator
 from ._version import __version__
@@ -33,10 +35,12 @@ from .kernels.csr import CSR
 from .likelihoods import LikelihoodName
 from .model import VAE, make_model
 from .recipe import make_recipe
+from .surgery import grown
 from .train import EVALUATION_CHUNK, SPLIT, Ending, Evaluation, evaluate, train, verdict
 
 # fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
+MAPPING_STEPS, MAPPING_RATE = 400, 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,88 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
     return _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
 
 
+def map_cells(
+    model: FittedModel, cells: Cells, schema: Schema, *, epochs: int | None, verbose: bool
+) -> tuple[FittedModel, FittedModel]:
+    """A model that knows the categories of `schema`, too; only their parameters were trained, on the cells that have any.
+
+    Parameters
+    ----------
+    model
+        The reference. Its network, record and history stay, but for what the new categories add.
+    cells
+        Read by the wider `schema`.
+    schema
+        That of `model` with more categories.
+    epochs
+        Passes over the cells of new categories; None for `MAPPING_STEPS` steps, two passes at least.
+
+    Returns
+    -------
+    tuple
+        The model, and the record of the training that made it, as if that were a fit of its own.
+    """
+    sizes = np.array([len(column.categories) for column in model.schema.categoricals])
+    is_new = (cells.codes >= sizes).any(1)
+    chosen = cells if is_new.all() else cells.taken(np.flatnonzero(is_new))
+    wider = grown(model, schema)
+    settings = replace(_settings(model), schema=schema)
+    training, _ = _split(chosen, settings)
+    batch_size = make_recipe(TrainingConfig(), len(training), settings.network.decoder).batch_size
+    epochs = epochs or max(2, math.ceil(MAPPING_STEPS / max(1, round(len(training) / batch_size))))
+    mapping = replace(
+        fine_tuning(model.training_config, epochs),
+        batch_size=batch_size,
+        learning_rate=MAPPING_RATE,
+        free_bits=0.0,
+        capacity=None,
+    )
+    settings = replace(settings, training=mapping)
+    for name, parameter in wider.network.named_parameters():
+        parameter.requires_grad_(name in wider.new)
+    progress, ended = _train(wider.network, chosen, settings, checkpoint=None, verbose=verbose, only=wider.new)
+    record = _fitted(wider.network, chosen, settings, progress, ended)
+    wider.network.requires_grad_(True)  # noqa: FBT003
+    return replace(model, network=wider.network, schema=schema), record
+
+
+def fit_more(
+    model: FittedModel,
+    cells: Cells,
+    schema: Schema,
+    training: TrainingConfig | None,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> FittedModel:
+    """A new model trained from the weights of `model` on other cells, or more, without a warm-up.
+
+    Parameters
+    ----------
+    model
+        Where to start from; it stays as it is.
+    cells
+        Read by `schema`.
+    schema
+        That of `model`, or with more categories.
+    training
+        Settings; None for those of `model`. Where they leave it open, the number of cells decides as at a fit, but with
+        a share of the epochs and of the learning rate.
+    """
+    config = training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
+    settings = replace(_settings(model), schema=schema, seed=seed)
+    n_training = len(split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))[0])
+    recipe = make_recipe(config, n_training, settings.network.decoder, many_betas=isinstance(model.beta, tuple))
+    fine = fine_tuning(replace(config, **recipe._asdict()), config.epochs)
+    fine = replace(fine, learning_rate=config.learning_rate or fine.learning_rate)
+    settings = replace(settings, training=fine)
+    network = grown(model, schema).network.to(device)
+    progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
+    return _fitted(network, cells, settings, progress, ended)
+
+
 def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
     """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
     training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
@@ -148,9 +234,15 @@ def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
 
 
 def _train(
-    network: VAE, cells: Cells, settings: Settings, *, checkpoint: str | os.PathLike[str] | None, verbose: bool
+    network: VAE,
+    cells: Cells,
+    settings: Settings,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+    only: Mapping[str, Bool[Tensor, "..."]] | None = None,
 ) -> tuple[Progress, Ending]:
-    """Trains a network from the weights it has."""
+    """Trains a network from the weights it has, or some entries of them alone."""
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
@@ -170,6 +262,7 @@ def _train(
         checkpoint=checkpoint,
         identity=identity,
         verbose=verbose,
+        only=only,
     )
     if ended == "interrupted":
         _say(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")

@@ -31,7 +31,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"nn"},
     {"model"},
     {"checkpoint", "fitted", "objective"},
-    {"inference", "step"},
+    {"inference", "step", "surgery"},
     {"captured"},
     {"train"},
     {"_run", "diagnostics"},

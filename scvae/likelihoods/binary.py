@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.batches import Batch
@@ -17,7 +17,8 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, repeat_cells
+
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,6 +74,13 @@ class Bernoulli(Likelihood):
         x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
         return x, log_library(batch, self.mean_log_depth)[:, None]
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        probability = self.distribution(features, batch).mean
+        expected = probability[:, missing]
+        return expected, (1.0 - expected.sum(1) / probability.sum(1)).clamp_min(LEAST_SHARE)
+
     def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> BernoulliTable:
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         return BernoulliTable(torch.addcmul(self.output(features), depth[:, None], self.depth_slope))
@@ -85,5 +93,9 @@ class Bernoulli(Likelihood):
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
         return autograd.bernoulli(
-            torch.cat([features, depth[:, None]], dim=1), weight, self.output.bias, batch.x, row_weight
+            torch.cat([features, depth[:, None]], dim=1),
+            weight,
+            self.output.measured_bias(batch.missing),
+            batch.x,
+            row_weight,
         )

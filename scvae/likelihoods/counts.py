@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, repeat_cells
+from .base import LEAST_SHARE, Distribution, Likelihood, OutputLayer, log_library, repeat_cells
 
 N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β: with their prior, 0.15 around their mean over genes
@@ -107,6 +108,26 @@ def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> F
     return (boosted.log() + torch.log1p(-uniform) / shape.double()).to(shape.dtype)
 
 
+def measured_share(
+    logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " missing"]
+) -> Float[Tensor, " cells"]:
+    """Share of the counts that the measured genes are expected to have; at least `LEAST_SHARE`."""
+    return (1.0 - torch.softmax(logits, 1)[:, missing].sum(1)).clamp_min(LEAST_SHARE)
+
+
+def expected_log1p(
+    table: Distribution, missing: Int[Tensor, " missing"], scale: Float[Tensor, " cells"]
+) -> Float[Tensor, "cells missing"]:
+    """E log1p(scale * count) of some genes, as if all counts above 0 were their mean.
+
+    The log1p of the mean would be too high: most counts are 0, and log1p is concave.
+    """
+    mean = table.mean[:, missing]
+    above_zero = -torch.expm1(table.log_prob(torch.zeros_like(table.mean)))[:, missing].to(mean)
+    above_zero = above_zero.clamp_min(torch.finfo(mean.dtype).tiny)
+    return above_zero * torch.log1p(scale[:, None] * mean / above_zero)
+
+
 class CountLikelihood(Likelihood):
     """What the count heads share: means are proportions x library size.
 
@@ -136,6 +157,14 @@ class CountLikelihood(Likelihood):
         x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
         return x, log_depth[:, None]
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        share = measured_share(self.output(features), missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        log_depth = log_library(whole, self.mean_log_library)
+        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+
     def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
         """log(library * softmax(logits))."""
         library = repeat_cells(batch.library, features.shape[0])
@@ -158,7 +187,8 @@ class Poisson(CountLikelihood):
     ) -> WeightedLogProb:
         assert not isinstance(batch.x, Tensor)
         output = self.output
-        return autograd.poisson(features, output.weight, output.bias, batch.x, batch.library, row_weight)
+        bias = output.measured_bias(batch.missing)
+        return autograd.poisson(features, output.weight, bias, batch.x, batch.library, row_weight)
 
 
 class NegativeBinomial(CountLikelihood):
@@ -197,7 +227,7 @@ class NegativeBinomial(CountLikelihood):
         return autograd.negative_binomial(
             features,
             self.output.weight,
-            self.output.bias,
+            self.output.measured_bias(batch.missing),
             log_theta,
             batch.x,
             batch.library,
@@ -245,6 +275,14 @@ class ZeroInflated(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        share = measured_share(self.base.output(features), missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        log_depth = log_library(whole, self.base.mean_log_library)
+        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+
     def distribution(self, features: Float[Tensor, "rows features"], batch: Batch) -> ZeroInflatedTable:
         return ZeroInflatedTable(self.base.distribution(features, batch), self.zero_logit(features))
 
@@ -256,7 +294,7 @@ class ZeroInflated(Likelihood):
         return autograd.zero_inflated(
             features,
             self.base.output.weight,
-            self.base.output.bias,
+            self.base.output.measured_bias(batch.missing),
             self.zero_logit.weight,
             self.zero_logit.bias,
             log_theta,

@@ -3,6 +3,7 @@
 from ._diagnose import diagnose
 from ._embed import embed
 from ._log_likelihood import log_likelihood
+from ._map_query import map_query
 from ._prune import prune
 
-__all__ = ["diagnose", "embed", "log_likelihood", "prune"]
+__all__ = ["diagnose", "embed", "log_likelihood", "map_query", "prune"]
