@@ -35,12 +35,10 @@ from .kernels.csr import CSR
 from .likelihoods import LikelihoodName
 from .model import VAE, make_model
 from .recipe import make_recipe
-from .surgery import grown
 from .train import EVALUATION_CHUNK, SPLIT, Ending, Evaluation, evaluate, train, verdict
 
 # fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
-MAPPING_STEPS, MAPPING_RATE = 400, 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +73,7 @@ def fit_cells(
     verbose: bool,
 ) -> tuple[FittedModel, Ending]:
     """Trains a new model, and says why training ended."""
-    training_cells, _ = _split(cells, settings)
+    training_cells, _ = split_of(cells, settings)
     recipe = make_recipe(
         settings.training,
         len(training_cells),
@@ -87,8 +85,8 @@ def fit_cells(
         settings.schema, settings.likelihood, n_latent, settings.network, settings.seed, beta_range(settings.beta)
     ).to(device)
     network.likelihood.start_from(summarize(cells, training_cells))
-    progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
-    return _fitted(network, cells, settings, progress, ended), ended
+    progress, ended = train_network(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
+    return fitted_model(network, cells, settings, progress, ended), ended
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
@@ -114,10 +112,10 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     network = copy.deepcopy(model.network)
     mean, _ = posterior_moments(model, cells)
     network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
-    fitted = _settings(model)
+    fitted = settings_of(model)
     fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
-    progress, ended = _train(network, cells, fine, checkpoint=None, verbose=verbose)
-    again = _fitted(network, cells, fitted, _joined(model, progress), ended)
+    progress, ended = train_network(network, cells, fine, checkpoint=None, verbose=verbose)
+    again = fitted_model(network, cells, fitted, _joined(model, progress), ended)
     outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
     return replace(again, outcome=outcome), ended
 
@@ -126,97 +124,15 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
     """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
     if not isinstance(model.beta, tuple):
         return np.array(model.outcome.kl_per_dimension)
-    return _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
-
-
-def map_cells(
-    model: FittedModel, cells: Cells, schema: Schema, *, epochs: int | None, verbose: bool
-) -> tuple[FittedModel, FittedModel]:
-    """A model that knows the categories of `schema`, too; only their parameters were trained, on the cells that have any.
-
-    Parameters
-    ----------
-    model
-        The reference. Its network, record and history stay, but for what the new categories add.
-    cells
-        Read by the wider `schema`.
-    schema
-        That of `model` with more categories.
-    epochs
-        Passes over the cells of new categories; None for `MAPPING_STEPS` steps, two passes at least.
-
-    Returns
-    -------
-    tuple
-        The model, and the record of the training that made it, as if that were a fit of its own.
-    """
-    sizes = np.array([len(column.categories) for column in model.schema.categoricals])
-    is_new = (cells.codes >= sizes).any(1)
-    chosen = cells if is_new.all() else cells.taken(np.flatnonzero(is_new))
-    wider = grown(model, schema)
-    settings = replace(_settings(model), schema=schema)
-    training, _ = _split(chosen, settings)
-    batch_size = make_recipe(TrainingConfig(), len(training), settings.network.decoder).batch_size
-    epochs = epochs or max(2, math.ceil(MAPPING_STEPS / max(1, round(len(training) / batch_size))))
-    mapping = replace(
-        fine_tuning(model.training_config, epochs),
-        batch_size=batch_size,
-        learning_rate=MAPPING_RATE,
-        free_bits=0.0,
-        capacity=None,
-    )
-    settings = replace(settings, training=mapping)
-    for name, parameter in wider.network.named_parameters():
-        parameter.requires_grad_(name in wider.new)
-    progress, ended = _train(wider.network, chosen, settings, checkpoint=None, verbose=verbose, only=wider.new)
-    record = _fitted(wider.network, chosen, settings, progress, ended)
-    wider.network.requires_grad_(True)  # noqa: FBT003
-    return replace(model, network=wider.network, schema=schema), record
-
-
-def fit_more(
-    model: FittedModel,
-    cells: Cells,
-    schema: Schema,
-    training: TrainingConfig | None,
-    *,
-    seed: int,
-    device: torch.device,
-    checkpoint: str | os.PathLike[str] | None,
-    verbose: bool,
-) -> FittedModel:
-    """A new model trained from the weights of `model` on other cells, or more, without a warm-up.
-
-    Parameters
-    ----------
-    model
-        Where to start from; it stays as it is.
-    cells
-        Read by `schema`.
-    schema
-        That of `model`, or with more categories.
-    training
-        Settings; None for those of `model`. Where they leave it open, the number of cells decides as at a fit, but with
-        a share of the epochs and of the learning rate.
-    """
-    config = training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
-    settings = replace(_settings(model), schema=schema, seed=seed)
-    n_training = len(split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))[0])
-    recipe = make_recipe(config, n_training, settings.network.decoder, many_betas=isinstance(model.beta, tuple))
-    fine = fine_tuning(replace(config, **recipe._asdict()), config.epochs)
-    fine = replace(fine, learning_rate=config.learning_rate or fine.learning_rate)
-    settings = replace(settings, training=fine)
-    network = grown(model, schema).network.to(device)
-    progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
-    return _fitted(network, cells, settings, progress, ended)
+    return _evaluate(model.network, cells, settings_of(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
 
 
 def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
     """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
     training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
-    network, settings = copy.deepcopy(model.network), replace(_settings(model), beta=beta, training=training)
-    progress, ended = _train(network, cells, settings, checkpoint=None, verbose=verbose)
-    return _fitted(network, cells, settings, progress, ended)
+    network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training=training)
+    progress, ended = train_network(network, cells, settings, checkpoint=None, verbose=verbose)
+    return fitted_model(network, cells, settings, progress, ended)
 
 
 def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
@@ -233,16 +149,20 @@ def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
     )
 
 
-def _train(
+def train_network(
     network: VAE,
     cells: Cells,
     settings: Settings,
     *,
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
+    start: str | None = None,
     only: Mapping[str, Bool[Tensor, "..."]] | None = None,
 ) -> tuple[Progress, Ending]:
-    """Trains a network from the weights it has, or some entries of them alone."""
+    """Trains a network from the weights it has, or some entries of them alone.
+
+    A checkpoint is of this training alone: `start` tells weights to start from that do not follow from the seed.
+    """
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
@@ -252,6 +172,8 @@ def _train(
         "training": to_json(settings.training),
         "data": _content(settings.schema, cells) if checkpoint is not None else None,
     }
+    if start is not None:
+        identity["start"] = start
     progress, ended = train(
         network,
         cells,
@@ -273,7 +195,7 @@ def _say(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _fitted(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
+def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
     """The record of a training."""
     return FittedModel(
         network=network,
@@ -291,7 +213,7 @@ def _fitted(network: VAE, cells: Cells, settings: Settings, progress: Progress, 
     )
 
 
-def _settings(model: FittedModel) -> Settings:
+def settings_of(model: FittedModel) -> Settings:
     """What a model was fitted with."""
     return Settings(
         schema=model.schema,
@@ -326,7 +248,7 @@ def _final_beta(settings: Settings) -> float:
     return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
 
 
-def _split(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
+def split_of(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
     """The cells to train on and those held out: the same at every training from this seed."""
     return split(len(cells), settings.training.validation_fraction, numpy_generator(settings.seed, SPLIT))
 
@@ -345,13 +267,13 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress,
         seconds=progress.seconds,
         skipped_steps=progress.skipped_steps,
         kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(_split(cells, settings)[1]) else float("nan"),
+        held_out_elbo=result.log_likelihood - result.kl if len(split_of(cells, settings)[1]) else float("nan"),
     )
 
 
 def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
     """Means over the cells held out, or over the training cells if there are none."""
-    train_cells, held_out = _split(cells, settings)
+    train_cells, held_out = split_of(cells, settings)
     judged = held_out if len(held_out) else train_cells
     device = next(network.parameters()).device
     log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def write(
     adata: AnnData,
     *,
+    obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, np.ndarray] | None = None,
     varm: Mapping[str, np.ndarray | None] | None = None,
     uns: Mapping[str, Any] | None = None,
@@ -24,6 +25,8 @@ def write(
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy's view_to_actual, but without its warning
+    for key, column in (obs or {}).items():
+        adata.obs[key] = column
     for key, value in (obsm or {}).items():
         adata.obsm[key] = value
     for key, loadings in (varm or {}).items():

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """Raw counts in X, labels in obs["cell_type"], batches in obs["batch"]; no gene is without counts in the reference."""
+    """Raw counts in X, labels in obs["cell_type"], batches in obs["batch"]; genes without counts there are left out."""
 
     name: str
     held_out: str

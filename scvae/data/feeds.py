@@ -230,9 +230,7 @@ def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     elif isinstance(x, Tensor):
         x = change(x)
     missing = None if batch.missing is None else change(batch.missing)
-    return Batch(
-        x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch, missing=missing
-    )
+    return Batch(x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch, missing=missing)
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

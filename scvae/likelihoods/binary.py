@@ -20,7 +20,6 @@ from ..kernels.selection import SelectedRows
 from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, repeat_cells
 
 
-
 @dataclass(frozen=True, eq=False, slots=True)
 class BernoulliTable:
     """1 with probability sigmoid(logit)."""

@@ -108,9 +108,7 @@ def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> F
     return (boosted.log() + torch.log1p(-uniform) / shape.double()).to(shape.dtype)
 
 
-def measured_share(
-    logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " missing"]
-) -> Float[Tensor, " cells"]:
+def measured_share(logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " missing"]) -> Float[Tensor, " cells"]:
     """Share of the counts that the measured genes are expected to have; at least `LEAST_SHARE`."""
     return (1.0 - torch.softmax(logits, 1)[:, missing].sum(1)).clamp_min(LEAST_SHARE)
 

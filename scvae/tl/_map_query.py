@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import check_adata, check_positive_int, listing
+from .._continue import map_cells
 from .._fit import write_results
 from .._keys import Keys
-from .._run import map_cells
 from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None) -> Cells:
-    """Cells for a model, or for a schema, from the layer of the fit (None), from `X` (``"X"``), or from another layer."""
+    """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``), or from another layer."""
     schema = model if isinstance(model, Schema) else model.schema
     if layer is None:
         return read_query(adata, schema, layer=SAME_LAYER)
