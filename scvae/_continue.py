@@ -28,7 +28,7 @@ from .train import SPLIT
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MAPPING_STEPS, MAPPING_RATE = 400, 1e-2
+MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
 DEFAULTS = {"likelihood": "nb", "n_latent": 10, "beta": 1.0}  # of `scvae.fit`: left so, they are the model's
 
 

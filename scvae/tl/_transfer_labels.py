@@ -37,9 +37,9 @@ def transfer_labels(
 
     The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a prior that knows
     nothing, so that it falls with the distance from them. Bandwidth and weight of the prior are those under which the
-    reference's own labels are most likely when each cell is judged by the cells of other batches: so a probability of
-    0.8 means that about 8 in 10 such cells have this label, as far as the query relates to the reference as the batches
-    of the reference relate to each other.
+    labels of the reference's own cells are most likely, each judged by all others, and counted as often as query cells
+    have it for a neighbour. So of cells with an uncertainty of 0.2 about 1 in 5 is labelled wrongly, as far as the query
+    lies on the reference.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def transfer_labels(
         ``obs["<key_added>_label_uncertainty"]``
             1 - probability of the most probable label, in [0, 1]: how often it is wrong.
         ``obs["<key_added>_outlier"]``
-            Share of the reference cells that are nearer to their five nearest neighbours in other batches than this
-            cell is to its five nearest reference cells, in [0, 1].
+            Share of the reference cells that are nearer to their five nearest neighbours than this cell is to its five
+            nearest reference cells, in [0, 1].
 
     Raises
     ------
@@ -110,9 +110,8 @@ def transfer_labels(
         )
     model.beta_of(beta)
     query, known = read_cells(adata, model, layer), read_cells(reference, model, layer).taken(labelled)
-    batch = known.codes[:, 0] if known.has_batch else np.zeros(len(known), dtype=np.int64)
     found = transfer(
-        posterior_moments(model, known, beta=beta)[0], codes, batch, posterior_moments(model, query, beta=beta)[0]
+        posterior_moments(model, known, beta=beta)[0], codes, posterior_moments(model, query, beta=beta)[0]
     )
     label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
     target = adata.copy() if copy else adata
