@@ -38,8 +38,8 @@ def transfer_labels(
     The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a prior that knows
     nothing, so that it falls with the distance from them. Bandwidth and weight of the prior are those under which the
     labels of the reference's own cells are most likely, each judged by all others, and counted as often as query cells
-    have it for a neighbour. So of cells with an uncertainty of 0.2 about 1 in 5 is labelled wrongly, as far as the query
-    lies on the reference.
+    have it for a neighbour. So of cells with an uncertainty of 0.2 about 1 in 5 is labelled wrongly, as far as the
+    query lies on the reference.
 
     Parameters
     ----------
