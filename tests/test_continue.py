@@ -71,7 +71,7 @@ def test_a_checkpoint_belongs_to_the_weights_it_started_from(tmp_path):
     assert all(
         torch.equal(tensor, again.network.state_dict()[name]) for name, tensor in first.network.state_dict().items()
     )
-    with pytest.raises(ValueError, match="belongs to another run: .*start"):
+    with pytest.raises(ValueError, match=r"belongs to another run: .*start"):
         scvae.fit(everything, init=other, **options)
 
 
