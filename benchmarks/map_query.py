@@ -176,7 +176,8 @@ def print_accuracy(rows: list[Row]) -> None:
 
 def print_unknown(rows: list[Row]) -> None:
     print(
-        "\n| query, type taken out of the reference (cells) | AUROC | called unknown, of it / of the others |\n|---|---|---|"
+        "\n| query, type taken out of the reference (cells) | AUROC | called unknown, of it / of the others |"
+        "\n|---|---|---|"
     )
     for task in dict.fromkeys((row["set"], row["held_out"], row["absent"], row["n_absent"]) for row in rows):
         mine = [row for row in rows if (row["set"], row["held_out"]) == task[:2]]
