@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from ._checks import check_adata, check_choice, check_not_negative, check_positive, check_positive_int
+from ._continue import check_agreement, continue_fit
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
@@ -54,6 +55,7 @@ def fit(
     key_added: str = "scvae",
     network: NetworkConfig | None = None,
     training: TrainingConfig | None = None,
+    init: FittedModel | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> FittedModel:
@@ -102,6 +104,12 @@ def fit(
         Name of the slots written.
     network, training
         Settings of the networks and of the training; None for the defaults.
+    init
+        A fitted model to start from: all its weights are trained on, on these cells (the old and more, or others), with
+        batches and other categories that it does not know added. Genes (by name), likelihood, covariates, latent
+        dimensions, β and networks are those of the model; the arguments for them are left out, or agree with it. β
+        stays at its final value from the first step, the learning rate rises to 0.3 of that of a fit, and there are a
+        quarter as many epochs, unless `training` sets them. History and outcome are those of this training alone.
     checkpoint
         File to write the state of the training to after each epoch. If it exists, the run it belongs to goes on from
         there, with the very result that it would have had without the stop.
@@ -160,6 +168,7 @@ def fit(
         device=device,
         network=network,
         training=training,
+        init=init,
         checkpoint=checkpoint,
         verbose=verbose,
     )
@@ -184,17 +193,41 @@ def read_and_train(
     training: TrainingConfig | None,
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
+    init: FittedModel | None = None,
 ) -> tuple[FittedModel, Cells]:
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
-    check_choice(likelihood, NAMES, "likelihood")
-    n_latent = _checked_n_latent(n_latent)
-    network, training = network or NetworkConfig(), training or TrainingConfig()
-    beta = _checked_range(beta, network, training) if _is_pair(beta) else check_not_negative(beta, "beta")
+    if init is not None:
+        check_agreement(
+            init,
+            mask_var=mask_var,
+            batch_key=batch_key,
+            covariate_keys=covariate_keys,
+            size_factor_key=size_factor_key,
+            likelihood=likelihood,
+            n_latent=n_latent,
+            beta=beta,
+            network=network,
+        )
     target = resolve_device(device)
     if checkpoint is not None:
         check_place(checkpoint)
     seed = _seed(rng, checkpoint)
+    if init is not None:
+        return continue_fit(
+            adata,
+            init,
+            layer=layer,
+            seed=seed,
+            device=target,
+            training=training,
+            checkpoint=checkpoint,
+            verbose=verbose,
+        )
+    check_choice(likelihood, NAMES, "likelihood")
+    n_latent = _checked_n_latent(n_latent)
+    network, training = network or NetworkConfig(), training or TrainingConfig()
+    beta = _checked_range(beta, network, training) if _is_pair(beta) else check_not_negative(beta, "beta")
     schema, cells = read_fit(
         adata,
         layer=layer,
@@ -282,13 +315,6 @@ def _checked_range(
     return low, high
 
 
-def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
-    """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
-    if rng is None and checkpoint is not None and Path(checkpoint).exists():
-        return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
-    return seed_of(rng)
-
-
 def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
     """Refuses settings that would have no effect."""
     if network.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
@@ -296,6 +322,13 @@ def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Sch
             "NetworkConfig.dispersion='gene-batch' needs batch_key and likelihood='nb' or 'zinb'; "
             f"found batch_key={schema.batch.key if schema.batch else None!r} and likelihood={likelihood!r}."
         )
+
+
+def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
+    """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
+    if rng is None and checkpoint is not None and Path(checkpoint).exists():
+        return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
+    return seed_of(rng)
 
 
 def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:

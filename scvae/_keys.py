@@ -47,6 +47,21 @@ class Keys:
         return f"{self.key_added}_loadings"
 
     @property
+    def label(self) -> str:
+        """obs: the label transferred from a reference."""
+        return f"{self.key_added}_label"
+
+    @property
+    def label_uncertainty(self) -> str:
+        """obs: probability that it is wrong."""
+        return f"{self.key_added}_label_uncertainty"
+
+    @property
+    def outlier(self) -> str:
+        """obs: share of the reference cells that have nearer neighbours."""
+        return f"{self.key_added}_outlier"
+
+    @property
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added

@@ -9,13 +9,15 @@ import math
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from ._rng import numpy_generator
 from ._version import __version__
@@ -72,7 +74,7 @@ def fit_cells(
     verbose: bool,
 ) -> tuple[FittedModel, Ending]:
     """Trains a new model, and says why training ended."""
-    training_cells, _ = _split(cells, settings)
+    training_cells, _ = split_of(cells, settings)
     recipe = make_recipe(
         settings.training,
         len(training_cells),
@@ -85,8 +87,8 @@ def fit_cells(
         settings.schema, settings.likelihood, n_latent, settings.network, settings.seed, beta_range(settings.beta)
     ).to(device)
     network.likelihood.start_from(summarize(cells, training_cells))
-    progress, ended = _train(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
-    return _fitted(network, cells, settings, progress, ended), ended
+    progress, ended = train_network(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
+    return fitted_model(network, cells, settings, progress, ended), ended
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
@@ -112,10 +114,10 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     network = copy.deepcopy(model.network)
     mean, _ = posterior_moments(model, cells)
     network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
-    fitted = _settings(model)
+    fitted = settings_of(model)
     fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
-    progress, ended = _train(network, cells, fine, checkpoint=None, verbose=verbose)
-    again = _fitted(network, cells, fitted, _joined(model, progress), ended)
+    progress, ended = train_network(network, cells, fine, checkpoint=None, verbose=verbose)
+    again = fitted_model(network, cells, fitted, _joined(model, progress), ended)
     outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
     return replace(again, outcome=outcome), ended
 
@@ -124,15 +126,15 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
     """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
     if not isinstance(model.beta, tuple):
         return np.array(model.outcome.kl_per_dimension)
-    return _evaluate(model.network, cells, _settings(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
+    return _evaluate(model.network, cells, settings_of(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
 
 
 def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
     """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
     training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
-    network, settings = copy.deepcopy(model.network), replace(_settings(model), beta=beta, training=training)
-    progress, ended = _train(network, cells, settings, checkpoint=None, verbose=verbose)
-    return _fitted(network, cells, settings, progress, ended)
+    network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training=training)
+    progress, ended = train_network(network, cells, settings, checkpoint=None, verbose=verbose)
+    return fitted_model(network, cells, settings, progress, ended)
 
 
 def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
@@ -149,10 +151,20 @@ def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
     )
 
 
-def _train(
-    network: VAE, cells: Cells, settings: Settings, *, checkpoint: str | os.PathLike[str] | None, verbose: bool
+def train_network(
+    network: VAE,
+    cells: Cells,
+    settings: Settings,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    verbose: bool,
+    start: str | None = None,
+    only: Mapping[str, Bool[Tensor, "..."]] | None = None,
 ) -> tuple[Progress, Ending]:
-    """Trains a network from the weights it has."""
+    """Trains a network from the weights it has, or some entries of them alone.
+
+    A checkpoint is of this training alone: `start` tells weights to start from that do not follow from the seed.
+    """
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
@@ -162,6 +174,8 @@ def _train(
         "training": to_json(settings.training),
         "data": _content(settings.schema, cells) if checkpoint is not None else None,
     }
+    if start is not None:
+        identity["start"] = start
     progress, ended = train(
         network,
         cells,
@@ -172,6 +186,7 @@ def _train(
         checkpoint=checkpoint,
         identity=identity,
         verbose=verbose,
+        only=only,
     )
     if ended == "interrupted":
         _say(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
@@ -182,7 +197,7 @@ def _say(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _fitted(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
+def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
     """The record of a training."""
     return FittedModel(
         network=network,
@@ -206,7 +221,7 @@ def _libraries(cells: Cells, schema: Schema) -> LibrarySizes | None:
     return None if schema.kind == "real" else LibrarySizes.of(cells, n_batches)
 
 
-def _settings(model: FittedModel) -> Settings:
+def settings_of(model: FittedModel) -> Settings:
     """What a model was fitted with."""
     return Settings(
         schema=model.schema,
@@ -241,7 +256,7 @@ def _final_beta(settings: Settings) -> float:
     return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
 
 
-def _split(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
+def split_of(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
     """The cells to train on and those held out: the same at every training from this seed."""
     return split(len(cells), settings.training.validation_fraction, numpy_generator(settings.seed, SPLIT))
 
@@ -260,13 +275,13 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress,
         seconds=progress.seconds,
         skipped_steps=progress.skipped_steps,
         kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(_split(cells, settings)[1]) else float("nan"),
+        held_out_elbo=result.log_likelihood - result.kl if len(split_of(cells, settings)[1]) else float("nan"),
     )
 
 
 def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
     """Means over the cells held out, or over the training cells if there are none."""
-    train_cells, held_out = _split(cells, settings)
+    train_cells, held_out = split_of(cells, settings)
     judged = held_out if len(held_out) else train_cells
     device = next(network.parameters()).device
     log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ._rng import torch_generator
@@ -12,18 +14,23 @@ from .config import NetworkConfig
 from .data.batches import Batch
 from .data.schema import Schema
 from .kernels.autograd import WeightedLogProb
+from .kernels.csr import CSR
 from .latent import DiagonalNormal
 from .likelihoods import Likelihood, LikelihoodName, make_likelihood
-from .likelihoods.base import OutputLayer
+from .likelihoods.base import OutputLayer, dense
 from .nn.conditions import Conditions
 from .nn.decoder import Decoder, LinearDecoder
 from .nn.encoder import Encoder
 
+REFILLS = 1  # of missing genes, after a first filling with what the prior's mean makes expect
 INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
 
 
 class VAE(nn.Module):
     """q(z | x, s) and p(x | z, s); in a model of many β, both at the β that the batch carries.
+
+    Genes that were not measured are filled in for the encoder with what the decoder expects of them, first at the
+    prior's mean and then at the posterior's, and have no share in the likelihood.
 
     Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
     """
@@ -49,11 +56,39 @@ class VAE(nn.Module):
 
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
         """q(z | x, s) of each cell; a generator turns dropout on."""
-        x, covariates = self.likelihood.encoder_input(batch)
-        if self.encode_conditions:
-            covariates = torch.cat([covariates, self.conditions(batch)], dim=1)
-        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots)
+        if batch.missing is None:
+            return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
+        with torch.no_grad():
+            filled = self._filled_in(batch, batch.missing, batch.library.new_zeros(len(batch), self.n_latent))
+            for _ in range(REFILLS):
+                filled = self._filled_in(batch, batch.missing, self._posterior(*filled, batch, None).mean)
+        return self._posterior(*filled, batch, generator)
+
+    def _posterior(
+        self,
+        x: CSR | Float[Tensor, "cells genes"],
+        covariates: Float[Tensor, "cells covariates"],
+        batch: Batch,
+        generator: torch.Generator | None,
+    ) -> DiagonalNormal:
+        mapped = None
+        if self.encode_conditions or self.encoder.shifts is not None:
+            conditions = self.conditions(batch)
+            if self.encode_conditions:
+                covariates = torch.cat([covariates, conditions[:, self.conditions.fitted]], dim=1)
+            if self.encoder.shifts is not None:
+                mapped = conditions[:, self.conditions.mapped]
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots, mapped)
         return posterior
+
+    def _filled_in(
+        self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        """What the encoder sees, with the missing genes and the library size as expected of cells at z."""
+        expected, share = self.likelihood.expected_input(self.features(z, batch), batch, missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        x, covariates = self.likelihood.encoder_input(whole)
+        return dense(x).index_copy(1, missing, expected), covariates
 
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""
@@ -99,7 +134,11 @@ def make_model(
     """A VAE with freshly drawn weights for the genes and conditions of `schema`, for one β or a range of them."""
     n_knots = betas.n_knots if betas else 0
     generator = torch_generator(seed, INITIAL_WEIGHTS)
-    conditions = Conditions(tuple(len(c.categories) for c in schema.categoricals), len(schema.numeric))
+    conditions = Conditions(
+        tuple(len(column.categories) for column in schema.categoricals),
+        len(schema.numeric),
+        mapped=schema.mapped_columns,
+    )
     per_batch = config.dispersion == "gene-batch" and schema.batch is not None
     decoder: Decoder | LinearDecoder
     if config.decoder == "linear":
@@ -128,7 +167,8 @@ def make_model(
         n_latent,
         width=config.width,
         n_layers=config.encoder_layers,
-        n_covariates=head.n_encoder_covariates + (conditions.n_columns if config.encode_conditions else 0),
+        n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
+        n_mapped=len(conditions.mapped),
         dropout=config.dropout,
         input_dropout=config.input_dropout,
         norm=config.norm,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -30,12 +30,15 @@ class Group:
         Precision of a normal prior, per training cell: `decay` times the parameter is added to its gradient.
     centred
         Whether that prior is around the mean over the parameter's last dimension instead of 0.
+    moving
+        For each parameter the entries to train, all others stay as they are to the bit; None to train all.
     """
 
     parameters: Sequence[nn.Parameter]
     rate: float = 1.0
     decay: float = 0.0
     centred: bool = False
+    moving: Sequence[Bool[Tensor, "..."]] | None = None
 
 
 class Adam:
@@ -68,9 +71,12 @@ class Adam:
         torch._amp_foreach_non_finite_check_and_unscale_([objective.detach(), *gradients], skip, self.unscaled)
         self.steps += 1.0 - skip
         for group, (parameters, gradients, means, squares) in zip(self.groups, trained, strict=True):
-            if group.centred:
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    gradient.add_(parameter - parameter.mean(-1, keepdim=True), alpha=group.decay)
+            by_hand = group.centred or group.moving is not None
+            for parameter, gradient in zip(parameters, gradients, strict=True) if by_hand else ():
+                centre = parameter.mean(-1, keepdim=True) if group.centred else 0.0
+                gradient.add_(parameter - centre, alpha=group.decay)
+            for gradient, moving in zip(gradients, group.moving or (), strict=group.moving is not None):
+                gradient.mul_(moving)  # moments of 0 move nothing
             torch._fused_adam_(
                 parameters,
                 gradients,
@@ -81,7 +87,7 @@ class Adam:
                 lr=learning_rate * group.rate,
                 beta1=BETA1,
                 beta2=BETA2,
-                weight_decay=0.0 if group.centred else group.decay,
+                weight_decay=0.0 if by_hand else group.decay,
                 eps=EPS,
                 amsgrad=False,
                 maximize=False,

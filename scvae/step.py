@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .checkpoint import NonFiniteLossError
@@ -130,19 +131,27 @@ def update(
     return torch.stack([cell_weight @ terms.log_likelihood, kl, skip])
 
 
-def make_optimizer(model: VAE, n_cells: int) -> Adam:
-    """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest."""
+def make_optimizer(model: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
+    """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest.
+
+    With `only`, the parameters it names are trained, and of these the marked entries.
+    """
     dispersions = [p for name, p in model.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
     special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
+    groups = [
+        Group([p for p in model.parameters() if id(p) not in special]),
+        Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
+        *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
+    ]
+    if only is None:
+        return Adam(groups)
+    marks = {id(p): only[name] for name, p in model.named_parameters() if name in only}
+    kept = [[p for p in group.parameters if id(p) in marks] for group in groups]
     return Adam(
         [
-            Group([p for p in model.parameters() if id(p) not in special]),
-            Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
-            *(
-                Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells))
-                for layer in outputs
-            ),
+            replace(group, parameters=some, moving=[marks[id(p)] for p in some])
+            for group, some in zip(groups, kept, strict=True)
         ]
     )
 

@@ -6,12 +6,13 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -60,6 +61,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None,
     identity: dict[str, Any],
     verbose: bool,
+    only: Mapping[str, Bool[Tensor, "..."]] | None = None,
 ) -> tuple[Progress, Ending]:
     """Trains `model` in place and leaves it in evaluation mode with the weights to keep.
 
@@ -84,6 +86,9 @@ def train(
         What a checkpoint must agree on with this run.
     verbose
         Whether to show a progress bar.
+    only
+        Names of the parameters to train and which of their entries; all others stay as they are, and so do statistics
+        of normalisation. None trains everything.
 
     Returns
     -------
@@ -103,7 +108,7 @@ def train(
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs, batch_size, peak = make_recipe(config, len(training))
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
-    optimizer = make_optimizer(model, len(training))
+    optimizer = make_optimizer(model, len(training), only)
     feed = make_feed(cells, device)
     step = make_step(model, optimizer, feed, config, device)
     progress = Progress()
@@ -114,7 +119,7 @@ def train(
     started = time.perf_counter() - progress.seconds
     try:
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
-            model.train()
+            model.train(only is None)
             plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
             dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]

@@ -37,6 +37,9 @@ class Batch:
         Whether the first column of `codes` is the batch.
     log_beta, knots
         log β of each cell, for a model of many β, and the weights of the model's knots there; None for a model of one.
+    missing
+        Modelled genes that nobody measured in these cells, int64 and rising: their values in `x` are 0 and mean
+        nothing. None where all were measured.
     """
 
     x: CSR | SelectedRows | Float[Tensor, "cells genes"]
@@ -46,6 +49,7 @@ class Batch:
     has_batch: bool = False
     log_beta: Float[Tensor, " cells"] | None = None
     knots: Float[Tensor, "cells knots"] | None = None
+    missing: Int[Tensor, " missing"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
@@ -60,6 +64,7 @@ class Batch:
             self.has_batch,
             None if self.log_beta is None else self.log_beta.to(device),
             None if self.knots is None else self.knots.to(device),
+            None if self.missing is None else self.missing.to(device),
         )
 
     def at(self, betas: BetaRange, log_beta: Float[Tensor, " cells"]) -> Batch:

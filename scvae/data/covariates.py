@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,39 @@ def learn_columns(
     return batch, tuple(categorical), tuple(numeric)
 
 
+def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
+    """The schema with the categories that `adata` has in addition, behind those it had.
+
+    Parameters
+    ----------
+    adata
+        Holds every categorical column of the schema.
+    mapped
+        Whether the new categories are to be mapped onto a fitted model (see `Categorical.mapped`).
+
+    Raises
+    ------
+    MissingKeyError
+        If a column does not exist.
+    ValueError
+        If a column has missing values, or is not one of categories.
+
+    Warns
+    -----
+    UserWarning
+        If new categories have one cell each.
+    """
+    columns, new = [], []
+    for column in schema.categoricals:
+        found = _categories(column.key, _complete(adata, column.key)).categories
+        more = tuple(name for name in found if name not in column.categories)
+        new.append(Categorical(column.key, more))
+        columns.append(Categorical(column.key, column.categories + more, column.mapped + (more if mapped else ())))
+    _warn_of_single_cells(adata, new)
+    batch = None if schema.batch is None else columns.pop(0)
+    return replace(schema, batch=batch, categorical=tuple(columns))
+
+
 def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
     """int64 category of each cell in each categorical column, cells x columns.
 
@@ -86,7 +120,8 @@ def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
         if len(unknown):
             raise ValueError(
                 f"adata.obs[{column.key!r}] has {listing(unknown.unique())} in {len(unknown):,} of {adata.n_obs:,} "
-                f"cells, unknown to the model; possible are {listing(column.categories, MOST_LISTED)}"
+                f"cells, unknown to the model; possible are {listing(column.categories, MOST_LISTED)}. "
+                "scvae.tl.map_query gives a model that knows new ones, too"
             )
     return codes
 

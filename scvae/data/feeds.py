@@ -114,7 +114,13 @@ class Resident(Feed):
         every = self.everything
         assert not isinstance(every.x, CSR)
         x = every.x[positions] if isinstance(every.x, Tensor) else every.x.select(positions)
-        return Batch(x, every.library[positions], every.codes[positions], every.numeric[positions], every.has_batch)
+        return dataclasses.replace(
+            every,
+            x=x,
+            library=every.library[positions],
+            codes=every.codes[positions],
+            numeric=every.numeric[positions],
+        )
 
 
 def make_feed(cells: Cells, device: torch.device) -> Feed:
@@ -148,7 +154,8 @@ def store_on(cells: Cells, device: torch.device) -> Resident | None:
     if x is None:
         return None
     library, codes, numeric = (torch.from_numpy(a).to(device) for a in (cells.library, cells.codes, cells.numeric))
-    return Resident(Batch(x, library, codes, numeric, cells.has_batch))
+    missing = None if cells.missing is None else torch.from_numpy(cells.missing).to(device)
+    return Resident(Batch(x, library, codes, numeric, cells.has_batch, missing=missing))
 
 
 def _dense_store(cells: Cells, device: torch.device, room: float) -> Float[Tensor, "cells genes"] | None:
@@ -222,7 +229,8 @@ def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
         x = CSR(change(x.indptr), change(x.indices), change(x.values), x.n_columns)
     elif isinstance(x, Tensor):
         x = change(x)
-    return Batch(x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch)
+    missing = None if batch.missing is None else change(batch.missing)
+    return Batch(x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch, missing=missing)
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

@@ -59,6 +59,8 @@ class Cells:
         Names of the cells.
     has_batch
         Whether the first column of `codes` is the batch.
+    missing
+        int64 modelled genes that nobody measured, rising; None if all were.
     """
 
     rows: Rows
@@ -67,6 +69,7 @@ class Cells:
     numeric: Float[np.ndarray, "cells numerics"]
     names: pd.Index
     has_batch: bool = False
+    missing: Int[np.ndarray, " missing"] | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -79,6 +82,7 @@ class Cells:
             codes=torch.from_numpy(self.codes[positions]),
             numeric=torch.from_numpy(self.numeric[positions]),
             has_batch=self.has_batch,
+            missing=None if self.missing is None else torch.from_numpy(self.missing),
         )
 
     def taken(self, positions: Int[np.ndarray, " some"]) -> Cells:
@@ -93,6 +97,7 @@ class Cells:
             numeric=self.numeric[positions],
             names=self.names[positions],
             has_batch=self.has_batch,
+            missing=self.missing,
         )
 
     def fingerprint(self) -> str:
@@ -202,7 +207,8 @@ def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | Non
     Returns
     -------
     Cells
-        With the genes in the order of the schema; genes that are missing count as 0.
+        With the genes in the order of the schema. Missing genes are on record: they are no zeros. The library is the
+        sum over the genes that are there; a size factor is taken to be of these, too.
 
     Raises
     ------
@@ -230,10 +236,18 @@ def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | Non
     check = ValueCheck(schema.kind, layer, adata, mask)
     rows = _sparse_rows(_read_stored(matrix, check, mask), genes, check)
     check.finish(rows)
-    return _cells(adata, schema, rows, _library(check, schema.kind, factors))
+    missing = np.flatnonzero(genes < 0)
+    library = _library(check, schema.kind, factors)
+    return _cells(adata, schema, rows, library, missing if len(missing) else None)
 
 
-def _cells(adata: AnnData, schema: Schema, rows: Rows, library: NDArray[np.float32]) -> Cells:
+def _cells(
+    adata: AnnData,
+    schema: Schema,
+    rows: Rows,
+    library: NDArray[np.float32],
+    missing: NDArray[np.int64] | None = None,
+) -> Cells:
     return Cells(
         rows=rows,
         library=library,
@@ -241,6 +255,7 @@ def _cells(adata: AnnData, schema: Schema, rows: Rows, library: NDArray[np.float
         numeric=numbers_of(adata, schema),
         names=adata.obs_names.copy(),
         has_batch=schema.batch is not None,
+        missing=missing,
     )
 
 
@@ -357,7 +372,7 @@ def _find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
         why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
         raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
     warnings.warn(
-        f"adata has {found}; the {len(missing):,} others are taken as 0: {listing(missing, 5)}",
+        f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}",
         UserWarning,
         stacklevel=3,
     )

@@ -18,10 +18,13 @@ class Categorical:
         Name of the column.
     categories
         The categories in the order of their codes 0, 1, ...
+    mapped
+        Those that were mapped onto a model fitted without them: each has a shift of the encoder.
     """
 
     key: str
     categories: tuple[str, ...]
+    mapped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,12 @@ class Schema:
         """Width of the condition vector: one column per category and one per numeric covariate."""
         return sum(len(column.categories) for column in self.categoricals) + len(self.numeric)
 
+    @property
+    def mapped_columns(self) -> tuple[int, ...]:
+        """Columns of the condition vector that belong to mapped categories."""
+        is_mapped = [name in column.mapped for column in self.categoricals for name in column.categories]
+        return tuple(place for place, mapped in enumerate(is_mapped) if mapped)
+
     def to_json(self) -> dict[str, Any]:
         """The schema as strings, numbers, lists and dicts."""
         return {
@@ -117,8 +126,8 @@ class Schema:
 
 
 def _categorical_to_json(column: Categorical) -> dict[str, Any]:
-    return {"key": column.key, "categories": list(column.categories)}
+    return {"key": column.key, "categories": list(column.categories), "mapped": list(column.mapped)}
 
 
 def _categorical_from_json(record: dict[str, Any]) -> Categorical:
-    return Categorical(record["key"], tuple(record["categories"]))
+    return Categorical(record["key"], tuple(record["categories"]), tuple(record.get("mapped", ())))

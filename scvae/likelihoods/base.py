@@ -71,6 +71,19 @@ class Likelihood(nn.Module, ABC):
         """What the encoder sees of the data: values per gene, and `n_encoder_covariates` numbers per cell."""
 
     @abstractmethod
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        """What the encoder may expect of genes that nobody measured, and by what the library falls short for them.
+
+        Returns
+        -------
+        tuple
+            Values for the encoder, as in `encoder_input`, and the share of the library size, over all modelled genes,
+            that the measured ones have.
+        """
+
+    @abstractmethod
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Distribution:
@@ -87,6 +100,10 @@ class Likelihood(nn.Module, ABC):
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
         """log p(x | features) summed over genes: each row's value, and their differentiable weighted total."""
+
+
+LEAST_SHARE = 0.01  # of a cell's library that measured genes can be expected to have
+NEVER = -1e4  # a logit: its exponential is 0 in float32, and so are all sums and products it enters
 
 
 class OutputLayer(nn.Module):
@@ -109,6 +126,13 @@ class OutputLayer(nn.Module):
         self.weight_sd, self.weight_rate = weight_sd, weight_rate
         with torch.no_grad():
             self.weight[:, self.weight.shape[1] - n_conditions :] = 0.0
+
+    def measured_bias(self, missing: Int[Tensor, " missing"] | None) -> Float[Tensor, " genes"]:
+        """The bias, but such that genes which nobody measured are 0 for certain and have no share of a softmax.
+
+        So their zeros add nothing to a log-likelihood, and the library is that of the measured genes.
+        """
+        return self.bias if missing is None else self.bias.index_fill(0, missing, NEVER)
 
     @torch.no_grad()
     def drop_features(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
@@ -151,5 +175,6 @@ def dense(x: CSR | SelectedRows | Tensor) -> Float[Tensor, "cells genes"]:
 def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[Tensor, "rows"]) -> WeightedLogProb:
     """Sums a dense table of log-probabilities over genes: the plain path of the heads without a fused kernel."""
     values = repeat_cells(dense(batch.x), row_weight.shape[0])
-    per_row = distribution.log_prob(values).sum(1)
+    log_prob = distribution.log_prob(values)
+    per_row = (log_prob if batch.missing is None else log_prob.index_fill(1, batch.missing, 0.0)).sum(1)
     return WeightedLogProb((row_weight * per_row).sum().to(row_weight), per_row.detach().to(row_weight))

@@ -17,7 +17,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, of_genes, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,6 +73,13 @@ class Bernoulli(Likelihood):
         x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
         return x, log_library(batch, self.mean_log_depth)[:, None]
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        probability = self.distribution(features, batch).mean
+        expected = probability[:, missing]
+        return expected, (1.0 - expected.sum(1) / probability.sum(1)).clamp_min(LEAST_SHARE)
+
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> BernoulliTable:
@@ -93,5 +100,9 @@ class Bernoulli(Likelihood):
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
         return autograd.bernoulli(
-            torch.cat([features, depth[:, None]], dim=1), weight, self.output.bias, batch.x, row_weight
+            torch.cat([features, depth[:, None]], dim=1),
+            weight,
+            self.output.measured_bias(batch.missing),
+            batch.x,
+            row_weight,
         )

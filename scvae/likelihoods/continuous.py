@@ -86,6 +86,11 @@ class Gaussian(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
         return (dense(batch.x) - self.centre) / self.spread, batch.library.new_zeros(len(batch), 0)
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        return self.output(features)[:, missing], torch.ones_like(batch.library)
+
     def log_scale(
         self, log_beta: Float[Tensor, " cells"] | None = None
     ) -> Float[Tensor, " genes"] | Float[Tensor, "cells genes"]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from ..beta_range import BetaRange
 from ..data.batches import Batch
@@ -18,7 +21,7 @@ from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
 from ..kernels.device import densify
 from ..kernels.selection import SelectedRows
-from .base import Likelihood, OutputLayer, log_library, of_genes, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
 N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β: with their prior, 0.15 around their mean over genes
@@ -38,6 +41,11 @@ class PoissonTable:
     @property
     def variance(self) -> Float[Tensor, "rows genes"]:
         return self.mean
+
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0)."""
+        return torch.exp(-self.mean)
 
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.poisson_log_prob(value, self.log_mean)
@@ -60,6 +68,12 @@ class NegativeBinomialTable:
     @property
     def variance(self) -> Float[Tensor, "rows genes"]:
         return self.mean + torch.exp(2.0 * self.log_mean - self.log_inverse_dispersion)
+
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0) = (1 + mean / theta)^-theta."""
+        log_theta = self.log_inverse_dispersion
+        return torch.exp(-log_theta.exp() * softplus(self.log_mean - log_theta))
 
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.negative_binomial_log_prob(value, self.log_mean, self.log_inverse_dispersion)
@@ -87,6 +101,11 @@ class ZeroInflatedTable:
         keep = torch.sigmoid(-self.zero_logit)
         return keep * self.base.variance + keep * (1.0 - keep) * self.base.mean.square()
 
+    @property
+    def zero_probability(self) -> Float[Tensor, "rows genes"]:
+        """P(x = 0)."""
+        return torch.sigmoid(self.zero_logit) + torch.sigmoid(-self.zero_logit) * self.base.zero_probability
+
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
         return reference.zero_inflated_log_prob(value, self.base.log_prob(value), self.zero_logit)
 
@@ -94,6 +113,9 @@ class ZeroInflatedTable:
         value = self.base.sample(generator)
         uniform = torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype)
         return torch.where(uniform < torch.sigmoid(self.zero_logit), 0.0, value)
+
+
+CountTable = PoissonTable | NegativeBinomialTable | ZeroInflatedTable
 
 
 def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> Float[Tensor, "..."]:
@@ -105,6 +127,23 @@ def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> F
     boosted = torch._standard_gamma((shape + 1.0).double(), generator=generator)
     uniform = torch.rand(shape.shape, generator=generator, device=shape.device, dtype=torch.float64)
     return (boosted.log() + torch.log1p(-uniform) / shape.double()).to(shape.dtype)
+
+
+def measured_share(logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " missing"]) -> Float[Tensor, " cells"]:
+    """Share of the counts that the measured genes are expected to have; at least `LEAST_SHARE`."""
+    return (1.0 - torch.softmax(logits, 1)[:, missing].sum(1)).clamp_min(LEAST_SHARE)
+
+
+def expected_log1p(
+    table: CountTable, missing: Int[Tensor, " missing"], scale: Float[Tensor, " cells"]
+) -> Float[Tensor, "cells missing"]:
+    """E log1p(scale * count) of some genes, as if all counts above 0 were their mean.
+
+    The log1p of the mean would be too high: most counts are 0, and log1p is concave.
+    """
+    mean = table.mean[:, missing]
+    above_zero = (1.0 - table.zero_probability[:, missing]).clamp_min(torch.finfo(mean.dtype).eps)
+    return above_zero * torch.log1p(scale[:, None] * mean / above_zero)
 
 
 class CountLikelihood(Likelihood):
@@ -135,6 +174,20 @@ class CountLikelihood(Likelihood):
         scale = torch.exp(-log_depth)
         x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
         return x, log_depth[:, None]
+
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        share = measured_share(self.output(features), missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        log_depth = log_library(whole, self.mean_log_library)
+        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+
+    @abstractmethod
+    def distribution(
+        self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+    ) -> PoissonTable | NegativeBinomialTable:
+        """See `Likelihood.distribution`."""
 
     def log_mean(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
@@ -169,7 +222,8 @@ class Poisson(CountLikelihood):
     ) -> WeightedLogProb:
         assert not isinstance(batch.x, Tensor)
         output = self.output
-        return autograd.poisson(features, output.weight, output.bias, batch.x, batch.library, row_weight)
+        bias = output.measured_bias(batch.missing)
+        return autograd.poisson(features, output.weight, bias, batch.x, batch.library, row_weight)
 
 
 class NegativeBinomial(CountLikelihood):
@@ -211,7 +265,7 @@ class NegativeBinomial(CountLikelihood):
         return autograd.negative_binomial(
             features,
             self.output.weight,
-            self.output.bias,
+            self.output.measured_bias(batch.missing),
             log_theta,
             batch.x,
             batch.library,
@@ -259,6 +313,14 @@ class ZeroInflated(Likelihood):
     def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)
 
+    def expected_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
+    ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
+        share = measured_share(self.base.output(features), missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        log_depth = log_library(whole, self.base.mean_log_library)
+        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> ZeroInflatedTable:
@@ -277,7 +339,7 @@ class ZeroInflated(Likelihood):
         return autograd.zero_inflated(
             features,
             self.base.output.weight,
-            self.base.output.bias,
+            self.base.output.measured_bias(batch.missing),
             self.zero_logit.weight,
             self.zero_logit.bias,
             log_theta,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,12 +21,20 @@ class Conditions(nn.Module):
         Number of categories of each categorical.
     n_numeric
         Number of numeric covariates.
+    mapped
+        Columns of the categories that were mapped onto a fitted model.
     """
 
-    def __init__(self, n_categories: tuple[int, ...], n_numeric: int) -> None:
+    mapped: Tensor
+    fitted: Tensor
+
+    def __init__(self, n_categories: tuple[int, ...], n_numeric: int, *, mapped: Iterable[int] = ()) -> None:
         super().__init__()
         self.n_categories = n_categories
         self.n_columns = sum(n_categories) + n_numeric
+        later = set(mapped)
+        for name, columns in (("mapped", later), ("fitted", set(range(self.n_columns)) - later)):
+            self.register_buffer(name, torch.tensor(sorted(columns), dtype=torch.int64), persistent=False)
 
     def forward(self, batch: Batch) -> Float[Tensor, "cells columns"]:
         columns = [one_hot(batch.codes[:, i], n) for i, n in enumerate(self.n_categories)]

@@ -29,6 +29,8 @@ class Encoder(nn.Module):
         Units of a hidden layer, and number of hidden layers.
     n_covariates
         Numbers per cell that join the first layer besides the genes.
+    n_mapped
+        Categories that were mapped onto the fitted encoder: each shifts the first layer for its cells.
     dropout
         Share of the hidden units dropped in training.
     input_dropout
@@ -48,6 +50,7 @@ class Encoder(nn.Module):
         width: int,
         n_layers: int,
         n_covariates: int,
+        n_mapped: int = 0,
         dropout: float,
         input_dropout: float,
         norm: Norm,
@@ -59,6 +62,7 @@ class Encoder(nn.Module):
         self.input_dropout = Dropout(input_dropout)
         self.genes = Linear(n_genes, width, generator=generator)
         self.covariates = Weights(n_covariates, width, generator=generator)
+        self.shifts = Weights(n_mapped, width, generator=generator) if n_mapped else None
         self.hidden = nn.ModuleList(Linear(width, width, generator=generator) for _ in range(n_layers - 1))
         self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(n_layers))
         self.gates = nn.ModuleList(make_gate(n_knots, width, generator=generator) for _ in range(n_layers))
@@ -78,6 +82,7 @@ class Encoder(nn.Module):
         covariates: Float[Tensor, "cells covariates"],
         generator: torch.Generator | None,
         knots: Float[Tensor, "cells knots"] | None = None,
+        mapped: Float[Tensor, "cells mapped"] | None = None,
     ) -> DiagonalNormal:
         """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
         if isinstance(x, CSR):
@@ -87,6 +92,9 @@ class Encoder(nn.Module):
         start: Tensor = self.genes.bias
         if covariates.shape[1]:
             start = torch.addmm(start, covariates, self.covariates.weight)
+        if self.shifts is not None and mapped is not None:
+            # a product of its own, which adds exactly 0 for cells of the fit: wider covariates would round anew
+            start = start + mapped @ self.shifts.weight
         h = add_product(start, x, self.genes.weight)
         h = self.dropout(relu(self.gates[0](self.norms[0](h), knots)), generator)
         for layer, norm, gate in zip(self.hidden, self.norms[1:], self.gates[1:], strict=True):

@@ -1,0 +1,1 @@
+"""Parts of benchmarks/map_query.py."""

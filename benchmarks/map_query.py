@@ -1,0 +1,217 @@
+"""Cells of a batch that was held out, mapped onto a model of the others: here, by SCVI's surgery, and by PCA.
+
+Usage: python benchmarks/map_query.py [DATA.h5ad=BATCH ...] [--only ours peers unknown] [--seeds 3]
+       [--peer-python PYTHON] [--threads 1] [--table]
+
+Each file holds raw counts in X, the genes to model, labels in obs["cell_type"] and batches in obs["batch"]; BATCH is
+held out. (benchmarks/beta_path.py --prepare makes such files.) Labels of the query are judged by its 15 nearest
+neighbours in the reference's latent space, of cells whose type the reference has; once with all genes, once with the
+genes shuffled and a random fifth of them gone.
+
+ours: scvae.fit on the reference and scvae.tl.map_query, with the expected calibration error (ten bins) of
+scvae.tl.transfer_labels; `frozen` is the encoder of the fit as it is; 30 principal components of the log-normalised
+reference, query projected.
+peers: scvi-tools' SCVI (nb) and load_query_data, as it comes and with the settings of the scArches tutorial; 200 epochs
+without weight decay on the query. It runs in the interpreter that --peer-python names.
+unknown: the query's commonest type is taken out of the reference; how well the outlier score tells it from the others
+(AUROC), and the shares of both called unknown.
+
+Rows are written to benchmarks/results/map_query/PART.json; --table only prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "_map_query"))
+from task import NAMELESS, Row, Task
+
+RESULTS = Path(__file__).parent / "results" / "map_query"
+N_COMPONENTS = 30
+
+
+def ours(path: Path, held_out: str, seed: int) -> Iterator[Row]:
+    import scvae
+
+    task = Task.read(path, held_out)
+    reference = task.reference.copy()
+    started = time.perf_counter()
+    model = scvae.fit(reference, batch_key="batch", rng=seed, verbose=False)
+    row = task.row(method="scvae", seed=seed, fit_seconds=time.perf_counter() - started)
+    for kind, cells in task.queries.items():
+        query = cells.copy()
+        started = time.perf_counter()
+        mapped = scvae.tl.map_query(query, model, verbose=False)
+        row[f"{kind}_seconds"] = time.perf_counter() - started
+        row[f"{kind}_accuracy"] = task.accuracy(reference.obsm["X_scvae"], query.obsm["X_scvae"])
+        if kind == "full":
+            row |= transferred(query, mapped, reference)
+    yield row
+    blind = task.queries["full"].copy()
+    blind.obs["batch"] = reference.obs["batch"].iloc[0]  # the encoder does not see it
+    scvae.tl.embed(blind, model)
+    yield task.row(
+        method="frozen", seed=seed, full_accuracy=task.accuracy(reference.obsm["X_scvae"], blind.obsm["X_scvae"])
+    )
+    if seed == 0:
+        yield task.row(method="pca", seed=0, **pca(task))
+
+
+def transferred(query: ad.AnnData, model: object, reference: ad.AnnData) -> Row:
+    import scvae
+
+    reference = reference[~reference.obs["cell_type"].isin(NAMELESS)].copy()
+    scvae.tl.transfer_labels(query, model, reference=reference, labels_key="cell_type", unknown_above=1.0)
+    known = query.obs["cell_type"].isin(reference.obs["cell_type"]).to_numpy()
+    confidence = 1.0 - query.obs["scvae_label_uncertainty"].to_numpy()[known]
+    right = (query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).to_numpy()[known]
+    bins = np.minimum((confidence * 10).astype(int), 9)
+    gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return {"calibration_error": float(sum(gaps)), "transfer_accuracy": float(right.mean())}
+
+
+def pca(task: Task) -> Row:
+    def normalised(adata: ad.AnnData) -> np.ndarray:
+        counts = np.asarray(adata.X.todense(), dtype=np.float64)
+        return np.log1p(1e4 * counts / np.maximum(counts.sum(1, keepdims=True), 1.0))
+
+    row = {}
+    for kind, query in task.queries.items():
+        reference = normalised(task.reference[:, query.var_names])
+        centre = reference.mean(0)
+        axes = np.linalg.svd(reference - centre, full_matrices=False)[2][:N_COMPONENTS].T
+        latent = (reference - centre) @ axes
+        row[f"{kind}_accuracy"] = task.accuracy(latent, (normalised(query) - centre) @ axes)
+    return row
+
+
+def unknown(path: Path, held_out: str, seed: int) -> Iterator[Row]:
+    from sklearn.metrics import roc_auc_score
+
+    import scvae
+
+    task = Task.read(path, held_out)
+    types = task.queries["full"].obs["cell_type"].value_counts()
+    absent = next(name for name in types.index if name not in NAMELESS)
+    rest = task.reference.obs["cell_type"] != absent
+    reference, query = task.reference[rest].copy(), task.queries["full"].copy()
+    model = scvae.fit(reference, batch_key="batch", rng=seed, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # genes that only the absent type has are not modelled
+        mapped = scvae.tl.map_query(query, model, verbose=False)
+        scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
+    is_absent = (query.obs["cell_type"] == absent).to_numpy()
+    judged = is_absent | query.obs["cell_type"].isin(reference.obs["cell_type"]).to_numpy()
+    called = (query.obs["scvae_label"] == "unknown").to_numpy()
+    yield task.row(
+        seed=seed,
+        absent=absent,
+        n_absent=int(is_absent.sum()),
+        auroc=float(roc_auc_score(is_absent[judged], query.obs["scvae_outlier"].to_numpy()[judged])),
+        unknown_of_absent=float(called[is_absent].mean()),
+        unknown_of_known=float(called[judged & ~is_absent].mean()),
+    )
+
+
+def peers(path: Path, held_out: str, python: str, threads: int) -> Iterator[Row]:
+    script = Path(__file__).parent / "_map_query" / "peer.py"
+    for settings in ("default", "scarches"):
+        command = [python, str(script), str(path), held_out, settings, "0", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            hint = " Does it have scvi-tools? --peer-python names one that has."
+            raise SystemExit(f"{' '.join(command)} failed.{hint}\n{done.stderr[-2000:]}")
+        yield json.loads(done.stdout.splitlines()[-1])
+
+
+def rows_of(part: str, arguments: argparse.Namespace) -> Iterator[Row]:
+    for name in arguments.tasks:
+        path, _, held_out = name.partition("=")
+        if part == "peers":
+            yield from peers(Path(path), held_out, arguments.peer_python, arguments.threads)
+            continue
+        for seed in range(arguments.seeds):
+            yield from (ours if part == "ours" else unknown)(Path(path), held_out, seed)
+
+
+def mean(rows: list[Row], value: str) -> str:
+    values = [row[value] for row in rows if value in row]
+    return f"{statistics.fmean(values):.3f}" if values else ""
+
+
+def print_accuracy(rows: list[Row]) -> None:
+    methods = [
+        m for m in ("scvae", "frozen", "scvi_scarches", "scvi_default", "pca") if any(r["method"] == m for r in rows)
+    ]
+    for kind, title in (("full", "all genes"), ("missing", "shuffled, a fifth of the genes gone")):
+        print(f"\n| query, {title} | " + " | ".join(methods) + " |\n" + "|---" * (len(methods) + 1) + "|")
+        for task in dict.fromkeys((row["set"], row["held_out"], row["cells"]) for row in rows):
+            mine = [row for row in rows if (row["set"], row["held_out"], row["cells"]) == task]
+            shown = [mean([row for row in mine if row["method"] == m], f"{kind}_accuracy") for m in methods]
+            print(f"| {task[0]}, {task[1].split('|')[0]} ({task[2]:,}) | " + " | ".join(shown) + " |")
+    print("\n| query | calibration error | seconds: fit, map | the same, SCVI (scArches) |\n|---|---|---|---|")
+    for task in dict.fromkeys((row["set"], row["held_out"]) for row in rows):
+        mine, peer = (
+            [row for row in rows if (row["set"], row["held_out"], row["method"]) == (*task, m)]
+            for m in ("scvae", "scvi_scarches")
+        )
+        seconds = [f"{mean(side, 'fit_seconds')}, {mean(side, 'full_seconds')}" for side in (mine, peer)]
+        print(
+            f"| {task[0]}, {task[1].split('|')[0]} | {mean(mine, 'calibration_error')} | " + " | ".join(seconds) + " |"
+        )
+
+
+def print_unknown(rows: list[Row]) -> None:
+    print(
+        "\n| query, type taken out of the reference (cells) | AUROC | called unknown, of it / of the others |"
+        "\n|---|---|---|"
+    )
+    for task in dict.fromkeys((row["set"], row["held_out"], row["absent"], row["n_absent"]) for row in rows):
+        mine = [row for row in rows if (row["set"], row["held_out"]) == task[:2]]
+        shares = f"{mean(mine, 'unknown_of_absent')} / {mean(mine, 'unknown_of_known')}"
+        print(f"| {task[0]}, {task[1].split('|')[0]}: {task[2]} ({task[3]}) | {mean(mine, 'auroc')} | {shares} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", metavar="DATA.h5ad=BATCH")
+    parser.add_argument("--only", nargs="+", choices=("ours", "peers", "unknown"), default=("ours", "peers", "unknown"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for part in () if arguments.table else arguments.only:
+        rows: list[Row] = []
+        for row in rows_of(part, arguments):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            record = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "rows": rows}
+            (RESULTS / f"{part}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found = {
+        part: json.loads((RESULTS / f"{part}.json").read_text(encoding="utf-8"))["rows"]
+        for part in arguments.only
+        if (RESULTS / f"{part}.json").exists()
+    }
+    if "ours" in found or "peers" in found:
+        print_accuracy([*found.get("ours", []), *found.get("peers", [])])
+    if "unknown" in found:
+        print_unknown(found["unknown"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`transfer_labels`: cell types of a reference for the cells of a query."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from .._checks import check_adata, check_obs_column, check_probability, listing
+from .._keys import Keys
+from .._slots import write
+from ..fitted import FittedModel
+from ..inference import posterior_moments
+from ..label_transfer import transfer
+from ._read import read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+UNKNOWN = "unknown"
+
+
+def transfer_labels(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    reference: AnnData,
+    labels_key: str,
+    unknown_above: float = 0.95,
+    beta: float | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
+    copy: bool = False,
+) -> AnnData | None:
+    """Labels cells by the labelled cells that are nearest to them in the latent space.
+
+    The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a prior that knows
+    nothing, so that it falls with the distance from them. Bandwidth and weight of the prior are those under which the
+    labels of the reference's own cells are most likely, each judged by all others, and counted as often as query cells
+    have it for a neighbour. So of cells with an uncertainty of 0.2 about 1 in 5 is labelled wrongly, as far as the
+    query lies on the reference.
+
+    Parameters
+    ----------
+    adata
+        The query, of batches that the model knows: after `scvae.tl.map_query`, with the model it returned.
+    model
+        A fitted model.
+    reference
+        Labelled cells, with raw data as at the fit: those of the fit, say. Not changed.
+    labels_key
+        Column of `reference.obs` with the labels; cells without one are left out.
+    unknown_above
+        Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 for none. About 1 - `unknown_above` of
+        the cells that do have a counterpart in the reference are called unknown, too.
+    beta
+        Of a model of many β, that of the embeddings; None for 1 (or the geometric middle of a range without 1).
+    layer
+        Layer that holds the data of `adata` and `reference`, ``"X"`` for `X`; None for where the fit found them.
+    key_added
+        Name of the slots written.
+    copy
+        Whether to leave `adata` alone and return a copy with the results.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, or None. Slots written:
+
+        ``obs["<key_added>_label"]``
+            The most probable label, or ``"unknown"``; categorical.
+        ``obs["<key_added>_label_uncertainty"]``
+            1 - probability of the most probable label, in [0, 1]: how often it is wrong.
+        ``obs["<key_added>_outlier"]``
+            Share of the reference cells that are nearer to their five nearest neighbours than this cell is to its five
+            nearest reference cells, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `reference` has fewer than two labelled cells, or a label ``"unknown"``, or as `embed`; MissingKeyError (also
+        a KeyError) if it has no such column. `adata` is then as it was.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=600, n_genes=100, n_batches=3, rng=0)
+    >>> is_new = adata.obs["batch"] == "batch_2"
+    >>> reference, query = adata[~is_new].copy(), adata[is_new].copy()
+    >>> model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False)
+    >>> mapped = scvae.tl.map_query(query, model, verbose=False)
+    >>> scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
+    >>> bool((query.obs["scvae_label"] == query.obs["cell_type"]).mean() > 0.7)
+    True
+    """
+    keys = Keys(key_added)
+    check_adata(adata)
+    check_adata(reference)
+    limit = check_probability(unknown_above, "unknown_above")
+    column = check_obs_column(reference, labels_key)
+    labelled = np.flatnonzero(column.notna().to_numpy())
+    if len(labelled) < 2:
+        raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass two at least")
+    codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
+    if UNKNOWN in names:
+        raise ValueError(
+            f"reference.obs[{labels_key!r}] has the label {UNKNOWN!r} ({listing(names)}), which is what cells without "
+            "a counterpart are called; rename it, or set it to NaN to leave these cells out"
+        )
+    model.beta_of(beta)
+    query, known = read_cells(adata, model, layer), read_cells(reference, model, layer).taken(labelled)
+    found = transfer(
+        posterior_moments(model, known, beta=beta)[0], codes, posterior_moments(model, query, beta=beta)[0]
+    )
+    label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
+    target = adata.copy() if copy else adata
+    write(
+        target,
+        obs={
+            keys.label: pd.Categorical(label, categories=[*names, UNKNOWN]),
+            keys.label_uncertainty: 1.0 - found.probability.max(1),
+            keys.outlier: found.outlier,
+        },
+    )
+    return target if copy else None

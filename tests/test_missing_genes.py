@@ -1,0 +1,109 @@
+"""Genes that nobody measured: no part of the likelihood, and for the encoder what the decoder expects of them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import scvae
+from scvae import NetworkConfig, TrainingConfig
+from scvae.data.intake import read_query
+from scvae.likelihoods.counts import NegativeBinomialTable, PoissonTable, ZeroInflatedTable, expected_log1p
+
+KEPT = np.arange(6, 40)  # of 40 genes
+
+
+def fitted(likelihood, **options):
+    adata = scvae.datasets.simulate(n_cells=80, n_genes=40, likelihood=likelihood, truth=False, rng=0)
+    model = scvae.fit(
+        adata,
+        likelihood=likelihood,
+        n_latent=3,
+        network=NetworkConfig(width=16),
+        training=TrainingConfig(epochs=20, batch_size=40),
+        rng=0,
+        verbose=False,
+        **options,
+    )
+    return adata, model
+
+
+def query_of(adata, model):
+    """Some cells without the first genes."""
+    with pytest.warns(UserWarning, match="34 of the 40 modelled genes"):
+        return read_query(adata[:10, KEPT[::-1]].copy(), model.schema).batch(np.arange(10))
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli"])
+def test_the_likelihood_is_that_of_the_measured_genes(likelihood):
+    adata, model = fitted(likelihood)
+    batch = query_of(adata, model)
+    z = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = model.network.log_likelihood(z, batch, torch.ones(10)).per_row
+        head = model.network.likelihood
+        features = model.network.features(z, batch)
+        base = head.base if likelihood == "zinb" else head
+        logits = base.output(features)[:, KEPT].double()
+    x = adata.X[:10].toarray()[:, KEPT]
+    if likelihood == "bernoulli":
+        depth = np.log(np.maximum(x.sum(1), 1)) - float(head.mean_log_depth)
+        logits = logits.numpy() + depth[:, None] * head.depth_slope.detach().numpy()[KEPT]
+        expected = stats.bernoulli.logpmf(x, 1 / (1 + np.exp(-logits)))
+    else:
+        mean = x.sum(1, keepdims=True) * torch.softmax(logits, 1).numpy()
+        if likelihood == "poisson":
+            expected = stats.poisson.logpmf(x, mean)
+        else:
+            theta = base.log_inverse_dispersion.detach().exp().numpy()[:, KEPT]
+            expected = stats.nbinom.logpmf(x, theta, theta / (theta + mean))
+        if likelihood == "zinb":
+            lost = torch.sigmoid(head.zero_logit(features)).detach().numpy()[:, KEPT]
+            expected = np.log(lost * (x == 0) + (1 - lost) * np.exp(expected))
+    np.testing.assert_allclose(said, expected.sum(1), rtol=2e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "bernoulli"])
+def test_parameters_of_missing_genes_get_no_gradient_from_the_likelihood(likelihood):
+    adata, model = fitted(likelihood)
+    batch = query_of(adata, model)
+    output = (model.network.likelihood.base if likelihood == "zinb" else model.network.likelihood).output
+    model.network.log_likelihood(torch.zeros(10, 3), batch, torch.ones(10)).total.backward()
+    assert (output.weight.grad[:6] == 0).all()
+    assert (output.weight.grad[6:] != 0).any(1).all()
+
+
+def test_expected_input_is_close_to_the_expectation_of_log1p_counts():
+    mean, theta, scale = np.array([0.02, 0.3, 1.5, 20.0]), np.array([0.5, 2.0, 5.0, 10.0]), 1.7
+    log_mean, log_theta = torch.tensor(mean).log().float()[None], torch.tensor(theta).log().float()[None]
+    counts = np.arange(2000)[:, None]
+    laws = {
+        "poisson": (PoissonTable(log_mean), stats.poisson.pmf(counts, mean)),
+        "nb": (NegativeBinomialTable(log_mean, log_theta), stats.nbinom.pmf(counts, theta, theta / (theta + mean))),
+    }
+    laws["zinb"] = (
+        ZeroInflatedTable(laws["nb"][0], torch.full((1, 4), -1.0)),
+        laws["nb"][1] / (1 + np.exp(-1.0)) + (counts == 0) / (1 + np.exp(1.0)),
+    )
+    for table, probability in laws.values():
+        expected = (probability * np.log1p(scale * counts)).sum(0)
+        said = expected_log1p(table, torch.arange(4), torch.tensor([scale]))[0].numpy()
+        np.testing.assert_allclose(table.zero_probability[0], probability[0], rtol=1e-5)
+        np.testing.assert_allclose(said, expected, rtol=0.25)
+        # the log1p of the mean would be too high
+        assert (np.abs(said - expected) < np.abs(np.log1p(scale * probability.T @ counts[:, 0]) - expected)).all()
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "bernoulli"])
+def test_filling_in_keeps_cells_nearer_to_where_all_genes_put_them(likelihood):
+    adata = scvae.datasets.simulate(n_cells=500, n_genes=120, likelihood=likelihood, truth=False, rng=1)
+    model = scvae.fit(adata, likelihood=likelihood, n_latent=4, rng=0, verbose=False)
+    whole = adata.obsm["X_scvae"].copy()
+    kept = np.sort(np.random.default_rng(0).permutation(120)[:84])
+    some, zeroed = adata[:, kept].copy(), adata.copy()
+    with pytest.warns(UserWarning, match="84 of the 120"):
+        scvae.tl.embed(some, model)
+    zeroed.X = zeroed.X.multiply(np.isin(np.arange(120), kept)).tocsr()
+    scvae.tl.embed(zeroed, model)
+    error = {name: np.square(a.obsm["X_scvae"] - whole).mean() for name, a in (("filled", some), ("zero", zeroed))}
+    assert error["filled"] < 0.8 * error["zero"]

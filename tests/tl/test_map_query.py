@@ -1,0 +1,233 @@
+"""`tl.map_query`: the reference stays, the query finds its place in it."""
+
+import functools
+import warnings
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.neighbors import KNeighborsClassifier
+
+import scvae
+from scvae import NetworkConfig, TrainingConfig
+from scvae._checks import MissingKeyError
+from scvae.data.intake import read_query
+from scvae.inference import batches_of
+
+
+@functools.cache
+def example(**options):
+    """Reference of two batches, its model, and a query of a third batch with strong effects on every gene."""
+    adata = scvae.datasets.simulate(n_cells=900, n_genes=150, n_batches=3, batch_effect=0.8, truth=False, rng=0)
+    is_new = (adata.obs["batch"] == "batch_2").to_numpy()
+    reference, query = bare(adata[~is_new]), bare(adata[is_new])
+    training = TrainingConfig(epochs=25)
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, training=training, **dict(options))
+    return reference, query, model
+
+
+def bare(adata):
+    """The same cells without any result."""
+    return ad.AnnData(adata.X.copy(), obs=adata.obs.astype({"batch": str}), var=adata.var.copy())
+
+
+def accuracy(reference, query, key="X_scvae"):
+    classifier = KNeighborsClassifier(15).fit(reference.obsm["X_scvae"], reference.obs["cell_type"])
+    return float((classifier.predict(query.obsm[key]) == query.obs["cell_type"]).mean())
+
+
+@torch.no_grad()
+def decoded(model, adata):
+    network, tables = model.network, []
+    for _, batch in batches_of(model, read_query(adata, model.schema), 64):
+        features = network.features(network.encode(batch).mean, batch)
+        tables.append(network.likelihood.distribution(features, batch).mean)
+    return tables
+
+
+@pytest.mark.parametrize(
+    "network",
+    [NetworkConfig(), NetworkConfig(encode_conditions=True), NetworkConfig(dispersion="gene-batch", norm="batch")],
+    ids=["plain", "encoder sees batches", "dispersion per batch, batch norm"],
+)
+def test_only_what_belongs_to_the_new_batch_moves_and_the_reference_stays_to_the_bit(network):
+    reference, query, model = example(network=network)
+    query, before = query.copy(), {name: t.clone() for name, t in model.network.state_dict().items()}
+    mapped = scvae.tl.map_query(query, model, epochs=3, verbose=False)
+    after = mapped.network.state_dict()
+    grown = {name for name in after if name not in before or after[name].shape != before[name].shape}
+    expected = {"encoder.shifts.weight", "decoder.hidden.0.weight", "likelihood.output.weight"}
+    assert grown == expected | ({"likelihood.log_inverse_dispersion"} if network.dispersion == "gene-batch" else set())
+    for name, tensor in before.items():
+        assert torch.equal(model.network.state_dict()[name], tensor), "the model given is not touched"
+        if name not in grown:
+            assert torch.equal(after[name], tensor), name
+    assert torch.equal(after["decoder.hidden.0.weight"][:-1], before["decoder.hidden.0.weight"])
+    assert torch.equal(after["likelihood.output.weight"][:, :-1], before["likelihood.output.weight"])
+    if network.dispersion == "gene-batch":
+        new, old = after["likelihood.log_inverse_dispersion"], before["likelihood.log_inverse_dispersion"]
+        assert torch.equal(new[:2], old)
+        assert not torch.allclose(new[2], old.mean(0))
+    assert (after["encoder.shifts.weight"].abs().mean() > 1e-3).all()
+    again = bare(reference)
+    scvae.tl.embed(again, mapped)
+    for key in ("X_scvae", "X_scvae_var"):
+        assert again.obsm[key].tobytes() == reference.obsm[key].tobytes()
+    for old, new in zip(decoded(model, reference), decoded(mapped, reference), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_a_strong_batch_effect_is_taken_off_also_with_genes_shuffled_and_a_fifth_missing():
+    reference, query, model = example()
+    full, frozen = query.copy(), query.copy()
+    scvae.tl.map_query(full, model, verbose=False)
+    frozen.obs["batch"] = "batch_0"
+    scvae.tl.embed(frozen, model)
+    some = query[:, np.random.default_rng(0).permutation(150)[:120]].copy()
+    with pytest.warns(UserWarning, match=r"120 of the 150 modelled genes \(80.0 %\)"):
+        scvae.tl.map_query(some, model, verbose=False)
+    assert accuracy(reference, full) > accuracy(reference, frozen) + 0.03
+    assert accuracy(reference, some) > accuracy(reference, full) - 0.03
+    record = some.uns["scvae"]["mapping"]
+    assert (record["genes_found"], record["genes_missing"], record["coverage"]) == (120, 30, 0.8)
+
+
+def test_the_elbo_of_the_query_is_better_than_as_a_known_batch():
+    _, query, model = example()
+    query = query.copy()
+    mapped = scvae.tl.map_query(query, model, verbose=False)
+    new = scvae.tl.log_likelihood(query, mapped, kind="elbo", n_samples=5)
+    query.obs["batch"] = "batch_0"
+    assert new.mean() > scvae.tl.log_likelihood(query, model, kind="elbo", n_samples=5).mean() + 10
+
+
+def test_the_mapped_model_is_saved_and_read_and_mapped_onto_again(tmp_path):
+    reference, query, model = example()
+    first, second = query[:150].copy(), query[150:].copy()
+    second.obs["batch"] = "batch_3"
+    mapped = scvae.tl.map_query(first, model, epochs=3, verbose=False)
+    read = scvae.load(mapped.save(tmp_path / "mapped.safetensors"))
+    twice = scvae.tl.map_query(second, read, epochs=3, verbose=False)
+    assert twice.schema.batch.categories == ("batch_0", "batch_1", "batch_2", "batch_3")
+    assert twice.schema.batch.mapped == ("batch_2", "batch_3")
+    for cells in (reference, first):
+        again = bare(cells)
+        scvae.tl.embed(again, scvae.load(twice.save(tmp_path / "twice.safetensors")))
+        assert again.obsm["X_scvae"].tobytes() == cells.obsm["X_scvae"].tobytes()
+
+
+def test_known_cells_in_the_query_are_embedded_as_they_were_and_teach_nothing():
+    reference, query, model = example()
+    alone, both = query.copy(), ad.concat([bare(reference[:100]), query])
+    mapped = scvae.tl.map_query(alone, model, epochs=3, verbose=False)
+    with_known = scvae.tl.map_query(both, model, epochs=3, verbose=False)
+    for name, tensor in mapped.network.state_dict().items():
+        assert torch.equal(tensor, with_known.network.state_dict()[name])
+    np.testing.assert_allclose(both.obsm["X_scvae"][:100], reference.obsm["X_scvae"][:100], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(both.obsm["X_scvae"][100:], alone.obsm["X_scvae"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_many_betas_is_mapped_onto_at_every_beta():
+    reference, query, model = example(beta=(0.5, 5.0))
+    query = query.copy()
+    mapped = scvae.tl.map_query(query, model, epochs=3, beta=2.0, verbose=False)
+    at_two = query.obsm["X_scvae"].copy()
+    scvae.tl.embed(query, mapped, beta=2.0)
+    np.testing.assert_array_equal(query.obsm["X_scvae"], at_two)
+    again = bare(reference)
+    scvae.tl.embed(again, mapped)
+    assert again.obsm["X_scvae"].tobytes() == reference.obsm["X_scvae"].tobytes()
+
+
+def test_new_categories_of_a_covariate_are_learnt_likewise():
+    reference, query, _ = example()
+    reference, query = bare(reference), query.copy()
+    model = scvae.fit(
+        reference,
+        covariate_keys=["batch"],
+        n_latent=3,
+        network=NetworkConfig(width=16),
+        training=TrainingConfig(epochs=2),
+        rng=0,
+        verbose=False,
+    )
+    mapped = scvae.tl.map_query(query, model, epochs=1, verbose=False)
+    assert mapped.schema.categorical[0].categories == ("batch_0", "batch_1", "batch_2")
+
+
+def test_the_record_can_be_written_to_a_file_and_nothing_else_changes(tmp_path, digest):
+    _, query, model = example()
+    query = query.copy()
+    before = digest(query)
+    scvae.tl.map_query(query, model, epochs=2, key_added="there", verbose=False)
+    after = digest(query)
+    assert set(after) - set(before) == {"obsm[X_there]", "obsm[X_there_var]"}
+    assert all(after[name] == before[name] for name in before if name != "uns")
+    query.write_h5ad(tmp_path / "query.h5ad")
+    record = ad.read_h5ad(tmp_path / "query.h5ad").uns["there"]["mapping"]
+    assert list(record["new"]["batch"]) == ["batch_2"]
+    assert len(record["history"]["epoch"]) == record["epochs"] == 2
+
+
+def log_normalised(adata):
+    counts = adata.X.toarray()
+    adata.X = sparse.csr_matrix(np.log1p(1e4 * counts / counts.sum(1, keepdims=True)))
+
+
+def without_names(adata):
+    adata.var_names = [f"other_{i}" for i in range(adata.n_vars)]
+
+
+def without_batch(adata):
+    del adata.obs["batch"]
+
+
+def of_known_batch(adata):
+    adata.obs["batch"] = "batch_1"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (log_normalised, {}, "log-normalised"),
+        (without_names, {}, "none of the 150 modelled genes"),
+        (without_batch, {}, "has no 'batch'"),
+        (of_known_batch, {}, "nothing to learn; embed these cells with scvae.tl.embed"),
+        (lambda adata: None, {"beta": 2.0}, "trained at β = 1 alone"),
+        (lambda adata: None, {"epochs": 0}, "epochs is 0"),
+        (lambda adata: None, {"layer": "counts"}, "has no 'counts'"),
+    ],
+)
+def test_wrong_input_is_refused_and_nothing_is_written(digest, change, options, message):
+    _, query, model = example()
+    query = query.copy()
+    change(query)
+    before = digest(query)
+    with pytest.raises((ValueError, MissingKeyError), match=message):
+        scvae.tl.map_query(query, model, verbose=False, **options)
+    assert digest(query) == before
+
+
+def test_a_model_without_batches_has_nothing_to_learn_and_embed_names_map_query():
+    reference, query, model = example()
+    plain = scvae.fit(
+        bare(reference), n_latent=2, network=NetworkConfig(width=8), training=TrainingConfig(epochs=1), verbose=False
+    )
+    with pytest.raises(ValueError, match=r"fitted without batch_key.*scvae.tl.embed"):
+        scvae.tl.map_query(query.copy(), plain, verbose=False)
+    with pytest.raises(ValueError, match=r"'batch_2' in 300 of 300 cells.*scvae.tl.map_query"):
+        scvae.tl.embed(query.copy(), model)
+
+
+def test_a_view_is_mapped_and_its_parent_stays(digest):
+    _, query, model = example()
+    parent = query.copy()
+    before = digest(parent)
+    view = parent[:60]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scvae.tl.map_query(view, model, epochs=1, verbose=False)
+    assert "X_scvae" in view.obsm
+    assert digest(parent) == before

@@ -1,0 +1,111 @@
+"""`tl.transfer_labels`: labels, what they are worth, and cells that the reference has no counterpart of."""
+
+import functools
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scvae
+from scvae import TrainingConfig
+from scvae._checks import MissingKeyError
+
+PANCREAS = Path(__file__).parents[3] / "shared" / "data" / "pancreas4.h5ad"
+
+
+def calibration_error(query, truth, n_bins=10):
+    """Expected calibration error (Guo et al. 2017) over cells whose true label the reference has."""
+    confidence = 1.0 - query.obs["scvae_label_uncertainty"].to_numpy()
+    right = (query.obs["scvae_label"].astype(str) == truth).to_numpy()
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    return sum(abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins))
+
+
+@functools.cache
+def example(absent=None):
+    """A reference of two batches, maybe without one type, and a mapped query of a third batch with all types."""
+    adata = scvae.datasets.simulate(
+        n_cells=1200, n_genes=150, n_batches=3, n_types=6, batch_effect=0.5, type_share=0.8, truth=False, rng=2
+    )
+    adata = ad.AnnData(adata.X, obs=adata.obs.astype(str), var=adata.var)
+    is_new = (adata.obs["batch"] == "batch_2").to_numpy()
+    reference, query = adata[~is_new & (adata.obs["cell_type"] != absent).to_numpy()].copy(), adata[is_new].copy()
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, training=TrainingConfig(epochs=40))
+    return reference, query, scvae.tl.map_query(query, model, verbose=False)
+
+
+def test_labels_are_right_and_their_uncertainty_is_calibrated():
+    reference, query, mapped = example()
+    query = query.copy()
+    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=1.0)
+    assert (query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean() > 0.85
+    assert calibration_error(query, query.obs["cell_type"]) < 0.08
+    assert query.obs["scvae_label_uncertainty"].between(0, 1).all()
+
+
+def test_most_cells_of_a_type_that_the_reference_lacks_are_called_unknown_and_few_others():
+    reference, query, mapped = example(absent="type_3")
+    query = query.copy()
+    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
+    unknown, absent = query.obs["scvae_label"] == "unknown", query.obs["cell_type"] == "type_3"
+    assert unknown[absent].mean() > 0.5
+    assert unknown[~absent].mean() < 0.15
+
+
+def test_only_three_columns_are_written_and_a_copy_leaves_adata_alone(digest):
+    reference, query, mapped = example()
+    query = query.copy()
+    before = digest(query)
+    copied = scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", copy=True)
+    assert digest(query) == before
+    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", key_added="there")
+    written = set(query.obs) - set(copied.obs)
+    assert written == {"there_label", "there_label_uncertainty", "there_outlier"}
+    assert (query.obs["there_label"].astype(str) == copied.obs["scvae_label"].astype(str)).all()
+    assert {name: value for name, value in digest(query).items() if name != "obs"} == {
+        name: value for name, value in before.items() if name != "obs"
+    }
+
+
+def test_reference_cells_without_a_label_are_left_out():
+    reference, query, mapped = example()
+    query, some = query.copy(), reference.copy()
+    some.obs["cell_type"] = some.obs["cell_type"].where(some.obs["cell_type"] != "type_0")
+    scvae.tl.transfer_labels(query, mapped, reference=some, labels_key="cell_type", unknown_above=1.0)
+    assert "type_0" not in query.obs["scvae_label"].cat.categories
+    assert isinstance(query.obs["scvae_label"].dtype, pd.CategoricalDtype)
+
+
+def test_wrong_input_is_refused_and_nothing_is_written(digest):
+    reference, query, mapped = example()
+    query, named, one = query.copy(), reference.copy(), reference.copy()
+    named.obs["cell_type"] = ["unknown", *named.obs["cell_type"][1:]]
+    one.obs["cell_type"] = ["a", *[None] * (one.n_obs - 1)]
+    before = digest(query)
+    with pytest.raises(MissingKeyError, match="has no 'type'"):
+        scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="type")
+    with pytest.raises(ValueError, match="has the label 'unknown'"):
+        scvae.tl.transfer_labels(query, mapped, reference=named, labels_key="cell_type")
+    with pytest.raises(ValueError, match="labels 1 cells"):
+        scvae.tl.transfer_labels(query, mapped, reference=one, labels_key="cell_type")
+    with pytest.raises(ValueError, match="unknown_above is 2"):
+        scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=2)
+    assert digest(query) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PANCREAS.exists(), reason="the set is not part of the package")
+def test_a_study_of_the_pancreas_is_labelled_with_calibrated_uncertainty():
+    adata = ad.read_h5ad(PANCREAS)
+    detected = np.asarray((adata.X > 0).sum(0)).ravel()
+    adata = adata[:, np.argsort(-detected)[:1000]].copy()
+    adata = ad.AnnData(adata.X, obs=adata.obs[["batch", "cell_type"]].astype(str), var=adata.var[[]])
+    is_new = adata.obs["batch"].str.startswith("Fasolino").to_numpy()
+    reference, query = adata[~is_new].copy(), adata[is_new].copy()
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False)
+    mapped = scvae.tl.map_query(query, model, verbose=False)
+    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=1.0)
+    assert (query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean() > 0.8
+    assert calibration_error(query, query.obs["cell_type"]) < 0.1
