@@ -245,7 +245,9 @@ def _parts(
     )
 
 
-def _weights(likelihood: torch.nn.Module, batch: Batch, typical: Float[Tensor, " genes"]) -> Float[Tensor, "cells genes"]:
+def _weights(
+    likelihood: torch.nn.Module, batch: Batch, typical: Float[Tensor, " genes"]
+) -> Float[Tensor, "cells genes"]:
     """1 / (1 + l m / theta): how much a count of a cell with this library says, for a gene of this mean proportion."""
     head = likelihood.base if isinstance(likelihood, ZeroInflated) else likelihood
     if not isinstance(head, NegativeBinomial):

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr
 
-SMALLEST = 0.2  # standard deviation of the narrowest prior of a change, in nats; narrower ones pass for no change at all
+SMALLEST = (
+    0.2  # standard deviation of the narrowest prior of a change, in nats; narrower ones pass for no change at all
+)
 RATIO = math.sqrt(2.0)  # of the standard deviations of neighbouring priors
 UNCHANGED_WEIGHT = 0.15  # pseudo-observations of "unchanged", as a share of the estimates: see `shrink`
 ROUNDS, CENTRING_ROUNDS, TOLERANCE = 500, 100, 1e-5
