@@ -144,7 +144,7 @@ def score(called: dict[float, np.ndarray], order: np.ndarray, changed: np.ndarra
     return row
 
 
-def truth(_: list[Path], seeds: int, peer: str | None) -> Iterator[Row]:
+def truth(_files: list[Path], seeds: int, peer: str | None) -> Iterator[Row]:
     import scvae
 
     for scenario, options in SCENARIOS.items():
@@ -182,7 +182,7 @@ def of_peer(adata: ad.AnnData, python: str) -> tuple[dict[float, np.ndarray], np
     return {level: table["called"].to_numpy(dtype=bool) for level, table in tables.items()}, order
 
 
-def null(files: list[Path], seeds: int, _: str | None) -> Iterator[Row]:
+def null(files: list[Path], _seeds: int, _peer: str | None) -> Iterator[Row]:
     import scvae
 
     for path in files:
@@ -208,7 +208,7 @@ def null(files: list[Path], seeds: int, _: str | None) -> Iterator[Row]:
                     yield row | counts
 
 
-def seconds(_: list[Path], seeds: int, __: str | None) -> Iterator[Row]:
+def seconds(_files: list[Path], _seeds: int, _peer: str | None) -> Iterator[Row]:
     import torch
 
     import scvae

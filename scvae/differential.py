@@ -14,7 +14,6 @@ are a sample, so what differs between cells of a group counts as noise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -13,11 +13,10 @@ from scvae.tl._read import read_cells
 QUICK = TrainingConfig(epochs=8)
 
 
-def fitted(likelihood="nb", **options):
+def fitted(likelihood="nb"):
     adata = scvae.datasets.simulate(n_cells=300, n_genes=60, likelihood=likelihood, n_types=1, truth=False, rng=0)
     model = scvae.fit(
         adata, likelihood=likelihood, n_latent=3, network=NetworkConfig(width=16), training=QUICK, rng=0, verbose=False,
-        **options,
     )  # fmt: skip
     return adata, model, read_cells(adata, model, None)
 
@@ -142,6 +141,6 @@ def test_what_cells_show_outweighs_the_model_where_they_are_many():
 
 
 def test_no_pair_without_two_cells_of_both_in_a_batch():
-    adata, model, cells = fitted()
+    _, model, cells = fitted()
     codes = np.where(np.arange(300) == 0, 0, 1)
     assert contrasts(model, cells, codes, [(0, 1), (0, 2)]) == [None, None]

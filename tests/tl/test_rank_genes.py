@@ -155,13 +155,13 @@ def test_wrong_input_is_refused_and_nothing_is_written(fitted, digest, options, 
 def test_a_head_without_proportions_is_refused():
     adata = scvae.datasets.simulate(n_cells=60, n_genes=10, likelihood="gaussian", truth=False)
     model = scvae.fit(adata, likelihood="gaussian", rng=0, **QUICK)
-    with pytest.raises(ValueError, match="rank_genes is for counts.*'gaussian'"):
+    with pytest.raises(ValueError, match=r"rank_genes is for counts.*'gaussian'"):
         scvae.tl.rank_genes(adata, model, groupby="cell_type")
 
 
 def test_groups_that_share_no_batch_are_refused():
     adata = planted(2, shares=(0.0, 1.0), n_genes=30)
     model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
-    with pytest.raises(ValueError, match="no batch .*'batch'.* holds two cells of 'a' and two of 'rest'"):
+    with pytest.raises(ValueError, match=r"no batch .*'batch'.* holds two cells of 'a' and two of 'rest'"):
         scvae.tl.rank_genes(adata, model, groupby="group")
     assert "rank_genes_groups" not in adata.uns
