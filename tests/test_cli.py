@@ -485,7 +485,8 @@ def test_a_process_fits_and_its_errors_have_exit_code_2(folder, example):
     ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     ours = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
-    np.testing.assert_array_equal(anndata.read_h5ad("out.h5ad").obsm["X_scvae"], ours)
+    # to rounding: libraries below choose their code by what the process has done before
+    np.testing.assert_allclose(anndata.read_h5ad("out.h5ad").obsm["X_scvae"], ours, atol=1e-5)
     ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "scvae: error: the output out.h5ad exists; pass --force to replace it\n"

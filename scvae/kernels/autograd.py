@@ -61,11 +61,11 @@ def cpu_kernels() -> Kernels | None:
         )
         return None
     # numba starts its threads at the first call, and gives the OpenMP library that it shares with torch its own number
-    # of them: torch's products would change their last bits in the middle of a run
+    # of them: torch's products would change their last bits in the middle of a run. Set even if it is the same: MKL
+    # chooses a number of its own (fewer on hyperthreads) until told one, and bits would depend on who told it before
     weight = np.zeros((1, 1), np.float32)
     cpu_sparse.csr_matmul(np.zeros(2, np.int64), np.zeros(0, np.int32), weight[0, :0], weight, np.zeros_like(weight))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     return Kernels(cpu, cpu_sparse)
 
 
