@@ -46,7 +46,7 @@ def shrink(
 ) -> Posterior:
     """Adaptive shrinkage (Stephens 2017, "False discovery rates: a new deal").
 
-    estimate ~ N(centre + change, error^2), and change is 0 or drawn from a mixture of N(0, s^2) over a grid of s. Centre
+    estimate ~ N(centre + change, error^2), and change is 0 or drawn from a mixture of N(0, s^2) on a grid of s. Centre
     and weights of the mixture maximise the likelihood of all estimates, by EM. As in that paper the share of no change
     is pulled upwards by pseudo-observations, since a change much smaller than its error cannot be told from none:
     weights that only fit best put the false discoveries above what they are said to be.
