@@ -1,13 +1,13 @@
 """Batches mixed and cell types kept: the default fit next to SCVI, Harmony and PCA, over sets and seeds.
 
-Usage: python benchmarks/integration.py EVALUATE.py DATA_FOLDER --peer-python PYTHON [--seeds 3] [--sets NAME ...] [--table]
+Usage: python benchmarks/integration.py EVALUATE.py DATA_FOLDER --peer-python PYTHON [--seeds 3] [--sets NAME ...]
 
-EVALUATE.py scores one method on one set (same genes, same cells, same scoring for every method); PYTHON is an interpreter
-with scvi-tools, harmonypy and what EVALUATE.py needs. Rows are written to
+EVALUATE.py scores one method on one set (same genes, same cells, same scoring for every method); PYTHON is an
+interpreter with scvi-tools, harmonypy and what EVALUATE.py needs. Rows are written to
 benchmarks/results/integration/METHOD__SET__SEED.json; those that are there are not made again; --table only prints.
 
-Scores by scib-metrics (Luecken et al. 2022; BRAS: Rautenstrauch & Ohler 2025), ARI and NMI the best over a fixed grid of
-Leiden resolutions. *Batch* is the mean of iLISI, BRAS and graph connectivity; *bio* that of cLISI, NMI and ARI.
+Scores by scib-metrics (Luecken et al. 2022; BRAS: Rautenstrauch & Ohler 2025), ARI and NMI the best over a fixed grid
+of Leiden resolutions. *Batch* is the mean of iLISI, BRAS and graph connectivity; *bio* that of cLISI, NMI and ARI.
 """
 
 from __future__ import annotations

@@ -62,6 +62,16 @@ class Keys:
         return f"{self.key_added}_outlier"
 
     @property
+    def effects(self) -> str:
+        """varm: what a standard deviation of each latent dimension does to the genes, genes x n_latent."""
+        return f"{self.key_added}_effects"
+
+    @property
+    def traversal(self) -> str:
+        """varm: what going from the low to the high end of each latent dimension does, genes x n_latent."""
+        return f"{self.key_added}_traversal"
+
+    @property
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added

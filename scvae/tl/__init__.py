@@ -4,10 +4,12 @@ from ._denoise import denoise
 from ._diagnose import diagnose
 from ._embed import embed
 from ._generate import generate
+from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
 from ._neighbors import neighbors
 from ._prune import prune
+from ._rank_genes import rank_genes
 from ._sample import sample
 from ._transfer_labels import transfer_labels
 
@@ -16,10 +18,12 @@ __all__ = [
     "diagnose",
     "embed",
     "generate",
+    "latent_genes",
     "log_likelihood",
     "map_query",
     "neighbors",
     "prune",
+    "rank_genes",
     "sample",
     "transfer_labels",
 ]
