@@ -49,7 +49,7 @@ def check_agreement(
         Naming all that do, with what the model has.
     """
     schema = model.schema
-    keys = tuple(column.key for column in (*schema.categorical, *schema.numeric))
+    keys = [column.key for column in schema.categorical] + [column.key for column in schema.numeric]
     given = set(covariate_names(batch_key, covariate_keys))
     wrong = []
     if mask_var is not None:

@@ -329,7 +329,9 @@ def overdispersion(side: Side) -> Float[np.ndarray, " genes"]:
     uncertainty = (unit / mean + by_model) ** 2 * kurtosis / (n - 1)
     spread = (MODEL_SPREAD * by_model) ** 2
     trust = np.where(side.mean > 0, spread / np.maximum(spread + uncertainty, TINY), 0.0)
-    return np.maximum(np.where(side.mean > 0, trust * by_cells, 0.0) + (1.0 - trust) * by_model, 0.0)
+    moderated = np.where(side.mean > 0, trust * by_cells, 0.0) + (1.0 - trust) * by_model
+    variance: Float[np.ndarray, " genes"] = np.maximum(moderated, 0.0)
+    return variance
 
 
 def _common_mean(
@@ -340,7 +342,8 @@ def _common_mean(
     for _ in range(NEWTON_STEPS):
         trust = [1.0 / (1.0 + s * mean / side.unit) for side, s in zip((a, b), spreads, strict=True)]
         mean = (counts[0] * trust[0] + counts[1] * trust[1]) / (trust[0] / a.unit + trust[1] / b.unit)
-    return np.maximum(mean, TINY)
+    common: Float[np.ndarray, " genes"] = np.maximum(mean, TINY)
+    return common
 
 
 def _log_density(

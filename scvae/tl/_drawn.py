@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from ..fitted import FittedModel
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Values = sp.csr_matrix | np.ndarray
+Values: TypeAlias = sp.csr_matrix | np.ndarray
 
 
 def draw_values(
