@@ -58,6 +58,6 @@ def test_the_model_keeps_the_recipe_that_it_was_trained_by(validation_fraction):
     training = TrainingConfig(epochs=2, validation_fraction=validation_fraction)
     model = scvae.fit(adata, rng=0, verbose=False, n_latent=2, training=training)
     assert (model.training_config.epochs, model.training_config.batch_size) == (2, 128)
-    assert model.training_config.learning_rate == 3e-3
+    assert model.training_config.learning_rate == 6e-3
     assert adata.uns["scvae"]["params"]["training"]["batch_size"] == 128
     assert model.outcome.epochs == len(model.history) == 2

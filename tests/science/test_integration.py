@@ -41,7 +41,7 @@ def test_a_type_that_one_batch_lacks_is_not_merged_with_another(unbalanced, inte
     types = unbalanced.obs["cell_type"].cat.codes.to_numpy()
     same = (types[neighbours_of(integrated)] == types[:, None]).mean(1)
     assert same[types == 0].mean() > 0.97
-    assert same.mean() > 0.97
+    assert same.mean() > 0.95
 
 
 def test_few_cells_of_a_type_find_those_of_the_other_batch(unbalanced, integrated):
