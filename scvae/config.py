@@ -44,7 +44,7 @@ class NetworkConfig:
     decoder_layers: int = 1
     decoder: Decoder = "mlp"
     norm: Norm = "layer"
-    dropout: float = 0.1
+    dropout: float = 0.0
     input_dropout: float = 0.0
     encode_conditions: bool = False
     dispersion: Literal["gene", "gene-batch"] = "gene"

@@ -12,7 +12,8 @@ FEWEST_STEPS = 600
 EPOCHS = 40
 EPOCHS_WITH_CONDITIONS = 80
 # learning rate at batches of 128
-PEAK: dict[Decoder, float] = {"mlp": 6e-3, "linear": 1e-2}
+PEAK: dict[Decoder, float] = {"mlp": 3e-3, "linear": 1e-2}
+PEAK_WITH_CONDITIONS = 9e-3  # of "mlp"
 PEAK_OF_MANY_BETAS = 9e-3
 EPOCHS_OF_MANY_BETAS = (
     1.1  # times those of one β; with 2,000 genes a step takes 1.3 times as long, with few genes longer
@@ -38,15 +39,17 @@ def make_recipe(
     """The recipe for `n_cells` training cells, on any device; what the config sets is kept.
 
     Batches of 128 cells, and of 256 from 10,000 cells on, where a fit of 20,000 simulated cells reached the same
-    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate at 128 is 6e-3, or 1e-2
-    for a linear decoder, which ended 2 nats per cell lower at 3e-3 (pbmc3k, paul15), or 9e-3 for a model of many β, in
-    which each β has a share of the cells: at 3e-3 the objective at β = 10 ended 5 nats worse (three sets). It grows
-    with the square root of the batch size, as the noise of the gradient falls, up to that of 512.
+    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate at 128 is 3e-3, or 9e-3
+    with batches or other covariates, which mix better so, and for a model of many β, in which each β has a share of the
+    cells: at 3e-3 the objective at β = 10 ended 5 nats worse (three sets). A linear decoder ended 2 nats per cell lower
+    at 3e-3 than at its 1e-2 (pbmc3k, paul15). It grows with the square root of the batch size, as the noise
+    of the gradient falls, up to that of 512.
     """
     batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)
     learning_rate = config.learning_rate
     if learning_rate is None:
-        peak = PEAK_OF_MANY_BETAS if many_betas else PEAK[decoder]
+        peak = max(PEAK[decoder], PEAK_WITH_CONDITIONS) if conditions else PEAK[decoder]
+        peak = PEAK_OF_MANY_BETAS if many_betas else peak
         learning_rate = peak * math.sqrt(min(max(batch_size, 128), 512) / 128)
     epochs = default_epochs(n_cells, batch_size, conditions=conditions)
     if many_betas:
@@ -58,8 +61,8 @@ def default_epochs(n_cells: int, batch_size: int, *, conditions: bool = False) -
     """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
 
     With batches or other covariates 80 in place of 40: z takes up early what sets batches apart, as the largest
-    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies iLISI
-    was 0.06 after 40 epochs, 0.10 after 80).
+    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies, at the
+    same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
 
     Parameters
     ----------

@@ -26,15 +26,15 @@ def test_no_recipe_has_too_few_steps(n_cells):
 
 
 def test_batches_and_learning_rate_grow_together():
-    assert make_recipe(TrainingConfig(), 9_999)[1:] == (128, 6e-3)
-    assert make_recipe(TrainingConfig(), 10_000)[1:] == (256, pytest.approx(6e-3 * math.sqrt(2)))
-    assert make_recipe(TrainingConfig(batch_size=16), 10_000)[1:] == (16, 6e-3)
-    assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 12e-3)
+    assert make_recipe(TrainingConfig(), 9_999)[1:] == (128, 3e-3)
+    assert make_recipe(TrainingConfig(), 10_000)[1:] == (256, pytest.approx(3e-3 * math.sqrt(2)))
+    assert make_recipe(TrainingConfig(batch_size=16), 10_000)[1:] == (16, 3e-3)
+    assert make_recipe(TrainingConfig(batch_size=4096), 10_000)[1:] == (4096, 6e-3)
 
 
 def test_a_model_of_many_betas_learns_faster_and_a_little_longer():
     one, many = (make_recipe(TrainingConfig(), 5_000, many_betas=many) for many in (False, True))
-    assert many == (round(1.1 * one.epochs), one.batch_size, pytest.approx(1.5 * one.learning_rate))
+    assert many == (round(1.1 * one.epochs), one.batch_size, pytest.approx(3 * one.learning_rate))
     config = TrainingConfig(epochs=3, batch_size=77, learning_rate=0.01)
     assert make_recipe(config, 5_000, many_betas=True) == (3, 77, 0.01)
 
@@ -42,8 +42,17 @@ def test_a_model_of_many_betas_learns_faster_and_a_little_longer():
 def test_with_batches_there_are_twice_as_many_epochs_where_cells_are_many_enough_for_the_steps():
     assert [default_epochs(4_000, 128, conditions=one) for one in (False, True)] == [40, 80]
     assert [default_epochs(80_000, 256, conditions=one) for one in (False, True)] == [20, 40]
-    alone, mixed = (make_recipe(TrainingConfig(), 500, conditions=conditions) for conditions in (False, True))
-    assert mixed == alone
+    assert [default_epochs(500, 128, conditions=one) for one in (False, True)] == [150, 150]
+
+
+def test_with_batches_the_learning_rate_is_higher_but_that_of_a_linear_decoder_and_of_many_betas():
+    def rates(*decoder, **options):
+        both = (make_recipe(TrainingConfig(), 4_000, *decoder, conditions=one, **options) for one in (False, True))
+        return [recipe.learning_rate for recipe in both]
+
+    assert rates() == [3e-3, 9e-3]
+    assert rates("linear") == [1e-2, 1e-2]
+    assert rates(many_betas=True) == [9e-3, 9e-3]
 
 
 @pytest.mark.parametrize("conditions", [False, True])
@@ -58,6 +67,6 @@ def test_the_model_keeps_the_recipe_that_it_was_trained_by(validation_fraction):
     training = TrainingConfig(epochs=2, validation_fraction=validation_fraction)
     model = scvae.fit(adata, rng=0, verbose=False, n_latent=2, training=training)
     assert (model.training_config.epochs, model.training_config.batch_size) == (2, 128)
-    assert model.training_config.learning_rate == 6e-3
+    assert model.training_config.learning_rate == 3e-3
     assert adata.uns["scvae"]["params"]["training"]["batch_size"] == 128
     assert model.outcome.epochs == len(model.history) == 2
