@@ -61,8 +61,8 @@ def default_epochs(n_cells: int, batch_size: int, *, conditions: bool = False) -
     """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
 
     With batches or other covariates 80 in place of 40: z takes up early what sets batches apart, as the largest
-    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies, at the
-    same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
+    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies, at
+    the same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
 
     Parameters
     ----------
