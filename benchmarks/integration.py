@@ -30,6 +30,7 @@ SETS = {
     "paul15": [],
     "worm_embryo": ["--time", "time"],
 }
+SEEDS = 3
 BATCH, BIO = ("ilisi", "bras", "graph_conn"), ("clisi", "nmi", "ari")
 SHOWN = {
     "batch": BATCH,
@@ -61,12 +62,17 @@ def print_tables(sets: list[str]) -> None:
         print(f"\n| {title} | " + " | ".join(sets) + " | mean |\n|---" + "|---" * (len(sets) + 1) + "|")
         for method in METHODS:
             seeds = [means_of(method, data, names) for data in sets]
-            if not all(seeds):
-                continue
-            means = [statistics.fmean(values) for values in seeds]
-            spread = [f" ± {statistics.stdev(values):.3f}" if title in ("batch", "bio") else "" for values in seeds]
-            cells = [f"{mean:.3f}{more}" for mean, more in zip(means, spread, strict=True)]
-            print(f"| {method} | " + " | ".join(cells) + f" | {statistics.fmean(means):.3f} |")
+            cells = [shown(values) for values in seeds]
+            mean = f"{statistics.fmean(map(statistics.fmean, seeds)):.3f}" if all(seeds) else ""
+            print(f"| {method} | " + " | ".join(cells) + f" | {mean} |")
+
+
+def shown(seeds: list[float]) -> str:
+    """Mean over seeds, the standard deviation beside it, and how many there are where they are not three."""
+    if not seeds:
+        return ""
+    spread = f" ± {statistics.stdev(seeds):.3f}" if len(seeds) > 1 else ""
+    return f"{statistics.fmean(seeds):.3f}{spread}" + (f" ({len(seeds)})" if len(seeds) != SEEDS else "")
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     parser.add_argument("evaluate", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--peer-python", default=sys.executable)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--table", action="store_true", help="only print")
     words = parser.parse_args()

@@ -176,7 +176,7 @@ def test_without_a_seed_the_checkpoint_gives_its_own(tmp_path):
         ({"likelihood": "poisson"}, "likelihood"),
         ({"network": NetworkConfig(width=17)}, "network"),
         ({"training": TrainingConfig(epochs=7)}, "training"),
-        ({"batch_key": None}, "data"),
+        ({"batch_key": None}, "data, training"),  # which follows from there being a batch
         ({"beta": 2.0, "rng": 5}, "beta, seed"),
     ],
 )

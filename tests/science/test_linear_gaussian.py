@@ -29,13 +29,15 @@ WEIGHTS = pytest.mark.parametrize("weight", [ONE_DIMENSION, THREE_DIMENSIONS], i
 class KnownPosterior(nn.Module):
     """Stands in for the encoder: the same posterior whatever it is shown."""
 
+    shifts = None
+
     def __init__(self, mean, variance):
         super().__init__()
         self.n_latent = mean.shape[1]
         self.mean = nn.Parameter(torch.tensor(mean))
         self.log_variance = nn.Parameter(torch.tensor(np.log(variance)))
 
-    def forward(self, x, covariates, generator, knots):
+    def forward(self, x, covariates, generator, knots, mapped):
         return DiagonalNormal(self.mean, self.log_variance)
 
 
