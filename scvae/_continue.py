@@ -165,7 +165,13 @@ def fit_more(
     config = training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
     settings = replace(settings_of(model), schema=schema, seed=seed)
     n_training = len(split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))[0])
-    recipe = make_recipe(config, n_training, settings.network.decoder, many_betas=isinstance(model.beta, tuple))
+    recipe = make_recipe(
+        config,
+        n_training,
+        settings.network.decoder,
+        conditions=schema.n_conditions > 0,
+        many_betas=isinstance(model.beta, tuple),
+    )
     fine = fine_tuning(replace(config, **recipe._asdict()), config.epochs)
     fine = replace(fine, learning_rate=config.learning_rate or fine.learning_rate)
     settings = replace(settings, training=fine)

@@ -14,7 +14,7 @@ from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
 from ..fitted import FittedModel
-from ._read import read_cells
+from ._read import read_cells, with_batch_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,6 +24,7 @@ def map_query(
     adata: AnnData,
     model: FittedModel,
     *,
+    batch_key: str | None = None,
     epochs: int | None = None,
     beta: float | None = None,
     layer: str | None = None,
@@ -49,6 +50,9 @@ def map_query(
         batches that the model knows may be among them: they are embedded, and nothing is learnt from them.
     model
         A model fitted with a `batch_key` or a categorical covariate. It stays as it is.
+    batch_key
+        Column of `adata.obs` with the batch, where it is named otherwise than at the fit; None for the name of the fit.
+        The model returned keeps that name: for `scvae.tl.embed` and other tools the column has to be there under it.
     epochs
         Passes over the cells of new batches; None for as many as make 400 steps, but at least two.
     beta
@@ -85,8 +89,8 @@ def map_query(
     Raises
     ------
     ValueError
-        If no category is new, so that there is nothing to learn (`scvae.tl.embed` embeds such cells), or as `embed`.
-        `adata` is then as it was.
+        If no category is new, so that there is nothing to learn (`scvae.tl.embed` embeds such cells), if `batch_key` is
+        given for a model without batches or names a covariate, or as `embed`. `adata` is then as it was.
     NonFiniteLossError
         If training diverges.
 
@@ -106,22 +110,24 @@ def map_query(
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
-    schema = _schema_with_new(adata, model)
-    cells = read_cells(adata, schema, layer)
+    known = with_batch_key(model.schema, batch_key)
+    there = _with_new(adata, known)
+    cells = read_cells(adata, there, layer)
+    schema = with_batch_key(there, model.schema.batch.key if model.schema.batch else None)
     mapped, training = map_cells(model, cells, schema, epochs=epochs, verbose=verbose)
     write_results(adata, mapped, cells, keys, beta=beta, more={"mapping": _record(model, training, cells)})
     return mapped
 
 
-def _schema_with_new(adata: AnnData, model: FittedModel) -> Schema:
-    """The model's schema with the new categories of `adata`, of which there must be some."""
-    if not model.schema.categoricals:
+def _with_new(adata: AnnData, known: Schema) -> Schema:
+    """The schema with the new categories of `adata`, of which there must be some."""
+    if not known.categoricals:
         raise ValueError(
             "the model was fitted without batch_key and without categorical covariates, so a new batch has nothing to "
             "learn; embed these cells with scvae.tl.embed, or fit the reference with batch_key"
         )
-    schema = widened(adata, model.schema, mapped=True)
-    if schema == model.schema:
+    schema = widened(adata, known, mapped=True)
+    if schema == known:
         keys = listing(f"adata.obs[{column.key!r}]" for column in schema.categoricals)
         raise ValueError(
             f"the model knows every category in {keys}, so there is nothing to learn; embed these cells with "

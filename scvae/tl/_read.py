@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .._checks import listing
 from ..data.intake import SAME_LAYER, Cells, read_query
 from ..data.schema import Schema
 from ..fitted import FittedModel
@@ -19,6 +21,27 @@ def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None) -
     if layer is None:
         return read_query(adata, schema, layer=SAME_LAYER)
     return read_query(adata, schema, layer=None if layer == "X" else layer)
+
+
+def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:
+    """The schema that reads the batch from a column of another name; as it is for None.
+
+    Raises
+    ------
+    ValueError
+        If it has no batch, or reads that column as a covariate.
+    """
+    if batch_key is None:
+        return schema
+    if schema.batch is None:
+        raise ValueError(f"batch_key is {batch_key!r}, and the model was fitted without batch_key; leave it out")
+    covariates = [column.key for column in (*schema.categorical, *schema.numeric)]
+    if batch_key in covariates:
+        raise ValueError(
+            f"batch_key is {batch_key!r}, which is a covariate of the model ({listing(covariates)}); name the column "
+            "that holds the batch"
+        )
+    return replace(schema, batch=replace(schema.batch, key=batch_key))
 
 
 def earlier_record(adata: AnnData, key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .._slots import write
 from ..fitted import FittedModel
 from ..inference import posterior_moments
 from ..label_transfer import transfer
-from ._read import read_cells
+from ._read import read_cells, with_batch_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,6 +27,7 @@ def transfer_labels(
     *,
     reference: AnnData,
     labels_key: str,
+    batch_key: str | None = None,
     unknown_above: float = 0.95,
     beta: float | None = None,
     layer: str | None = None,
@@ -51,6 +52,8 @@ def transfer_labels(
         Labelled cells, with raw data as at the fit: those of the fit, say. Not changed.
     labels_key
         Column of `reference.obs` with the labels; cells without one are left out.
+    batch_key
+        Column of `adata.obs` with the batch, where it is named otherwise than at the fit, as in `scvae.tl.map_query`.
     unknown_above
         Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 for none. About 1 - `unknown_above` of
         the cells that do have a counterpart in the reference are called unknown, too.
@@ -109,7 +112,8 @@ def transfer_labels(
             "a counterpart are called; rename it, or set it to NaN to leave these cells out"
         )
     model.beta_of(beta)
-    query, known = read_cells(adata, model, layer), read_cells(reference, model, layer).taken(labelled)
+    query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
+    known = read_cells(reference, model, layer).taken(labelled)
     found = transfer(
         posterior_moments(model, known, beta=beta)[0], codes, posterior_moments(model, query, beta=beta)[0]
     )

@@ -141,6 +141,24 @@ def test_a_model_of_many_betas_is_mapped_onto_at_every_beta():
     assert again.obsm["X_scvae"].tobytes() == reference.obsm["X_scvae"].tobytes()
 
 
+def test_the_batch_may_have_another_name_in_the_query_and_obs_stays(digest):
+    reference, query, model = example()
+    same, other = query.copy(), query.copy()
+    other.obs = other.obs.rename(columns={"batch": "donor"})
+    before = digest(other)["obs"]
+    expected = scvae.tl.map_query(same, model, epochs=2, verbose=False)
+    mapped = scvae.tl.map_query(other, model, batch_key="donor", epochs=2, verbose=False)
+    assert digest(other)["obs"] == before
+    assert mapped.schema == expected.schema
+    np.testing.assert_array_equal(other.obsm["X_scvae"], same.obsm["X_scvae"])
+    assert list(other.uns["scvae"]["mapping"]["new"]) == ["batch"]
+    kinds = {name: cells.copy() for name, cells in (("fit", same), ("other", other))}
+    for name, cells in kinds.items():
+        batch_key = "donor" if name == "other" else None
+        scvae.tl.transfer_labels(cells, mapped, reference=reference, labels_key="cell_type", batch_key=batch_key)
+    assert (kinds["fit"].obs["scvae_label"] == kinds["other"].obs["scvae_label"]).all()
+
+
 def test_new_categories_of_a_covariate_are_learnt_likewise():
     reference, query, _ = example()
     reference, query = bare(reference), query.copy()
@@ -155,6 +173,8 @@ def test_new_categories_of_a_covariate_are_learnt_likewise():
     )
     mapped = scvae.tl.map_query(query, model, epochs=1, verbose=False)
     assert mapped.schema.categorical[0].categories == ("batch_0", "batch_1", "batch_2")
+    with pytest.raises(ValueError, match="batch_key is 'batch', and the model was fitted without batch_key"):
+        scvae.tl.map_query(query, model, batch_key="batch", verbose=False)
 
 
 def test_the_record_can_be_written_to_a_file_and_nothing_else_changes(tmp_path, digest):
@@ -195,6 +215,7 @@ def of_known_batch(adata):
         (without_names, {}, "none of the 150 modelled genes"),
         (without_batch, {}, "has no 'batch'"),
         (of_known_batch, {}, "nothing to learn; embed these cells with scvae.tl.embed"),
+        (lambda adata: None, {"batch_key": "donor"}, "has no 'donor'"),
         (lambda adata: None, {"beta": 2.0}, "trained at β = 1 alone"),
         (lambda adata: None, {"epochs": 0}, "epochs is 0"),
         (lambda adata: None, {"layer": "counts"}, "has no 'counts'"),
