@@ -34,6 +34,7 @@ from .likelihoods.counts import NegativeBinomial, ZeroInflated
 AT_ONCE = 2**21  # cells x genes of one pass
 TINY = 1e-30  # far below any proportion; its square is a number still
 MODEL_SPREAD = 0.5  # standard deviation of a gene's overdispersion around the model's, as a share of it
+LACK_ROUNDS = 5  # of weights and what they weigh, for what the model lacks
 LEAST_CELLS = 2  # of a group in a batch, to say how much its cells differ
 NEARLY_POISSON = 1e-9
 NEWTON_STEPS = 30
@@ -317,21 +318,41 @@ def _contrast(a: Side, b: Side) -> Contrast:
 def overdispersion(side: Side) -> Float[np.ndarray, " genes"]:
     """Variance of the mean beyond that of Poisson counts, as a share of its square: from the cells and from the model.
 
-    What the cells show is pulled towards what the model says by how uncertain it is: the variance of a variance, with
-    the kurtosis of a negative binomial (3 + 6 / r + 1 / variance), against a spread of 50 % around the model's.
+    What the cells of a gene show is pulled towards what the model says by how uncertain it is: the variance of a
+    variance, with the kurtosis of a negative binomial (3 + 6 / r + 1 / variance), against how far genes lie from the
+    model. That is 50 % of what the model says and, as all genes together show it, what the model lacks (one of Poisson
+    counts, or trained too short, may have next to no overdispersion at all).
     """
-    mean, unit, n = np.maximum(side.mean, TINY), side.unit, side.n_cells
+    mean, unit = np.maximum(side.mean, TINY), side.unit
     expected = np.maximum(side.model_mean, TINY)
     by_model = np.maximum(side.model_variance - unit * expected, 0.0) / expected**2
     by_cells = (side.variance - unit * mean) / mean**2
-    count = mean * side.mean_library
-    kurtosis = 2.0 + 6.0 * n * by_model + 1.0 / np.maximum(count + n * by_model * count**2, TINY)
-    uncertainty = (unit / mean + by_model) ** 2 * kurtosis / (n - 1)
-    spread = (MODEL_SPREAD * by_model) ** 2
-    trust = np.where(side.mean > 0, spread / np.maximum(spread + uncertainty, TINY), 0.0)
-    moderated = np.where(side.mean > 0, trust * by_cells, 0.0) + (1.0 - trust) * by_model
+    seen = side.mean > 0
+    lack, scatter = np.zeros(()), np.zeros(())
+    for _ in range(LACK_ROUNDS):
+        spread = (MODEL_SPREAD * by_model) ** 2 + scatter
+        uncertainty = _uncertainty(side, by_model + lack)
+        weight = np.where(seen, 1.0 / np.maximum(spread + uncertainty, TINY), 0.0)
+        excess = np.where(seen, by_cells - by_model, 0.0)
+        total = max(float(weight.sum()), TINY)
+        lack = np.maximum((weight * excess).sum() / total, 0.0)
+        beyond = (excess - lack) ** 2 - uncertainty - (MODEL_SPREAD * by_model) ** 2
+        scatter = np.maximum((weight**2 * beyond).sum() / max(float((weight**2).sum()), TINY), 0.0)
+    uncertainty = _uncertainty(side, by_model + lack)
+    spread = (MODEL_SPREAD * by_model) ** 2 + scatter
+    trust = np.where(seen, spread / np.maximum(spread + uncertainty, TINY), 0.0)
+    moderated = np.where(seen, trust * by_cells, 0.0) + (1.0 - trust) * (by_model + lack)
     variance: Float[np.ndarray, " genes"] = np.maximum(moderated, 0.0)
     return variance
+
+
+def _uncertainty(side: Side, spread: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " genes"]:
+    """Sampling variance of what the cells show of the overdispersion, were it this much."""
+    mean, n = np.maximum(side.mean, TINY), side.n_cells
+    count = mean * side.mean_library
+    kurtosis = 2.0 + 6.0 * n * spread + 1.0 / np.maximum(count + n * spread * count**2, TINY)
+    uncertainty: Float[np.ndarray, " genes"] = (side.unit / mean + spread) ** 2 * kurtosis / (n - 1)
+    return uncertainty
 
 
 def _common_mean(

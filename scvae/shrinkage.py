@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import ndtr
+from scipy.special import log_ndtr
 
 SMALLEST = (
     0.2  # standard deviation of the narrowest prior of a change, in nats; narrower ones pass for no change at all
 )
 RATIO = math.sqrt(2.0)  # of the standard deviations of neighbouring priors
-UNCHANGED_WEIGHT = 0.15  # pseudo-observations of "unchanged", as a share of the estimates: see `shrink`
-ROUNDS, CENTRING_ROUNDS, TOLERANCE = 500, 100, 1e-5
+UNCHANGED_WEIGHT = 0.3  # pseudo-observations of "unchanged", as a share of the estimates: see `shrink`
+ROUNDS, TOLERANCE = 500, 1e-5
+CENTRING_ROUNDS, BETWEEN, CENTRED = (
+    40,
+    10,
+    1e-4,
+)  # steps of the centre, rounds for the weights between them, and the end
+LOG_2, ROOT_2_PI = math.log(2.0), math.sqrt(2.0 * math.pi)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +38,8 @@ class Posterior:
         The change that counts as none.
     unchanged
         Estimated share of the estimates without any change.
+    prior_sd, prior_weight
+        The prior: no change; then, for each sd, |N(0, sd^2)| upwards; then the same downwards.
     """
 
     mean: Float[np.ndarray, " estimates"]
@@ -39,6 +47,8 @@ class Posterior:
     error_probability: Float[np.ndarray, " estimates"]
     centre: float
     unchanged: float
+    prior_sd: Float[np.ndarray, " widths"]
+    prior_weight: Float[np.ndarray, " priors"]
 
 
 def shrink(
@@ -46,10 +56,12 @@ def shrink(
 ) -> Posterior:
     """Adaptive shrinkage (Stephens 2017, "False discovery rates: a new deal").
 
-    estimate ~ N(centre + change, error^2), and change is 0 or drawn from a mixture of N(0, s^2) on a grid of s. Centre
-    and weights of the mixture maximise the likelihood of all estimates, by EM. As in that paper the share of no change
-    is pulled upwards by pseudo-observations, since a change much smaller than its error cannot be told from none:
-    weights that only fit best put the false discoveries above what they are said to be.
+    estimate ~ N(centre + change, error^2), and change is 0 or drawn from a mixture of half-normal distributions on a
+    grid of scales, with weights of their own upwards and downwards: changes that mostly go one way are then no reason
+    to move the centre. Centre and weights maximise the likelihood of all estimates, by EM. As in that paper the share
+    of no change is pulled upwards by pseudo-observations, since a change much smaller than its error cannot be told
+    from none: weights that only fit best put the false discoveries above what they are said to be. Where most changes
+    go one way that also pulls the centre a little towards them (by 0.014 nats with two thirds changed, 3 in 4 upwards).
 
     Parameters
     ----------
@@ -61,50 +73,110 @@ def shrink(
     centre = _weighted_median(estimate, error)
     reach = 2.0 * math.sqrt(max(float(np.max((estimate - centre) ** 2 - error**2)), 0.0))  # as in Stephens 2017
     n_widths = 1 + max(0, math.ceil(math.log(max(reach, SMALLEST) / SMALLEST, RATIO)))
-    width = np.concatenate([[0.0], SMALLEST * RATIO ** np.arange(n_widths)])
-    total = error[:, None] ** 2 + width**2
-    pseudo = np.zeros(len(width))
-    pseudo[0] = UNCHANGED_WEIGHT * len(estimate)
-    weight = np.concatenate([[0.5], np.full(n_widths, 0.5 / n_widths)])
-    for turn in range(ROUNDS):
-        if turn <= CENTRING_ROUNDS:
-            log_density = -0.5 * ((estimate - centre)[:, None] ** 2 / total + np.log(total))
-            density = np.exp(log_density - log_density.max(1, keepdims=True))
-        share = density * weight
-        share /= share.sum(1, keepdims=True)
-        before, weight = weight, share.sum(0) + pseudo
-        weight /= weight.sum()
-        if turn < CENTRING_ROUNDS:
-            pull = share / total
-            centre = float((pull * estimate[:, None]).sum() / pull.sum())
-        elif np.abs(weight - before).max() < TOLERANCE:
+    width = SMALLEST * RATIO ** np.arange(n_widths)
+    weight = np.concatenate([[0.5], np.full(2 * n_widths, 0.25 / n_widths)])
+    for _ in range(CENTRING_ROUNDS):
+        density = _density(estimate - centre, error, width)
+        for _ in range(BETWEEN):
+            weight = _fitted(density, weight)
+        step = _step(estimate - centre, error, width, _shares(density, weight))
+        centre += step
+        if abs(step) < CENTRED:
             break
-    share = density * weight
-    share /= share.sum(1, keepdims=True)
-    return _posterior(estimate - centre, error, width, share, threshold, centre)
+    density = _density(estimate - centre, error, width)
+    for _ in range(ROUNDS):
+        before, weight = weight, _fitted(density, weight)
+        if np.abs(weight - before).max() < TOLERANCE:
+            break
+    return _posterior(estimate - centre, error, width, weight, _shares(density, weight), threshold, centre)
+
+
+def _density(
+    change: Float[np.ndarray, " estimates"], error: Float[np.ndarray, " estimates"], width: Float[np.ndarray, " widths"]
+) -> Float[np.ndarray, "estimates priors"]:
+    """Density of each estimate under each prior, relative to the largest.
+
+    Of a half-normal of scale s upwards: 2 N(change; 0, s^2 + error^2) Phi(change s / (error sqrt(s^2 + error^2))).
+    """
+    total = error[:, None] ** 2 + width**2
+    tilt = change[:, None] * width / (error[:, None] * np.sqrt(total))
+    half = LOG_2 - 0.5 * (change[:, None] ** 2 / total + np.log(total))
+    none = -0.5 * ((change / error) ** 2 + 2.0 * np.log(error))
+    log_density = np.concatenate([none[:, None], half + log_ndtr(tilt), half + log_ndtr(-tilt)], axis=1)
+    density: Float[np.ndarray, "estimates priors"] = np.exp(log_density - log_density.max(1, keepdims=True))
+    return density
+
+
+def _shares(
+    density: Float[np.ndarray, "estimates priors"], weight: Float[np.ndarray, " priors"]
+) -> Float[np.ndarray, "estimates priors"]:
+    """Posterior probability of each prior for each estimate."""
+    joint = density * weight
+    shares: Float[np.ndarray, "estimates priors"] = joint / joint.sum(1, keepdims=True)
+    return shares
+
+
+def _fitted(
+    density: Float[np.ndarray, "estimates priors"], weight: Float[np.ndarray, " priors"]
+) -> Float[np.ndarray, " priors"]:
+    """The weights after a round of EM, with the pseudo-observations of no change."""
+    taken: Float[np.ndarray, " priors"] = weight * (density / (density @ weight)[:, None]).sum(0)
+    taken[0] += UNCHANGED_WEIGHT * len(density)
+    return taken / taken.sum()
+
+
+def _step(
+    change: Float[np.ndarray, " estimates"],
+    error: Float[np.ndarray, " estimates"],
+    width: Float[np.ndarray, " widths"],
+    share: Float[np.ndarray, "estimates priors"],
+) -> float:
+    """Newton's step of the centre, given the share of each prior in each estimate."""
+    total = error[:, None] ** 2 + width**2
+    slope = width / (error[:, None] * np.sqrt(total))
+    gradient = (share[:, 0] * change / error**2).sum()
+    curvature = (share[:, 0] / error**2).sum()
+    for sign, part in ((1.0, share[:, 1 : 1 + len(width)]), (-1.0, share[:, 1 + len(width) :])):
+        tilt = sign * slope * change[:, None]
+        hazard = _hazard(tilt)
+        gradient += (part * (change[:, None] / total - sign * slope * hazard)).sum()
+        curvature += (part * (1.0 / total + slope**2 * hazard * (hazard + tilt))).sum()
+    return float(gradient / curvature)
+
+
+def _hazard(at: Float[np.ndarray, "estimates widths"]) -> Float[np.ndarray, "estimates widths"]:
+    """phi(at) / Phi(at)."""
+    ratio: Float[np.ndarray, "estimates widths"] = np.exp(-0.5 * at**2 - log_ndtr(at)) / ROOT_2_PI
+    return ratio
 
 
 def _posterior(
     change: Float[np.ndarray, " estimates"],
     error: Float[np.ndarray, " estimates"],
     width: Float[np.ndarray, " widths"],
-    share: Float[np.ndarray, "estimates widths"],
+    weight: Float[np.ndarray, " priors"],
+    share: Float[np.ndarray, "estimates priors"],
     threshold: float,
     centre: float,
 ) -> Posterior:
-    """Moments and tails of the mixture of normals that each change follows given its estimate."""
-    trust = width[1:] ** 2 / (error[:, None] ** 2 + width[1:] ** 2)
-    mean, sd = trust * change[:, None], np.sqrt(trust) * error[:, None]
-    changed = share[:, 1:]
-    above = (changed * ndtr((mean - threshold) / sd)).sum(1)
-    below = (changed * ndtr((-threshold - mean) / sd)).sum(1)
-    average = (changed * mean).sum(1)
+    """Moments and tails of the mixture that each change follows given its estimate: normals cut off at 0."""
+    trust = width**2 / (error[:, None] ** 2 + width**2)
+    sd = np.sqrt(trust) * error[:, None]
+    average, square, beyond = np.zeros_like(change), np.zeros_like(change), []
+    for sign, part in ((1.0, share[:, 1 : 1 + len(width)]), (-1.0, share[:, 1 + len(width) :])):
+        location = sign * trust * change[:, None]
+        mean = np.maximum(location + sd * _hazard(location / sd), 0.0)
+        average += sign * (part * mean).sum(1)
+        square += (part * np.maximum(sd**2 + location * mean, 0.0)).sum(1)
+        beyond.append((part * np.exp(log_ndtr((location - threshold) / sd) - log_ndtr(location / sd))).sum(1))
     return Posterior(
         mean=average,
-        sd=np.sqrt(np.maximum((changed * (sd**2 + mean**2)).sum(1) - average**2, 0.0)),
-        error_probability=np.clip(1.0 - np.maximum(above, below), 0.0, 1.0),
+        sd=np.sqrt(np.maximum(square - average**2, 0.0)),
+        error_probability=np.clip(1.0 - np.maximum(*beyond), 0.0, 1.0),
         centre=centre,
         unchanged=float(share[:, 0].mean()),
+        prior_sd=width,
+        prior_weight=weight,
     )
 
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
 from scipy.stats import norm
 
 from scvae.shrinkage import bayesian_fdr, shrink
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
 def planted(seed, *, n=2000, changed=0.1, width=1.0, centre=0.0):
@@ -35,34 +36,55 @@ def test_nothing_is_called_where_nothing_changes():
     assert called <= 1
 
 
-def test_changes_that_all_go_one_way_move_the_centre_less_than_they_move_the_median():
+@pytest.mark.parametrize("one_way", [False, True])
+def test_the_centre_is_that_of_the_unchanged_even_if_all_changes_go_one_way(one_way):
     estimate, error, truth = planted(3, changed=0.2, centre=-0.3)
-    one_way = estimate + np.abs(truth) - truth  # every change upwards
-    found = shrink(one_way, error)
-    assert abs(found.centre + 0.3) < 0.7 * abs(np.median(one_way) + 0.3)
-    assert shrink(estimate, error).centre == pytest.approx(-0.3, abs=0.02)
+    found = shrink(estimate + (np.abs(truth) - truth if one_way else 0.0), error)
+    assert found.centre == pytest.approx(-0.3, abs=0.015)
 
 
-def test_mean_sd_and_tails_are_those_of_the_posterior_under_a_known_prior():
-    # half of the changes are 0 and half N(0, 1); the pseudo-observations of no change add 15 % of the estimates
-    estimate, error, _ = planted(0, n=6_000, changed=0.5)
-    found = shrink(estimate, error, threshold=0.2)
-    share = (found.unchanged + 0.15) / 1.15
-    rows = np.argsort(np.abs(estimate / error))[::749]
-    for row in rows:
-        x, s = estimate[row], error[row]
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_mean_sd_and_tails_are_those_of_the_posterior_under_the_prior(threshold):
+    estimate, error, _ = planted(0, n=1_000, changed=0.5)
+    found = shrink(estimate, error, threshold=threshold)
+    none, up, down = np.split(found.prior_weight, [1, 1 + len(found.prior_sd)])
+    assert found.prior_weight.sum() == pytest.approx(1.0)
+    for row in np.argsort(estimate / error)[[0, 1, 60, 300, 500, 700, 940, 998, 999]]:
+        x, s = estimate[row] - found.centre, error[row]
 
         def joint(change, x=x, s=s):
-            return (1 - share) * norm.pdf(change) * norm.pdf(x, change, s)
+            side = np.where(change[:, None] > 0, up, down)
+            return (side * 2 * norm.pdf(change[:, None], 0, found.prior_sd)).sum(1) * norm.pdf(x, change, s)
 
-        none = share * norm.pdf(x, 0, s)
-        total = none + quad(joint, -8, 8, points=[0, x])[0]
-        mean = quad(lambda c, f=joint: c * f(c), -8, 8, points=[0, x])[0] / total
-        square = quad(lambda c, f=joint: c * c * f(c), -8, 8, points=[0, x])[0] / total
-        beyond = max(quad(joint, 0.2, 8, points=[max(x, 0.3)])[0], quad(joint, -8, -0.2, points=[min(x, -0.3)])[0])
-        assert found.mean[row] == pytest.approx(mean, abs=0.06)
-        assert found.sd[row] == pytest.approx(np.sqrt(square - mean**2), abs=0.06)
-        assert found.error_probability[row] == pytest.approx(1 - beyond / total, abs=0.08)
+        def integral(low, high, power=0, f=joint, x=x, s=s):
+            # Gauss-Legendre between the points where the integrand bends: errors from the estimate, sds from 0
+            bends = np.concatenate([x + s * np.arange(-12, 13, 2), 0.2 * np.array([-8, -4, -2, -1, 0, 1, 2, 4, 8])])
+            points = np.unique(np.clip([low, high, *bends], low, high))
+            at = 0.5 * (np.diff(points)[:, None] * NODES + (points[1:] + points[:-1])[:, None]).ravel()
+            return (0.5 * np.diff(points)[:, None] * WEIGHTS).ravel() @ (at**power * f(at))
+
+        total = none[0] * norm.pdf(x, 0, s) + integral(-30, 30)
+        mean = integral(-30, 30, 1) / total
+        beyond = max(integral(threshold, 30), integral(-30, -threshold)) / total
+        assert found.mean[row] == pytest.approx(mean, abs=1e-6)
+        assert found.sd[row] == pytest.approx(np.sqrt(integral(-30, 30, 2) / total - mean**2), abs=1e-6)
+        assert found.error_probability[row] == pytest.approx(1 - beyond, abs=1e-6)
+
+
+def test_without_pseudo_observations_the_prior_is_the_one_that_changes_were_drawn_from(monkeypatch):
+    # a third unchanged, and of the rest three quarters |N(0, 1)|, one quarter -|N(0, 1)|
+    monkeypatch.setattr("scvae.shrinkage.UNCHANGED_WEIGHT", 0.0)
+    rng = np.random.default_rng(1)
+    error = rng.uniform(0.05, 0.2, 8_000)
+    sign = rng.choice([0, 1, -1], 8_000, p=[1 / 3, 1 / 2, 1 / 6])
+    found = shrink(sign * np.abs(rng.normal(size=8_000)) + error * rng.normal(size=8_000), error)
+    none, up, down = np.split(found.prior_weight, [1, 1 + len(found.prior_sd)])
+    assert found.centre == pytest.approx(0.0, abs=0.01)
+    assert none[0] == pytest.approx(1 / 3, abs=0.03)
+    for weight, share in ((up, 1 / 2), (down, 1 / 6)):
+        at = np.array([0.5, 1.0, 2.0])
+        tails = 2 * norm.sf(at[:, None] / found.prior_sd) @ weight
+        np.testing.assert_allclose(tails, share * 2 * norm.sf(at), atol=0.015)
 
 
 def test_a_threshold_never_makes_a_change_more_certain():
