@@ -58,7 +58,7 @@ class Keys:
 
     @property
     def outlier(self) -> str:
-        """obs: share of the reference cells that have nearer neighbours."""
+        """obs: share of the reference cells, all or of one label, that have nearer neighbours."""
         return f"{self.key_added}_outlier"
 
     @property

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 N_NEIGHBOURS = 30
 N_NEAREST = 5  # neighbours by whose mean distance a cell is near or far
+FEWEST_PEERS = 20  # cells of a label from which on they say how near is near for it
 MOST_JUDGED = 5_000  # reference cells that the two numbers are chosen by, and distances compared with
 WIDTHS = tuple(float(2.0**power) for power in np.arange(-2.0, 2.5, 0.5))  # over the median distance of a near neighbour
 PRIOR_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -33,7 +34,8 @@ class Transfer:
     probability
         Of each label.
     outlier
-        Share of the reference cells that are nearer to their neighbours than this cell is to its.
+        Share of the reference cells that are nearer to their neighbours than this cell is to its, or of those of its
+        most probable label, if that is more: what is far for a dense type is near for a sparse one.
     """
 
     probability: Float[np.ndarray, "cells labels"]
@@ -98,10 +100,19 @@ def transfer(
     choices = [{"bandwidth": unit * width, "prior": weight} for width in WIDTHS for weight in PRIOR_WEIGHTS]
     row, truth = np.arange(len(judged)), label[judged]
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
-    return Transfer(
-        probability=found.probability(n_labels, **choices[int(np.argmax(gains))]),
-        outlier=np.searchsorted(np.sort(own.nearness), found.nearness) / len(judged),
-    )
+    probability = found.probability(n_labels, **choices[int(np.argmax(gains))])
+    outlier = _quantile(own.nearness, found.nearness)
+    for c in range(n_labels):
+        peers, likely = own.nearness[truth == c], probability.argmax(1) == c
+        if len(peers) >= FEWEST_PEERS:
+            outlier[likely] = np.maximum(outlier[likely], _quantile(peers, found.nearness[likely]))
+    return Transfer(probability=probability, outlier=outlier)
+
+
+def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:
+    """Share of some numbers that are below each value."""
+    share: Float[np.ndarray, " cells"] = np.searchsorted(np.sort(among), values) / len(among)
+    return share
 
 
 def nearest_labelled(

@@ -20,11 +20,12 @@ from scvae.inference import batches_of
 @functools.cache
 def example(**options):
     """Reference of two batches, its model, and a query of a third batch with strong effects on every gene."""
-    adata = scvae.datasets.simulate(n_cells=900, n_genes=150, n_batches=3, batch_effect=0.8, truth=False, rng=0)
+    adata = scvae.datasets.simulate(
+        n_cells=900, n_genes=150, n_batches=3, batch_effect=0.8, type_share=0.9, truth=False, rng=1
+    )
     is_new = (adata.obs["batch"] == "batch_2").to_numpy()
     reference, query = bare(adata[~is_new]), bare(adata[is_new])
-    training = TrainingConfig(epochs=25)
-    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, training=training, **dict(options))
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **dict(options))
     return reference, query, model
 
 
