@@ -122,7 +122,8 @@ def _fitted(
     """The weights after a round of EM, with the pseudo-observations of no change."""
     taken: Float[np.ndarray, " priors"] = weight * (density / (density @ weight)[:, None]).sum(0)
     taken[0] += UNCHANGED_WEIGHT * len(density)
-    return taken / taken.sum()
+    weights: Float[np.ndarray, " priors"] = taken / taken.sum()
+    return weights
 
 
 def _step(

@@ -35,7 +35,7 @@ def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:
         return schema
     if schema.batch is None:
         raise ValueError(f"batch_key is {batch_key!r}, and the model was fitted without batch_key; leave it out")
-    covariates = [column.key for column in (*schema.categorical, *schema.numeric)]
+    covariates = [column.key for column in schema.categorical] + [column.key for column in schema.numeric]
     if batch_key in covariates:
         raise ValueError(
             f"batch_key is {batch_key!r}, which is a covariate of the model ({listing(covariates)}); name the column "

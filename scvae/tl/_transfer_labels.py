@@ -77,7 +77,7 @@ def transfer_labels(
             1 - probability of the most probable label, in [0, 1]: how often it is wrong.
         ``obs["<key_added>_outlier"]``
             Share of the reference cells that are nearer to their five nearest neighbours than this cell is to its five
-            nearest reference cells, in [0, 1].
+            nearest reference cells, in [0, 1]; of all of them, or of those of its most probable label, if that is more.
 
     Raises
     ------
