@@ -22,7 +22,6 @@ from .nn.conditions import Conditions
 from .nn.decoder import Decoder, LinearDecoder
 from .nn.encoder import Encoder
 
-REFILLS = 1  # of missing genes, after a first filling with what the prior's mean makes expect
 INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
 
 
@@ -58,10 +57,8 @@ class VAE(nn.Module):
         """q(z | x, s) of each cell; a generator turns dropout on."""
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
-        with torch.no_grad():
+        with torch.no_grad():  # at the prior's mean: a second round, at the posterior's, mapped cells no better
             filled = self._filled_in(batch, batch.missing, batch.library.new_zeros(len(batch), self.n_latent))
-            for _ in range(REFILLS):
-                filled = self._filled_in(batch, batch.missing, self._posterior(*filled, batch, None).mean)
         return self._posterior(*filled, batch, generator)
 
     def _posterior(
