@@ -41,7 +41,7 @@ def map_query(
     covariates are learnt in the same way.
 
     Genes are matched by name. Genes that the query lacks are no zeros: the encoder is given what the decoder expects of
-    them, and they have no part in the likelihood.
+    them at the prior's mean in the cell's batch, and they have no part in the likelihood.
 
     Parameters
     ----------
