@@ -28,8 +28,8 @@ INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
 class VAE(nn.Module):
     """q(z | x, s) and p(x | z, s); in a model of many β, both at the β that the batch carries.
 
-    Genes that were not measured are filled in for the encoder with what the decoder expects of them at the prior's mean,
-    and have no share in the likelihood.
+    Genes that were not measured are filled in for the encoder with what the decoder expects of them at the prior's
+    mean, and have no share in the likelihood.
 
     Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
     """
