@@ -31,7 +31,7 @@ from .kernels.context import working_on
 from .likelihoods.base import dense
 from .likelihoods.counts import NegativeBinomial, ZeroInflated
 
-AT_ONCE = 2**21  # cells x genes of one pass
+AT_ONCE = 2**19  # cells x genes of one pass: more do not fit a cache
 TINY = 1e-30  # far below any proportion; its square is a number still
 MODEL_SPREAD = 0.5  # standard deviation of a gene's overdispersion around the model's, as a share of it
 LACK_ROUNDS = 5  # of weights and what they weigh, for what the model lacks
