@@ -13,7 +13,8 @@ from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dt
 
 from .._checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
 from .._slots import write
-from ..differential import Contrast, contrasts, tested
+from ..contrast import Contrast
+from ..differential import contrasts, tested
 from ..fitted import FittedModel
 from ..shrinkage import bayesian_fdr, shrink
 from ._read import read_cells
