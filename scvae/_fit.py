@@ -235,6 +235,7 @@ def read_and_train(
         covariate_keys=covariate_keys,
         size_factor_key=size_factor_key,
         kind=KIND[likelihood],
+        memory=1e9 * training.memory,
     )
     _check_heads(network, likelihood, schema)
 
