@@ -14,6 +14,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_checks",
         "_devices",
         "_files",
+        "_in_place",
         "_keys",
         "_log",
         "_rng",

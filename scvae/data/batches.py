@@ -20,7 +20,7 @@ from ..kernels.selection import SelectedRows
 SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
 MOST_ASIDE = 20_000  # more cells tell nothing more of a mean, and every epoch looks at all of them
 
-Plan = Sequence[Int[np.ndarray, "_"]]
+Batches = Sequence[Int[np.ndarray, "_"]]  # positions of the cells of each
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -161,7 +161,7 @@ def epoch_plan(
     epoch: int,
     world: int = 1,
     shuffle: Shuffle | None = None,
-) -> Plan:
+) -> Batches:
     """The batches of one epoch: a pure function of its arguments, so that a resumed run meets the same batches.
 
     Parameters
@@ -245,8 +245,8 @@ class WindowedPlan(Sequence[np.ndarray]):
     @overload
     def __getitem__(self, place: int) -> Int[np.ndarray, "_"]: ...
     @overload
-    def __getitem__(self, place: slice) -> Plan: ...
-    def __getitem__(self, place: int | slice) -> Int[np.ndarray, "_"] | Plan:
+    def __getitem__(self, place: slice) -> Batches: ...
+    def __getitem__(self, place: int | slice) -> Int[np.ndarray, "_"] | Batches:
         if isinstance(place, slice):
             return [self[i] for i in range(len(self))[place]]
         window, batch = divmod(range(len(self))[place], self.batches_per_window)
@@ -290,7 +290,7 @@ class WindowedPlan(Sequence[np.ndarray]):
         return np.concatenate([self._train[a:b] for a, b in zip(starts, stops, strict=True)])
 
 
-def share_of(plan: Plan, rank: int, world: int) -> Plan:
+def share_of(plan: Batches, rank: int, world: int) -> Batches:
     """A rank's cells of each batch of a plan; a share may be empty."""
     if isinstance(plan, WindowedPlan):
         return plan.of_rank(rank)

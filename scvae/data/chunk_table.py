@@ -94,7 +94,8 @@ class ChunkTable:
         """
         out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
         place, known, chunk = 0, -1, np.empty(0, self.dtype)
-        for start, stop in ranges:
+        for first, stop in ranges:
+            start = first
             while start < stop:
                 number, within = divmod(start, self.per_chunk)
                 n = min(stop - start, self.per_chunk - within)

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
-from .batches import Batch, Shuffle, WindowedPlan, chunks
-from .batches import Plan as Plan
+from .batches import Batch, Batches, Shuffle, WindowedPlan, chunks
 from .intake import Cells
 from .rows import DenseRows, SparseRows
 from .stored_rows import USUAL_BATCH, StoredRows
 
 logger = logging.getLogger(__name__)
+
+Plan = Batches
 
 CHUNK = 4096  # cells on their way to the device
 STORE_SHARE = 0.6  # of the free memory that the cells may fill: the rest is for the training

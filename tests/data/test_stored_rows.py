@@ -188,7 +188,7 @@ def test_without_numba_the_rows_are_the_same(tmp_path, monkeypatch):
 
 def test_what_fits_the_memory_allowed_is_held_there(tmp_path):
     adata = adata_of(matrix())
-    size = 8 * adata.X.nnz
+    size = 8.0 * adata.X.nnz
     assert isinstance(read(backed(tmp_path, adata), memory=size)[1].rows, SparseRows)
     assert isinstance(read(backed(tmp_path, adata), memory=size - 1)[1].rows, StoredRows)
     few = MASKS["few"]  # of the modelled genes only
@@ -244,7 +244,7 @@ def test_the_next_window_is_read_while_one_is_in_use(tmp_path, monkeypatch):
 
 def test_larger_chunks_make_larger_blocks(tmp_path):
     adata = adata_of(matrix())
-    large = read(backed(tmp_path, adata, "gzip"), memory=1e9 * 0)[1].rows
+    large = read(backed(tmp_path, adata, "gzip"), memory=0.0)[1].rows
     assert large.shuffle.window >= 1
     small = read(backed(tmp_path, adata, "small chunks"))[1].rows
     assert small._source.parts[0].matrix.cells_per_chunk < large._source.parts[0].matrix.cells_per_chunk
