@@ -69,8 +69,8 @@ def fit(
     Parameters
     ----------
     adata
-        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory, backed or of dask), or the
-        path of an h5ad file or zarr store, a list of such paths, or a folder of them. Values on disk stay there if
+        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory, backed or of dask), or
+        the path of an h5ad file or zarr store, a list of such paths, or a folder of them. Values on disk stay there if
         there are more of them than `training.memory` allows: they are checked in one pass, and read again in every
         epoch. Several files are one set of cells: of the genes that all have, of the columns of `obs` that all have,
         and ``"file"``, the file of each cell. (The command line passes a `Source`, and writes the results itself.)

@@ -1,4 +1,4 @@
-"""A large file changed in place, all at once: whatever happens meanwhile, it can be opened, as it was or as it shall be.
+"""A large file changed in place, all at once: whatever happens, it can be opened, as it was or as it shall be.
 
 What is added goes behind the end of the file, where nobody looks. What is written over is kept in memory until all is
 there; then the old bytes are put aside in a second file, the new ones take their place, and the second file goes. A

@@ -111,7 +111,7 @@ def the_error(capsys):
 
 REFUSED = {
     "missing input": ("fit none.h5ad -o out.h5ad", "there is no file none.h5ad"),
-    "input is a folder": ("fit folder.h5ad -o out.h5ad", "input folder.h5ad is a folder"),
+    "input is a folder": ("fit folder.h5ad -o out.h5ad", "the folder folder.h5ad has no file that ends in .h5ad or .zarr"),
     "input is zarr": ("fit store.zarr -o out.h5ad", "read_zarr"),
     "input is text": ("fit text.h5ad -o out.h5ad", "cannot read text.h5ad as an h5ad file"),
     "input is cut off": ("fit cut.h5ad -o out.h5ad", "cannot read cut.h5ad as an h5ad file"),

@@ -317,8 +317,8 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
         from isal import isal_zlib
     except ImportError:
         return tuple(errors)
-    errors.append(isal_zlib.error)
-    return tuple(errors)
+    faster: Any = isal_zlib.error
+    return (*errors, faster)
 
 
 def _unshuffled(raw: bytes, *, inflate: Decode, itemsize: int) -> NDArray[np.uint8]:

@@ -148,7 +148,7 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of anndata: names that occur twice are for `intake` to judge
             adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
-            places = {None: "X"} | {name: f"layers/{name}" for name in (group["layers"] if "layers" in group else ())}
+            places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
             for layer, place in places.items():
                 if place not in group:
                     continue
@@ -162,6 +162,10 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
         raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
     return adata
+
+
+def _keys(group: Any, name: str) -> list[str]:
+    return list(group[name]) if name in group else []
 
 
 def _group(path: Path, stack: ExitStack) -> Any:
@@ -181,8 +185,8 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
         twice = here[here.duplicated()].unique()
         if len(twice):
             raise ValueError(
-                f"{path} has {len(twice):,} gene names more than once ({listing(twice, 5)}); files are joined by these: "
-                "make them unique first"
+                f"{path} has {len(twice):,} gene names more than once ({listing(twice, 5)}); files are joined by "
+                "these: make them unique first"
             )
     shared = names[0]
     for here in names[1:]:

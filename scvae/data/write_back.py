@@ -81,7 +81,8 @@ def add_results(file: Any, results: Results) -> None:
 
 def _of_genes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     empty: Any = False if values.dtype == bool else np.nan
-    return np.where(places >= 0, values[places], empty)
+    found: np.ndarray = np.where(places >= 0, values[places], empty)
+    return found
 
 
 def _write_h5ad(path: Path, results: Results) -> None:
@@ -97,7 +98,9 @@ def _write_zarr(path: Path, results: Results) -> None:
 
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
         aside = Path(name)
-        version = {"zarr_format": 3 if (path / "zarr.json").is_file() else 2} if _is_zarr_3(zarr) else {}
+        version: dict[str, Any] = {}
+        if int(zarr.__version__.partition(".")[0]) >= 3:
+            version["zarr_format"] = 3 if (path / "zarr.json").is_file() else 2
         made = zarr.open_group(str(aside / "new"), mode="w", **version)
         if results["var"]:
             shutil.copytree(path / "var", aside / "new" / "var")
@@ -130,10 +133,6 @@ def _is_consolidated(path: Path) -> bool:
         return True
     record = path / "zarr.json"
     return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("consolidated_metadata"))
-
-
-def _is_zarr_3(zarr: Any) -> bool:
-    return int(zarr.__version__.partition(".")[0]) >= 3
 
 
 @contextlib.contextmanager
