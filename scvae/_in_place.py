@@ -38,6 +38,7 @@ class InPlace(io.RawIOBase):
         self._old_size = self._file.seek(0, os.SEEK_END)
         self._size, self._place = self._old_size, 0
         self._pages: dict[int, bytearray] = {}
+        self.failure: OSError | None = None
 
     def readable(self) -> bool:
         return True
@@ -57,8 +58,11 @@ class InPlace(io.RawIOBase):
 
     def truncate(self, size: int | None = None, /) -> int:
         self._size = self._place if size is None else size
-        if self._size > self._old_size:
-            self._file.truncate(self._size)
+        if self._size > self._old_size and self.failure is None:
+            try:
+                self._file.truncate(self._size)
+            except OSError as error:
+                self.failure = error
         return self._size
 
     def readinto(self, buffer: Any, /) -> int:
@@ -86,11 +90,28 @@ class InPlace(io.RawIOBase):
             n = min(len(page) - within, end - self._place)
             page[within : within + n] = view[self._place - begin : self._place - begin + n]
             self._place += n
-        while self._place < end:
-            self._file.seek(self._place)
-            self._place += self._file.write(view[self._place - begin :]) or 0
+        if self._place < end:
+            self._append(view[self._place - begin :])
+            self._place = end
         self._size = max(self._size, end)
         return len(view)
+
+    def flush(self) -> None:
+        """Nothing waits here that could go on its way before `commit`."""
+
+    def _append(self, view: memoryview) -> None:
+        """Writes behind the old end.
+
+        HDF5 would stumble over an error here, and over its own attempts to tidy up after it: so it is told that all is
+        well, and the error is kept until it is done.
+        """
+        done = 0
+        try:
+            self._file.seek(self._place)
+            while done < len(view) and self.failure is None:
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self.failure = error
 
     def commit(self) -> None:
         """Makes the changes."""
@@ -128,6 +149,9 @@ def changed_in_place(path: Path) -> Iterator[InPlace]:
     file = InPlace(path)
     try:
         yield file
+        if file.failure is not None:
+            why = file.failure.strerror or file.failure
+            raise OSError(f"the results cannot be written into {path} ({why}); it is as it was") from file.failure
     except BaseException:
         file.undo()
         raise

@@ -59,7 +59,7 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 
 @contextmanager
-def opened(given: AnnData | Paths | Source, layer: str | None) -> Iterator[Source]:
+def opened(given: object, layer: str | None) -> Iterator[Source]:
     """An AnnData as it is, or files, open as long as the block lasts; of a source, its AnnData without the files.
 
     Raises
