@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 import scvae
-from scvae._in_place import restore  # noqa: F401  (imported before memory is first looked at)
 
 warnings.simplefilter("ignore")
 
