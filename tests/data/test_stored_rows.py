@@ -14,11 +14,12 @@ from scipy import sparse
 
 from scvae.data import on_disk as module
 from scvae.data.batches import Shuffle, chunks, epoch_plan
-from scvae.data.feeds import FromDisk, Host, make_feed, single_pass
+from scvae.data.feeds import FromDisk, Host, make_feed, single_pass, store_on
 from scvae.data.intake import read_fit, read_query
-from scvae.data.rows import SparseRows
+from scvae.data.rows import DenseRows, SparseRows
 from scvae.data.stored_rows import StoredRows
 from scvae.kernels import rows as kernel_rows
+from scvae.likelihoods.base import dense
 
 CPU = torch.device("cpu")
 N_CELLS, N_GENES = 90, 40
@@ -177,6 +178,30 @@ def test_a_query_finds_its_genes_by_name_in_any_order(tmp_path):
     schema, _ = read(adata, mask=MASKS["half"])
     other = adata[:, np.random.default_rng(0).permutation(N_GENES)].copy()
     assert_same_rows(read_query(backed(tmp_path, other), schema, memory=0.0).rows, read_query(other, schema).rows)
+
+
+def test_real_values_that_do_not_fit_are_read_as_those_that_do(tmp_path):
+    values = np.random.default_rng(0).normal(size=(N_CELLS, N_GENES)).astype(np.float32)
+    adata = adata_of(values)
+    options = {
+        "layer": None,
+        "mask_var": MASKS["half"],
+        "batch_key": None,
+        "covariate_keys": [],
+        "size_factor_key": None,
+    }
+    for memory, kind in ((0.0, StoredRows), (4.0 * N_CELLS * 20, DenseRows)):
+        _, found = read_fit(backed(tmp_path, adata), **options, kind="real", memory=memory)
+        assert isinstance(found.rows, kind)
+        taken = found.rows.take(np.array([5, 3, 88]))
+        assert torch.equal(dense(taken), torch.from_numpy(values[[5, 3, 88]][:, ::2]))
+
+
+def test_a_device_that_can_hold_the_cells_gets_them_from_disk_once(tmp_path):
+    adata = adata_of(matrix())
+    source, memory = read(backed(tmp_path, adata))[1], read(adata)[1]
+    found, expected = (store_on(cells, CPU).everything for cells in (source, memory))
+    assert torch.equal(dense(found.x), dense(expected.x))
 
 
 def test_without_numba_the_rows_are_the_same(tmp_path, monkeypatch):
