@@ -25,7 +25,7 @@ from .checkpoint import CHECKPOINT
 from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
-from .fitted import FittedModel, in_use
+from .fitted import FittedModel, check_model, in_use
 from .inference import posterior_moments
 from .likelihoods import KIND, NAMES, LikelihoodName
 
@@ -197,6 +197,7 @@ def read_and_train(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     if init is not None:
+        check_model(init, "init")
         check_agreement(
             init,
             mask_var=mask_var,
