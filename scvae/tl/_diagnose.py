@@ -162,13 +162,14 @@ def diagnose(
         printed, a short report. Written to `adata`:
 
         ``uns["<key_added>"]["diagnosis"]``
-            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field;
+            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field; ``likelihood``;
+            ``training`` (how it ended);
             ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent);
             ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
             each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
-            (latent); of the posterior-predictive draws ``gene_mean``, ``gene_variance``, ``gene_zero_fraction``, each
-            with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``; ``heads``. What else is in
-            ``uns["<key_added>"]`` stays.
+            (latent); of the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
+            ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
+            ``heads``. What else is in ``uns["<key_added>"]`` stays.
 
     Raises
     ------
@@ -207,11 +208,11 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis)}})
+    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis, model)}})
     return diagnosis
 
 
-def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
+def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
     """Types that h5ad files can hold."""
     seen, findings = diagnosis.measured, diagnosis.findings
     told, draws, gap = seen.information, seen.predictive, seen.generalization
@@ -220,6 +221,8 @@ def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
         "verdict": diagnosis.verdict,
         "healthy": diagnosis.healthy,
         "findings": {field: np.array([getattr(f, field) for f in findings], dtype=str) for field in fields},
+        "likelihood": model.likelihood,
+        "training": diagnosis.training,
         "beta": seen.beta,
         "n_cells": seen.n_cells,
         "kl_per_dimension": seen.usage.kl,
@@ -243,6 +246,7 @@ def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
         "generalization_gap_error": gap.error,
         "spectrum_local": seen.spectrum.local,
         "spectrum_shared": seen.spectrum.shared,
+        "genes": np.array(model.genes, dtype=str),
         "gene_mean": draws.mean,
         "gene_mean_drawn": draws.drawn_mean,
         "gene_variance": draws.variance,
