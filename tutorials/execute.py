@@ -53,7 +53,7 @@ def complaints(notebook: nbformat.NotebookNode) -> list[str]:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 found.append(f"{output.ename}: {output.evalue}")
-            elif output.output_type == "stream" and (output.name == "stderr" or "Warning" in output.text):
+            elif output.output_type == "stream" and (output.name == "stderr" or "warning" in output.text.lower()):
                 found.append(output.text)
     return found
 
