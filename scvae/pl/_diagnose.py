@@ -35,9 +35,9 @@ def diagnose(
 ) -> tuple[Axes, ...] | None:
     """Draws a diagnosis on one page: six panels, and below them what was found, why, and what to do.
 
-    The KL of each dimension, unused ones grey; what the rate is made of, E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman &
-    Johnson 2016), with the cap that the number of cells sets; the gaps; the eigenvalues of JᵀJ, one far below the
-    others being a direction that the decoder ignores; variances of genes and ranks of values as in
+    The KL of each dimension, unused ones grey; what the rate is made of, E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman
+    & Johnson 2016), with the cap that the number of cells sets; the gaps; the eigenvalues of JᵀJ, below the dotted line
+    those of directions that the decoder ignores; variances of genes and ranks of values as in
     `scvae.pl.posterior_predictive`.
 
     Parameters
@@ -68,7 +68,7 @@ def diagnose(
     verdict, *lines = _words(found)
     below = LINE * (len(lines) + 2)
     figure = plt.figure(figsize=(WIDTH, HEIGHT + below), layout="constrained")
-    page, words = figure.subfigures(2, 1, height_ratios=[HEIGHT, below])
+    page, words = figure.subfigures(2, 1, squeeze=False, height_ratios=[HEIGHT, below]).ravel()
     axes = page.subplots(2, 3)
     page.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     draw_kl(axes[0, 0], np.asarray(found["kl_per_dimension"], np.float64))
@@ -145,6 +145,8 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
 
 def _draw_spectrum(axes: Axes, found: Mapping[str, Any]) -> None:
     """Eigenvalues of JᵀJ: at single cells, and of its mean over cells."""
+    from matplotlib.ticker import MaxNLocator
+
     for i, (name, label) in enumerate((("spectrum_local", "at a cell"), ("spectrum_shared", "of the mean over cells"))):
         values = np.asarray(found[name], np.float64)
         axes.plot(
@@ -160,7 +162,7 @@ def _draw_spectrum(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("direction")
     axes.set_ylabel("eigenvalue of JᵀJ")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best", fontsize="small", frameon=False)
     flat = int((np.asarray(found["spectrum_shared"]) < FLAT_BELOW).sum())
     title(axes, f"decoder: {flat} of {len(found['spectrum_shared'])} directions flat")

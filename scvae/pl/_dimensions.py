@@ -73,8 +73,9 @@ def draw_kl(axes: Axes, kl: Float[np.ndarray, " latent"]) -> None:
     axes.bar(np.arange(len(kl)), kl[order], color=[COLOURS[0] if u else GREY for u in used], width=0.8)
     axes.axhline(ACTIVE_ABOVE, color="black", linewidth=0.8, linestyle=":")
     places = np.arange(0, len(kl), -(-len(kl) // NAMED))
-    small = {"fontsize": "xx-small", "rotation": 90} if len(places) > NAMED_UPRIGHT else {}
-    axes.set_xticks(places, [str(order[i]) for i in places], **small)
+    many = len(places) > NAMED_UPRIGHT
+    axes.set_xticks(places, [str(order[i]) for i in places])
+    axes.tick_params(axis="x", labelsize="xx-small" if many else "medium", labelrotation=90 if many else 0)
     axes.set_xlim(-0.7, len(kl) - 0.3)
     axes.set_ylim(0.0, 1.05 * max(float(kl.max()), 4 * ACTIVE_ABOVE))
     axes.set_xlabel("latent dimension")

@@ -33,8 +33,8 @@ def posterior_predictive(
 
     Left, the variance of each gene over cells, drawn against observed; middle, the share of cells in which it is 0 (of
     real values: its mean). On the line, draws and cells agree; the genes farthest from it are named. Right, the place
-    of each value among 19 draws of it: all 20 are as likely where the model is calibrated (Czado, Gneiting & Held 2009),
-    a ∪ means draws too narrow, a ∩ too wide, a slope too low or too high.
+    of each value among 19 draws of it: all 20 are as likely where the model is calibrated (Czado, Gneiting & Held
+    2009), a ∪ means draws too narrow, a ∩ too wide, a slope too low or too high.
 
     Parameters
     ----------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import check_positive_int
+from .._html import items, named_values, page
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
@@ -73,16 +73,11 @@ class Diagnosis:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-            for name, value in self._rows().items()
-        )
-        items = "".join(
-            f"<li><b>{html.escape(f'{f.severity}: {f.name}')}</b>: {html.escape(f'{f.sentence}.')} "
-            f"Cause: {html.escape(f'{f.cause}.')} Remedy: {html.escape(f'{f.remedy}.')}</li>"
+        findings = (
+            (f"{f.severity}: {f.name}", [f"{f.sentence}.", f"Cause: {f.cause}.", f"Remedy: {f.remedy}."])
             for f in self.findings
         )
-        return f"<p>scvae diagnosis: <b>{html.escape(self.verdict)}</b></p><table>{cells}</table><ul>{items}</ul>"
+        return page(f"scvae diagnosis: {self.verdict}", named_values(self._rows()), items(findings))
 
     def _rows(self) -> dict[str, str]:
         """The report without its findings."""
