@@ -75,12 +75,14 @@ def posterior_predictive(
 
 
 def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Drawn against observed variance of each gene, on logarithmic axes."""
+    """Drawn against observed variance of each gene, on logarithmic axes where they span a power of ten."""
     observed, drawn = _both(found, "gene_variance")
     varying = (observed > 0) & (drawn > 0)
     observed, drawn, genes = observed[varying], drawn[varying], np.asarray(found["genes"])[varying]
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    both = np.concatenate([observed, drawn])
+    if len(both) and both.max() >= 10 * both.min():  # within one power of ten the labels of a log axis run together
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     # of the rest a count more or less makes a multiple
     distance = (
         np.where(observed >= np.median(observed), np.abs(np.log(drawn / observed)), 0) if len(observed) else observed
