@@ -136,6 +136,10 @@ def test_it_is_saved_and_not_shown_or_shown_and_nothing_returned(plot, tmp_path,
     assert shown == []
     assert plot(records.diagnosed()) is None
     assert shown == [True]
-    monkeypatch.setattr(scanpy.settings, "autoshow", False)
-    assert plot(records.diagnosed()) is not None
+    before = scanpy.settings.autoshow
+    try:
+        scanpy.settings.autoshow = False
+        assert plot(records.diagnosed()) is not None
+    finally:
+        scanpy.settings.autoshow = before
     assert shown == [True]

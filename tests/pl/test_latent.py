@@ -198,9 +198,9 @@ def test_axes_of_the_user_are_drawn_into_with_the_legend_beside():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(MissingKeyError, match="adata.obsm has no 'X_scvae'"):
+    with pytest.raises(MissingKeyError, match=r"adata.obsm has no 'X_scvae'"):
         scvae.pl.latent(ad.AnnData(np.ones((3, 2))))
-    with pytest.raises(MissingKeyError, match="has no 'typ'.*did you mean 'type'"):
+    with pytest.raises(MissingKeyError, match=r"has no 'typ'.*did you mean 'type'"):
         scvae.pl.latent(records.embedded(), color="typ")
     with pytest.raises(TypeError, match="name of one column"):
         scvae.pl.latent(records.embedded(), color=["type", "many"])

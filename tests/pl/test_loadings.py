@@ -87,7 +87,7 @@ def test_what_is_missing_is_named_with_the_tool_that_writes_it():
     pruned = records.with_effects()
     for key in ("X_scvae", "X_scvae_var"):
         pruned.obsm[key] = pruned.obsm[key][:, :4]
-    with pytest.raises(ValueError, match="has 10 dimensions and .* has 4"):
+    with pytest.raises(ValueError, match=r"has 10 dimensions and .* has 4"):
         scvae.pl.loadings(pruned)
     with pytest.raises(ValueError, match="n_genes is 0"):
         scvae.pl.loadings(records.with_effects(), n_genes=0)
