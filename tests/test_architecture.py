@@ -36,7 +36,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"captured", "decoding"},
     {"train"},
     {"_run", "diagnostics", "differential"},
-    {"_continue"},
+    {"_continue", "layouts"},
     {"_fit"},
     {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},
