@@ -6,6 +6,7 @@ begins, and that neighbouring layouts are averaged in the end.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ def aligned_layouts(
 
     The mean of all graphs is laid out first, from two principal components. From there each embedding's own graph is,
     for a fifth of the epochs and with steps of a quarter, which is enough for it to keep as many neighbours as a layout
-    of its own. Each is averaged with the two beside it in the weights 1/4, 1/2, 1/4.
+    of its own. Each is averaged with the two beside it in the weights 1/4, 1/2, 1/4, and all are turned together, so
+    that they are wider than high.
 
     Parameters
     ----------
@@ -55,14 +57,16 @@ def aligned_layouts(
     Array, embeddings x cells x 2, float32, with its centre at 0.
     """
     graphs = [graph_of(nearest(embedding, n_neighbors)) for embedding in embeddings]
-    optimiser = _Optimiser.with_scanpys_curve(seed)
-    first = optimiser(sum(graphs[1:], graphs[0]) / len(graphs), _principal(embeddings[len(graphs) // 2], seed), first=True)
+    optimiser = _Optimiser(*_curve(), seed)
+    first = optimiser(
+        sum(graphs[1:], graphs[0]) / len(graphs), _principal(embeddings[len(graphs) // 2], seed), first=True
+    )
     done()
     layouts = []
     for graph in graphs:
         layouts.append(optimiser(graph, first))
         done()
-    return _averaged(np.stack(layouts))
+    return _lying(_averaged(np.stack(layouts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +76,6 @@ class _Optimiser:
     a: float
     b: float
     seed: int
-
-    @classmethod
-    def with_scanpys_curve(cls, seed: int) -> _Optimiser:
-        from umap.umap_ import find_ab_params
-
-        return cls(*map(float, find_ab_params(SPREAD, MIN_DIST)), seed)
 
     def __call__(self, graph: sp.csr_array, start: Layout, *, first: bool = False) -> Layout:
         from umap.layouts import optimize_layout_euclidean
@@ -102,7 +100,16 @@ class _Optimiser:
             negative_sample_rate=NEGATIVE_SAMPLES,
             move_other=True,
         )
-        return layout - layout.mean(axis=0)
+        return np.asarray(layout - layout.mean(axis=0), dtype=np.float32)
+
+
+def _curve() -> tuple[float, float]:
+    """`a` and `b` of scanpy's UMAPs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that a part of umap is not there, which needs TensorFlow
+        from umap.umap_ import find_ab_params
+    a, b = find_ab_params(SPREAD, MIN_DIST)
+    return float(a), float(b)
 
 
 def _principal(embedding: Float[np.ndarray, "cells latent"], seed: int) -> Layout:
@@ -120,3 +127,10 @@ def _averaged(layouts: Float[np.ndarray, "embeddings cells 2"]) -> Float[np.ndar
     """Each layout with its neighbours; the outermost count themselves in place of one that is missing."""
     wide = np.concatenate([layouts[:1], layouts, layouts[-1:]])
     return np.asarray(0.25 * wide[:-2] + 0.5 * wide[1:-1] + 0.25 * wide[2:], dtype=np.float32)
+
+
+def _lying(layouts: Float[np.ndarray, "embeddings cells 2"]) -> Float[np.ndarray, "embeddings cells 2"]:
+    """All layouts turned by one angle, their largest variance along the first axis: screens are wider than high."""
+    points = layouts.reshape(-1, 2).astype(np.float64)
+    axes = np.linalg.eigh(points.T @ points)[1][:, ::-1]
+    return np.asarray(layouts @ axes, dtype=np.float32)

@@ -88,7 +88,7 @@ def beta_explorer(
     Notes
     -----
     Categories take the colours that scanpy has stored in ``uns["<column>_colors"]``; without these, colours that can
-    be told apart by all kinds of colour vision up to seven, then more shades of them. Of more than 40 categories those
+    be told apart by all kinds of colour vision up to six, then more shades of them. Of more than 40 categories those
     with the fewest cells are one. Numbers are shown between the 1st and the 99th percentile of those that differ from
     0.
     """
@@ -162,7 +162,7 @@ def _places(umaps: Float[np.ndarray, "cells betas 2"]) -> Int16[np.ndarray, "bet
     ends = np.stack([umaps.min(axis=(0, 1)), umaps.max(axis=(0, 1))])
     centred = umaps - ends.mean(axis=0)
     scale = LARGEST / max(float(np.abs(centred).max()), float(np.finfo(np.float32).tiny))
-    return np.rint(centred * scale).astype("<i2").transpose(1, 0, 2).copy()
+    return np.ascontiguousarray(np.rint(centred * scale).transpose(1, 0, 2), dtype="<i2")
 
 
 def _recommended(table: Any, beta: Float[np.ndarray, " betas"]) -> float | None:

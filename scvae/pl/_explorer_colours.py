@@ -22,8 +22,9 @@ MOST_CATEGORIES = 40
 MOST_COLUMNS = 12  # of those taken unasked
 MISSING_CODE, MISSING_LEVEL = 255, 65_535  # what the page takes for no category and no number
 SHOWN = (1.0, 99.0)  # percentiles of the values other than 0 at the ends of the colour bar
-# Okabe & Ito's, told apart by all kinds of colour vision; their black and yellow vanish on one of the two grounds
-HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1")
+# Okabe & Ito's, told apart by all kinds of colour vision, without those that vanish on a white or a dark ground and
+# vermilion, which is for the β recommended; and a wine red
+HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255")
 SHADES = (1.0, 0.66, 1.38, 0.45, 1.62, 0.82)  # of their lightness, round by round
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -64,11 +65,11 @@ def _is_shown_unasked(column: pd.Series | pd.DataFrame) -> bool:
         return False  # a name that is there twice, or none that could be asked for
     if _is_number(column):
         return bool(column.notna().any())
-    return 2 <= column.nunique() <= MOST_CATEGORIES
+    return bool(2 <= column.nunique() <= MOST_CATEGORIES)
 
 
 def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return bool(pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column))
 
 
 def _colour(adata: AnnData, name: str, layer: str | None) -> Colour:

@@ -23,7 +23,8 @@ body { margin: 0; background: #ffffff; }
 @media (prefers-color-scheme: dark) { body { background: #14181d; } }
 #explorer { display: flex; justify-content: center; }
 #explorer > * { flex: 1; }
-%(css)s</style>
+%(css)s.scvae-explorer { --tall: clamp(260px, calc(100vh - 140px), 1000px); }
+</style>
 </head>
 <body>
 <main id="explorer"></main>
@@ -54,6 +55,11 @@ def asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
+def script() -> str:
+    """The module of the explorer, which the widget and the page share."""
+    return asset("explorer_dots.js") + asset("explorer.js")
+
+
 def page(record: dict[str, Any], buffer: bytes) -> str:
     """The whole page."""
     # names of cells and categories could otherwise end the script element that they stand in
@@ -61,7 +67,7 @@ def page(record: dict[str, Any], buffer: bytes) -> str:
     text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return PAGE % {
         "css": asset("explorer.css"),
-        "js": asset("explorer.js"),
+        "js": script(),
         "record": text,
         "buffer": base64.b64encode(buffer).decode("ascii"),
     }

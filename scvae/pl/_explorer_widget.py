@@ -7,7 +7,7 @@ from typing import Any, final
 import anywidget
 import traitlets
 
-from ._explorer_page import asset
+from ._explorer_page import asset, script
 
 
 @final
@@ -27,7 +27,7 @@ class BetaExplorer(anywidget.AnyWidget):
         The column or gene that the cells are coloured by; setting it recolours them.
     """
 
-    _esm = asset("explorer.js")
+    _esm = script()
     _css = asset("explorer.css")
     record = traitlets.Dict(read_only=True).tag(sync=True)
     buffer = traitlets.Bytes(read_only=True).tag(sync=True)

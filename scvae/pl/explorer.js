@@ -3,15 +3,6 @@
 
 const SWEEP = 9000; // milliseconds that playing takes from the smallest β to the largest
 const STEPS = 500; // of the slider
-const MISSING_CODE = 255;
-const MISSING_LEVEL = 65535;
-const SUBPIXELS = 4; // places within a pixel at which a dot is drawn, so that slow dots do not jitter
-const PADDING = 14; // CSS pixels kept free around the dots
-const NEAR = 10; // CSS pixels within which the pointer finds a cell
-const VIRIDIS = [
-  [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
-  [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
-];
 
 function make(tag, name, parent, text) {
   const element = document.createElement(tag);
@@ -31,18 +22,6 @@ function drawn(tag, attributes, parent, text) {
 
 const short = (value) => (value === 0 ? "0" : String(Number(value.toPrecision(3))));
 const grouped = (count) => count.toLocaleString("en");
-const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-
-function parsed(colour) {
-  const value = parseInt(colour.slice(1), 16);
-  return [(value >> 16) & 255, (value >> 8) & 255, value & 255];
-}
-
-function viridis(share) {
-  const place = clamp(share, 0, 1) * (VIRIDIS.length - 1);
-  const i = Math.min(Math.floor(place), VIRIDIS.length - 2);
-  return VIRIDIS[i].map((low, channel) => Math.round(low + (place - i) * (VIRIDIS[i + 1][channel] - low)));
-}
 
 /** Whether the page around is dark: as JupyterLab, VS Code or a documentation site says, else as the system does. */
 function isDark() {
@@ -52,144 +31,6 @@ function isDark() {
   if (body.classList.contains("vscode-dark") || body.classList.contains("vscode-high-contrast")) return true;
   if (["dark", "light"].includes(documentElement.dataset.theme)) return documentElement.dataset.theme === "dark";
   return matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-/** The arrays in the buffer: places (int16, β by β) and, for each colour, codes of categories or levels of a number. */
-function unpack(record, view) {
-  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  const n = record.n_cells;
-  const colours = record.colors.map((colour) =>
-    colour.kind === "category" ? new Uint8Array(bytes, colour.offset, n) : new Uint16Array(bytes, colour.offset, n),
-  );
-  return { places: new Int16Array(bytes, 0, 2 * n * record.betas.length), colours };
-}
-
-/** The order in which cells are drawn: large numbers over small ones, categories in an order of chance, missing first. */
-function orderOf(colour, values, n) {
-  const order = Uint32Array.from({ length: n }, (_, i) => i);
-  if (colour.kind === "number") {
-    const rank = (i) => (values[i] === MISSING_LEVEL ? -1 : values[i]);
-    return order.sort((a, b) => rank(a) - rank(b));
-  }
-  let state = 1;
-  for (let i = n - 1; i > 0; i--) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    const j = Math.floor((state / 4294967296) * (i + 1));
-    [order[i], order[j]] = [order[j], order[i]];
-  }
-  const missing = order.filter((i) => values[i] === MISSING_CODE);
-  const known = order.filter((i) => values[i] !== MISSING_CODE);
-  order.set(missing);
-  order.set(known, missing.length);
-  return order;
-}
-
-/** For each place within a pixel: steps in the image to the pixels of a dot, and how much of each it covers. */
-function dotMasks(radius, width) {
-  const masks = [];
-  const reach = Math.ceil(radius + 0.5);
-  for (let v = 0; v < SUBPIXELS; v++) {
-    for (let u = 0; u < SUBPIXELS; u++) {
-      const steps = [];
-      const cover = [];
-      for (let y = -reach; y <= reach + 1; y++) {
-        for (let x = -reach; x <= reach + 1; x++) {
-          const share = clamp(radius + 0.5 - Math.hypot(x - u / SUBPIXELS, y - v / SUBPIXELS), 0, 1);
-          if (share > 0.02) {
-            steps.push(4 * (y * width + x));
-            cover.push(share);
-          }
-        }
-      }
-      masks.push({ steps: Int32Array.from(steps), cover: Float32Array.from(cover) });
-    }
-  }
-  return masks;
-}
-
-class Dots {
-  constructor(canvas, record, places) {
-    this.canvas = canvas;
-    this.context = canvas.getContext("2d");
-    this.record = record;
-    this.places = places;
-    this.at = new Float32Array(2 * record.n_cells); // where each cell is, in pixels of the canvas
-  }
-
-  /** Takes the size on the screen; false if there is none. */
-  resize() {
-    const ratio = Math.min(window.devicePixelRatio || 1, 2);
-    const width = Math.round(this.canvas.clientWidth * ratio);
-    const height = Math.round(this.canvas.clientHeight * ratio);
-    if (!width || !height) return false;
-    this.ratio = ratio;
-    this.canvas.width = width;
-    this.canvas.height = height;
-    this.image = this.context.createImageData(width, height);
-    const { extent, n_cells } = this.record;
-    const free = (pixels) => Math.max(pixels - 2 * PADDING * ratio, 1) / 2;
-    this.scale = Math.min(free(width) / Math.max(extent[0], 1), free(height) / Math.max(extent[1], 1));
-    const area = (this.canvas.clientWidth * this.canvas.clientHeight) / Math.max(n_cells, 1);
-    this.radius = clamp(0.17 * Math.sqrt(area), 0.9, 4.5) * ratio;
-    this.masks = dotMasks(this.radius, width);
-    return true;
-  }
-
-  /** Moves the cells to `place` among the β's: 1.25 is a quarter of the way from the second to the third. */
-  move(place) {
-    const { n_cells, betas } = this.record;
-    const i = Math.min(Math.floor(place), betas.length - 2);
-    const share = place - i;
-    const here = 2 * n_cells * i;
-    const next = here + 2 * n_cells;
-    const [x, y] = [this.image.width / 2, this.image.height / 2];
-    for (let k = 0; k < 2 * n_cells; k += 2) {
-      const a = this.places[here + k] * (1 - share) + this.places[next + k] * share;
-      const b = this.places[here + k + 1] * (1 - share) + this.places[next + k + 1] * share;
-      this.at[k] = x + a * this.scale;
-      this.at[k + 1] = y - b * this.scale;
-    }
-  }
-
-  /** Draws the cells in `order`; `colourOf(cell)` is the number of a colour in `palette`, bytes r g b. */
-  paint(order, colourOf, palette, back) {
-    const { data, width } = this.image;
-    new Uint32Array(data.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
-    for (const cell of order) {
-      const c = 3 * colourOf(cell);
-      const [r, g, b] = [palette[c], palette[c + 1], palette[c + 2]];
-      const u = Math.floor(this.at[2 * cell] * SUBPIXELS);
-      const v = Math.floor(this.at[2 * cell + 1] * SUBPIXELS);
-      const mask = this.masks[(v & 3) * SUBPIXELS + (u & 3)];
-      const corner = 4 * ((v >> 2) * width + (u >> 2));
-      const { steps, cover } = mask;
-      for (let k = 0; k < steps.length; k++) {
-        const p = corner + steps[k];
-        const share = cover[k];
-        if (share === 1) {
-          data[p] = r;
-          data[p + 1] = g;
-          data[p + 2] = b;
-        } else {
-          data[p] += (r - data[p]) * share;
-          data[p + 1] += (g - data[p + 1]) * share;
-          data[p + 2] += (b - data[p + 2]) * share;
-        }
-      }
-    }
-    this.context.putImageData(this.image, 0, 0);
-  }
-
-  /** The cell nearest to a place on the screen, in CSS pixels; -1 if none is near. */
-  nearest(x, y) {
-    let best = -1;
-    let least = (NEAR * this.ratio) ** 2;
-    for (let cell = 0; cell < this.record.n_cells; cell++) {
-      const distance = (this.at[2 * cell] - x * this.ratio) ** 2 + (this.at[2 * cell + 1] - y * this.ratio) ** 2;
-      if (distance < least) [best, least] = [cell, distance];
-    }
-    return best;
-  }
 }
 
 /** About three round numbers within a range. */
@@ -261,26 +102,32 @@ function placeOf(betas, beta) {
   return last;
 }
 
-/** Ticks under the slider: 1, 2 and 5 times powers of ten as far as they have room, and the β recommended. */
-function drawTicks(parent, record, share) {
+/** Ticks under the slider; returns what hides those that have no room, the most important staying. */
+function drawTicks(parent, record, shareOf) {
   const [low, high] = [record.betas[0], record.betas.at(-1)];
   const candidates = [];
   for (const factors of [[1], [3], [2, 5]]) {
-    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high) + 1; power++) {
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
       candidates.push(...factors.map((factor) => Number((factor * 10 ** power).toPrecision(2))));
     }
   }
-  const taken = [];
-  const put = (beta, text, name, room) => {
-    const left = share(beta);
-    if (left < 0 || left > 1 || taken.some(([other, its]) => Math.abs(left - other) < (room + its) / 2)) return;
-    taken.push([left, room]);
-    make("span", name, parent, text).style.left = `${100 * left}%`;
+  const ticks = [];
+  const put = (beta, text, name) => {
+    const tick = make("span", name, parent, text);
+    tick.style.left = `${100 * shareOf(beta)}%`;
+    ticks.push(tick);
   };
-  if (record.recommended !== null) {
-    put(record.recommended, `${short(record.recommended)} recommended`, "scvae-recommended", 0.4);
-  }
-  for (const beta of [low, high, ...candidates]) put(beta, short(beta), "", 0.1);
+  if (record.recommended !== null) put(record.recommended, `${short(record.recommended)} recommended`, "scvae-recommended");
+  for (const beta of [low, high, ...candidates]) if (beta >= low && beta <= high) put(beta, short(beta), "");
+  return () => {
+    const taken = [];
+    for (const tick of ticks) {
+      const { left, right } = tick.getBoundingClientRect();
+      const free = taken.every((other) => right + 6 < other.left || left - 6 > other.right);
+      tick.style.visibility = free ? "visible" : "hidden";
+      if (free) taken.push({ left, right });
+    }
+  };
 }
 
 function legendEntry(parent, name, colour, count, isMissing) {
@@ -294,7 +141,7 @@ function legendEntry(parent, name, colour, count, isMissing) {
 }
 
 /** The legend of one colour; `onPick(code, lasts)` is told which category to bring out, null for none. */
-function drawLegend(parent, colour, values, onPick) {
+function drawLegend(parent, colour, values, categories, onPick) {
   parent.replaceChildren();
   const missingCode = colour.kind === "category" ? MISSING_CODE : MISSING_LEVEL;
   const counts = new Map();
@@ -314,9 +161,9 @@ function drawLegend(parent, colour, values, onPick) {
     entries.push(entry);
   };
   if (colour.kind === "category") {
-    colour.categories.forEach((name, code) => add(code, name, colour.colors[code]));
+    colour.categories.forEach((name, code) => add(code, name, css(categories[code])));
   } else {
-    const stops = VIRIDIS.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ");
+    const stops = VIRIDIS.map(css).join(", ");
     make("div", "scvae-ramp", parent).style.background = `linear-gradient(90deg, ${stops})`;
     const ends = make("div", "scvae-ends", parent);
     const [low, high] = colour.shown;
@@ -330,23 +177,6 @@ function describe(colour, value) {
   if (colour.kind === "category") return value === MISSING_CODE ? "missing" : colour.categories[value];
   if (value === MISSING_LEVEL) return "missing";
   return short(colour.low + (value / (MISSING_LEVEL - 1)) * (colour.high - colour.low));
-}
-
-/** The number in the palette of each cell's colour, and the palette; twice as long, the second half faded. */
-function paletteOf(colour, values, back, missing) {
-  const shades = colour.kind === "category" ? colour.colors.map(parsed) : [];
-  if (colour.kind === "number") for (let i = 0; i < 256; i++) shades.push(viridis(i / 255));
-  shades.push(missing);
-  const faded = shades.map((rgb) => rgb.map((value, i) => Math.round(back[i] + 0.12 * (value - back[i]))));
-  const [low, high] = colour.kind === "number" ? colour.shown : [0, 1];
-  const whole = colour.high - colour.low;
-  const number = (value) => {
-    if (colour.kind === "category") return value === MISSING_CODE ? shades.length - 1 : value;
-    if (value === MISSING_LEVEL) return shades.length - 1;
-    const share = (colour.low + (value / (MISSING_LEVEL - 1)) * whole - low) / (high - low || 1);
-    return Math.round(255 * clamp(share, 0, 1));
-  };
-  return { of: Uint16Array.from(values, number), shades: Uint8Array.from([...shades, ...faded].flat()), n: shades.length };
 }
 
 function render({ model, el }) {
@@ -367,7 +197,7 @@ function render({ model, el }) {
   const slider = make("input", "", dial);
   Object.assign(slider, { type: "range", min: 0, max: STEPS, step: 1 });
   slider.setAttribute("aria-label", "β, on a log scale");
-  drawTicks(make("div", "scvae-ticks", dial), record, shareOf);
+  const fitTicks = drawTicks(make("div", "scvae-ticks", dial), record, shareOf);
   const value = make("output", "scvae-value", bar);
   const chooser = make("label", "scvae-colour", bar);
   make("span", "", chooser, "colour");
@@ -436,23 +266,25 @@ function render({ model, el }) {
     slider.value = Math.round(STEPS * clamp(share, 0, 1));
   }
   function recolour() {
-    const dark = isDark();
-    root.classList.toggle("scvae-dark", dark);
+    Object.assign(state, { pinned: null, hovered: null });
+    root.classList.toggle("scvae-dark", isDark());
     const style = getComputedStyle(root);
-    scheme = { back: parsed(style.getPropertyValue("--back").trim()), missing: parsed(style.getPropertyValue("--missing").trim()) };
+    const shade = (name) => parsed(style.getPropertyValue(name).trim());
+    scheme = { back: shade("--back"), ink: shade("--ink"), missing: shade("--missing") };
     const colour = record.colors[state.colour];
-    paint = paletteOf(colour, colours[state.colour], scheme.back, scheme.missing);
+    const categories = colour.kind === "category" ? colour.colors.map((hex) => seen(parsed(hex), scheme)) : [];
+    paint = paletteOf(colour, colours[state.colour], { ...scheme, categories });
+    drawLegend(legend, colour, colours[state.colour], categories, (code, lasts) => {
+      state[lasts ? "pinned" : "hovered"] = code;
+      schedule();
+    });
     order = orderOf(colour, colours[state.colour], record.n_cells);
     over = null;
     schedule();
   }
   function choose(i) {
-    Object.assign(state, { colour: i, pinned: null, hovered: null });
+    state.colour = i;
     select.value = i;
-    drawLegend(legend, record.colors[i], colours[i], (code, lasts) => {
-      state[lasts ? "pinned" : "hovered"] = code;
-      schedule();
-    });
     recolour();
   }
   function setBeta(beta) {
@@ -513,6 +345,7 @@ function render({ model, el }) {
   for (const [name, call] of Object.entries(fromPython)) model.on(name, call);
   const size = new ResizeObserver(() => {
     root.classList.toggle("scvae-narrow", root.clientWidth < 640);
+    fitTicks();
     if (dots.resize()) schedule();
   });
   size.observe(plot);
