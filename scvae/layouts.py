@@ -1,7 +1,7 @@
 """Layouts of the same cells in two dimensions, one for each of several embeddings, that resemble each other.
 
-UMAP's objective and its optimiser are used as they are (McInnes et al. 2018); what is added is where each layout
-begins, and that neighbouring layouts are averaged in the end.
+UMAP's objective and its optimiser are used as they are (McInnes et al. 2018); what is chosen here is where each layout
+begins, and how long the steps are.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def aligned_layouts(
 
     The mean of all graphs is laid out first, from two principal components. From there each embedding's own graph is,
     for a fifth of the epochs and with steps of a quarter, which is enough for it to keep as many neighbours as a layout
-    of its own. Each is averaged with the two beside it in the weights 1/4, 1/2, 1/4, and all are turned together, so
-    that they are wider than high.
+    of its own. In the end all are turned together, so that they are wider than high.
 
     Parameters
     ----------
@@ -66,7 +65,7 @@ def aligned_layouts(
     for graph in graphs:
         layouts.append(optimiser(graph, first))
         done()
-    return _lying(_averaged(np.stack(layouts)))
+    return _lying(np.stack(layouts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +117,10 @@ def _principal(embedding: Float[np.ndarray, "cells latent"], seed: int) -> Layou
     values, axes = np.linalg.eigh(centred.T @ centred)
     components = np.zeros((len(embedding), 2))
     components[:, : min(2, len(values))] = centred @ axes[:, np.argsort(-values)[:2]]
-    components *= EXTENT / max(float(np.abs(components).max()), np.finfo(np.float64).tiny)
+    extent = float(np.abs(components).max())
+    components *= EXTENT / extent if extent > np.finfo(np.float32).tiny else 0.0
     noise = numpy_generator(seed, STEPS, 0).standard_normal(components.shape)
     return np.asarray(components + NOISE * EXTENT * noise, dtype=np.float32)
-
-
-def _averaged(layouts: Float[np.ndarray, "embeddings cells 2"]) -> Float[np.ndarray, "embeddings cells 2"]:
-    """Each layout with its neighbours; the outermost count themselves in place of one that is missing."""
-    wide = np.concatenate([layouts[:1], layouts, layouts[-1:]])
-    return np.asarray(0.25 * wide[:-2] + 0.5 * wide[1:-1] + 0.25 * wide[2:], dtype=np.float32)
 
 
 def _lying(layouts: Float[np.ndarray, "embeddings cells 2"]) -> Float[np.ndarray, "embeddings cells 2"]:

@@ -25,7 +25,7 @@ SHOWN = (1.0, 99.0)  # percentiles of the values other than 0 at the ends of the
 # Okabe & Ito's, told apart by all kinds of colour vision, without those that vanish on a white or a dark ground and
 # vermilion, which is for the β recommended; and a wine red
 HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#882255")
-SHADES = (1.0, 0.66, 1.38, 0.45, 1.62, 0.82)  # of their lightness, round by round
+SHADES = (1.0, 0.66, 1.38, 0.45, 1.62, 0.82, 1.9)  # of their lightness, round by round
 HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 

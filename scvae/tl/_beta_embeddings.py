@@ -44,8 +44,8 @@ def beta_embeddings(
     """UMAPs of the embedding at many β, aligned with each other, for `scvae.pl.beta_explorer`.
 
     A UMAP computed anew at each β turns, mirrors and shuffles its islands at will, so that what β does to the cells
-    cannot be told from what the algorithm does. Here all begin at one layout, that of the mean of their graphs; each
-    is then optimised from the layout of the β beside it, for its own graph (McInnes et al. 2018, "UMAP").
+    cannot be told from what the algorithm does. Here all begin at one layout, that of the mean of their graphs, and
+    each goes on from there with small steps for its own graph (the objective of McInnes et al. 2018, "UMAP").
 
     Parameters
     ----------
