@@ -143,11 +143,11 @@ def test_of_many_categories_the_smallest_are_one(tmp_path):
     assert (codes[-2:] == 255).all()
 
 
-@pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
-def test_missing_labels_and_numbers_have_a_code_of_their_own(tmp_path, missing):
+@pytest.mark.parametrize(("missing", "kind"), [(np.nan, "float64"), (None, "Int64"), (pd.NA, "Float32")])
+def test_missing_labels_and_numbers_have_a_code_of_their_own(tmp_path, missing, kind):
     adata = explorable()
     adata.obs["label"] = pd.Series(["a", missing] * 20, index=adata.obs_names, dtype=object)
-    adata.obs["number"] = pd.array([1, missing] * 20, dtype="Int64" if missing is not np.nan else "float64")
+    adata.obs["number"] = pd.array([1, missing] * 20, dtype=kind)
     record, buffer = written(adata, tmp_path, color=["label", "number"])
     entry, codes = colour(record, buffer, "label")
     assert entry["categories"] == ["a"]
