@@ -33,15 +33,16 @@ function isDark() {
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** About three round numbers within a range. */
+/** Three to seven round numbers within a range: multiples of 1, 2 or 5 times a power of ten. */
 function roundTicks(low, high) {
-  const rough = (high - low) / 3;
-  if (!(rough > 0)) return [low];
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= rough);
-  const ticks = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(Number((k * step).toPrecision(10)));
-  return ticks;
+  let power = 10 ** Math.ceil(Math.log10(high - low));
+  for (;; power /= 10) {
+    for (const step of [5 * power, 2 * power, power]) {
+      const [first, last] = [Math.ceil(low / step), Math.floor(high / step)];
+      if (last - first < 2) continue;
+      return Array.from({ length: last - first + 1 }, (_, k) => Number(((first + k) * step).toPrecision(10)));
+    }
+  }
 }
 
 /** Distortion against rate; returns what moves the point to a place among the β's. */
