@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int16
 
-from .._checks import MissingKeyError, check_adata, check_layer, missing_key
+from .._checks import MissingKeyError
 from .._files import written_whole
 from .._keys import Keys
 from ._explorer_colours import Colour, colours_of
 from ._explorer_page import page
+from ._figure import stored
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from ._explorer_widget import BetaExplorer
 
+WRITER = "scvae.tl.beta_embeddings(adata, model)"
 LARGEST = 32_767  # of int16
 
 
@@ -45,7 +47,6 @@ def beta_explorer(
     adata: AnnData,
     *,
     color: str | Sequence[str] | None = None,
-    layer: str | None = None,
     key_added: str = "scvae",
     save: str | os.PathLike[str] | None = None,
 ) -> BetaExplorer | None:
@@ -60,11 +61,9 @@ def beta_explorer(
     adata
         Cells with what `scvae.tl.beta_embeddings` has written. Some of them will do: ``adata[of_interest]``.
     color
-        Columns of `obs`, categories or numbers, or names of genes, to choose from; the first is shown first. None for
-        the columns of `obs` that have 2 to 40 categories or are numbers, 12 at most. All values of these columns and
-        the names of the cells are in the file.
-    layer
-        Layer to take genes from, as they are there; None for `X`.
+        Columns of `obs`, categories or numbers, or genes (from `raw` where it has them, else from `X`) to choose from;
+        the first is shown first. None for the columns of `obs` that have 2 to 40 categories or are numbers, 12 at most.
+        All values of these columns and the names of the cells are in the file.
     key_added
         The name given to `scvae.tl.beta_embeddings`.
     save
@@ -87,18 +86,17 @@ def beta_explorer(
 
     Notes
     -----
-    Categories take the colours that scanpy has stored in ``uns["<column>_colors"]``; without these, colours that can
-    be told apart by all kinds of colour vision up to six, then more shades of them. Of more than 40 categories those
-    with the fewest cells are one. Numbers are shown between the 1st and the 99th percentile of those that differ from
-    0.
+    Categories take the colours stored in ``uns["<column>_colors"]``, where scanpy keeps them; without these, up to 8
+    have colours that all kinds of colour vision tell apart. Of more than 40 the smallest are one. Numbers are shown
+    between the 1st and the 99th percentile of those that differ from 0.
     """
     keys = Keys(key_added)
-    check_adata(adata)
-    check_layer(adata, layer)
     if save is not None and Path(save).suffix.lower() not in {".html", ".htm"}:
         raise ValueError(f"save is {str(save)!r}; the explorer is one HTML file, so pass a name that ends in .html")
-    stored = _stored(adata, keys)
-    contents = _contents(adata, stored, keys, colours_of(adata, color, layer))
+    record = stored(adata, keys, keys.beta_embeddings, WRITER)
+    if keys.beta_umaps not in adata.obsm:
+        raise MissingKeyError(f"adata.obsm has no {keys.beta_umaps!r}; {WRITER} writes it")
+    contents = _contents(adata, record, keys, colours_of(adata, color))
     if save is None:
         return _widget(contents)
     with written_whole(save) as temporary:
@@ -106,22 +104,8 @@ def beta_explorer(
     return None
 
 
-def _stored(adata: AnnData, keys: Keys) -> Mapping[str, Any]:
-    """The record of `scvae.tl.beta_embeddings`."""
-    if keys.uns not in adata.uns:
-        raise missing_key("adata.uns", keys.uns, list(adata.uns))
-    record = adata.uns[keys.uns]
-    if keys.beta_embeddings not in record or keys.beta_umaps not in adata.obsm:
-        raise MissingKeyError(
-            f"adata.uns[{keys.uns!r}] has no {keys.beta_embeddings!r}, or adata.obsm no {keys.beta_umaps!r}; "
-            "scvae.tl.beta_embeddings(adata, model) writes both"
-        )
-    found: Mapping[str, Any] = record[keys.beta_embeddings]
-    return found
-
-
-def _contents(adata: AnnData, stored: Mapping[str, Any], keys: Keys, colours: Sequence[Colour]) -> Contents:
-    beta = np.asarray(stored["beta"], dtype=float)
+def _contents(adata: AnnData, found: Mapping[str, Any], keys: Keys, colours: Sequence[Colour]) -> Contents:
+    beta = np.asarray(found["beta"], dtype=float)
     umaps = np.asarray(adata.obsm[keys.beta_umaps], dtype=np.float32)
     if umaps.shape[1] != 2 * len(beta):
         raise ValueError(
@@ -145,14 +129,14 @@ def _contents(adata: AnnData, stored: Mapping[str, Any], keys: Keys, colours: Se
     record = {
         "n_cells": len(shown),
         "betas": beta.tolist(),
-        "rate": np.asarray(stored["rate"], dtype=float).tolist(),
-        "distortion": np.asarray(stored["distortion"], dtype=float).tolist(),
+        "rate": np.asarray(found["rate"], dtype=float).tolist(),
+        "distortion": np.asarray(found["distortion"], dtype=float).tolist(),
         "recommended": recommended,
         "beta": recommended or float(beta[len(beta) // 2]),
         "names": adata.obs_names[shown].astype(str).tolist(),
         "extent": [int(np.abs(places[..., axis].astype(int)).max()) for axis in (0, 1)],
         "colors": entries,
-        "note": _note(len(shown), adata.n_obs, len(beta), str(stored["judged_on"])),
+        "note": _note(len(shown), adata.n_obs, len(beta), str(found["judged_on"])),
     }
     return Contents(record, b"".join(parts))
 

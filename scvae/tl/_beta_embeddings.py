@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from .._checks import check_adata, check_positive_int
 from .._keys import Keys
+from .._progress import progress_bar
 from .._rng import SeedLike, numpy_generator, seed_of
 from .._slots import write
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import posterior_moments
 from ..layouts import aligned_layouts
 from ._betas import evenly_spaced, given_betas
@@ -100,6 +100,7 @@ def beta_embeddings(
     >>> adata.obsm["X_scvae_umap_betas"].shape
     (200, 6)
     """
+    check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
     points = _points(model, betas)
@@ -111,14 +112,17 @@ def beta_embeddings(
     cells = read_cells(adata, model, layer)
     shown = np.sort(numpy_generator(seed, SHOWN).permutation(len(cells))[:n_shown])
     judged, role = to_judge_on(model, cells, seed=seed)
-    with tqdm(total=2 * len(points) + 1, desc="scvae", unit="step", disable=not verbose, leave=False) as bar:
-        laid_out, curve = cells.taken(shown), []
-        means = np.empty((len(points), n_shown, model.n_latent), np.float32)
+    laid_out, curve = cells.taken(shown), []
+    means = np.empty((len(points), n_shown, model.n_latent), np.float32)
+    bar = progress_bar(2 * len(points) + 1, unit="step", leave=False, verbose=verbose)
+    try:
         for mean, beta in zip(means, points, strict=True):
             mean[:] = posterior_moments(model, laid_out, beta=beta)[0]
             curve.append(_rate_and_distortion(model, judged, beta=beta, seed=seed))
             bar.update()
         layouts = aligned_layouts(means, n_neighbors=n_neighbors, seed=seed, done=bar.update)
+    finally:
+        bar.close()
     umaps = np.full((len(cells), 2 * len(points)), np.nan, np.float32)
     umaps[shown] = layouts.transpose(1, 0, 2).reshape(n_shown, -1)
     rate, distortion = np.array(curve).T

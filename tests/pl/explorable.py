@@ -34,5 +34,4 @@ def explorable(n=40, *, key="scvae", table=False):
     counts = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     adata = ad.AnnData(counts, obs=obs, uns=uns, obsm={f"X_{key}_umap_betas": umaps.reshape(n, -1)})
     adata.var_names = ["CD3E", "NKG7"]
-    adata.layers["doubled"] = 2 * counts
     return adata
