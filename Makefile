@@ -1,5 +1,6 @@
-# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite. Each sets up .venv on its first
-# run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
+# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite; `make tutorials` executes the
+# notebooks in tutorials/ anew. Each sets up .venv on its first run and again only when pyproject.toml or constraints.txt
+# has changed. PYTHON=... picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +8,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test tutorials lint clean
 
 demo: $(VENV)/.demo-stamp
 	$(BIN)/scvae demo
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# in fresh kernels, and writes them back with their outputs
+tutorials: $(VENV)/.test-stamp
+	$(BIN)/python tutorials/execute.py
 
 lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .
