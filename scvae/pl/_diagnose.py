@@ -163,6 +163,6 @@ def _draw_spectrum(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.set_xlabel("direction")
     axes.set_ylabel("eigenvalue of JᵀJ")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="best", fontsize="small", frameon=False)
+    axes.legend(loc="lower left", fontsize="small", frameon=False)
     flat = int((np.asarray(found["spectrum_shared"]) < FLAT_BELOW).sum())
     title(axes, f"decoder: {flat} of {len(found['spectrum_shared'])} directions flat")

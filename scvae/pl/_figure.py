@@ -106,18 +106,18 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize="medium")
 
 
-def keep_apart(texts: Sequence[Text], taken: Sequence[Bbox] = ()) -> None:
-    """Removes each text that would touch an earlier one; the most important come first.
+def keep_apart(axes: Axes, texts: Sequence[Text]) -> None:
+    """Removes each text that would touch an earlier one or leave the axes; the most important come first.
 
     Comes last: the extent of a text is known once everything around its axes is there.
     """
-    if not texts:
-        return
-    whole_figure(texts[0].axes).draw_without_rendering()  # type: ignore[arg-type]
-    kept = list(taken)
+    whole_figure(axes).draw_without_rendering()
+    frame = axes.get_window_extent()
+    kept: list[Bbox] = []
     for text in texts:
         extent = text.get_window_extent()
-        if any(extent.overlaps(other) for other in kept):
+        inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
+        if not inside or any(extent.overlaps(other) for other in kept):
             text.remove()
         else:
             kept.append(extent)
