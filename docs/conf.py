@@ -1,0 +1,121 @@
+"""Settings of the documentation site; `make docs` builds it into docs/_build/html."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp())  # a build machine may have no home to write to
+
+import scvae
+from scvae.cli import main
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SPACES = ("scvae", "scvae.tl", "scvae.pl", "scvae.datasets")
+PUBLIC = {f"{space}.{name}" for space in SPACES for name in importlib.import_module(space).__all__}
+
+project = "scvae"
+author = "scvae contributors"
+copyright = "2026, scvae contributors"  # noqa: A001 - the name that Sphinx reads
+release = version = scvae.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "jupyter_execute"]
+suppress_warnings = ["toc.empty_glob"]  # a site without a tutorial is still a site
+default_role = "name"  # what docstrings put between single backticks
+
+# docstrings: numpy's form, types from the signatures
+autosummary_generate = True
+autodoc_typehints = "none"  # the signature shows them
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Warns"]
+maximum_signature_line_length = 88
+
+# types of other packages in signatures: there is no inventory to look them up in, so that a build needs no network
+nitpick_ignore_regex = [("py:.*", r"(?!scvae\.(tl|pl|datasets)\.).*")]
+
+# pages and notebooks
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+myst_dmath_double_inline = True
+nb_execution_mode = "off"  # the notebooks' outputs are committed; `make tutorials` makes them anew
+nb_merge_streams = True
+
+html_theme = "sphinx_book_theme"
+html_title = "scvae"
+html_static_path = ["_static"]
+html_css_files = ["scvae.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False}
+mathjax3_config = {"chtml": {"displayAlign": "left", "displayIndent": "1.5em"}}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def name_role(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = None
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """A name between backticks in a docstring: a link where the API has a page of it, code elsewhere."""
+    from docutils import nodes
+    from sphinx.domains.python import PyXRefRole
+
+    if text in PUBLIC:
+        role = PyXRefRole()
+        return role("py:obj", rawtext, f"~{text}" if text.count(".") > 2 else text, lineno, inliner)
+    return [nodes.literal(rawtext, text)], []
+
+
+def take_notebooks(_: Sphinx) -> None:
+    """Copies the tutorials below the sources, where Sphinx looks for pages, as many as there are."""
+    target = HERE / "tutorials"
+    for old in target.glob("*.ipynb"):
+        old.unlink()
+    for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+        shutil.copy(notebook, target / notebook.name)
+
+
+def write_options(_: Sphinx) -> None:
+    """Writes what each command says of itself with --help, as a page to be included."""
+    os.environ["COLUMNS"] = "100"
+    parts = []
+    for command in ("fit", "tune-beta", "embed", "diagnose", "demo"):
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        parts.append(f"### scvae {command}\n\n```text\n{shown.getvalue()}```\n")
+    (HERE / "generated").mkdir(exist_ok=True)
+    (HERE / "generated" / "command_line.txt").write_text("\n".join(parts), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    """Registers all of it."""
+    app.add_role("name", name_role)
+    for listener in (take_notebooks, write_options):
+        app.connect("builder-inited", listener)
