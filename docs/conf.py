@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SPACES = ("scvae", "scvae.tl", "scvae.pl", "scvae.datasets")
-PUBLIC = {f"{space}.{name}" for space in SPACES for name in importlib.import_module(space).__all__}
+PUBLIC = {
+    f"{module.__name__}.{name}"
+    for module in map(importlib.import_module, SPACES)
+    for name in module.__all__
+    if callable(getattr(module, name))
+}
 
 project = "scvae"
 author = "scvae contributors"
@@ -41,13 +46,13 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "jupyter_execute"]
-suppress_warnings = ["toc.empty_glob"]  # a site without a tutorial is still a site
 default_role = "name"  # what docstrings put between single backticks
 
 # docstrings: numpy's form, types from the signatures
 autosummary_generate = True
-autodoc_typehints = "none"  # the signature shows them
-autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -56,8 +61,8 @@ napoleon_use_rtype = False
 napoleon_custom_sections = ["Warns"]
 maximum_signature_line_length = 88
 
-# types of other packages in signatures: there is no inventory to look them up in, so that a build needs no network
-nitpick_ignore_regex = [("py:.*", r"(?!scvae\.(tl|pl|datasets)\.).*")]
+# types of other packages: there is no inventory to look them up in, so that a build needs no network; and inner ones
+nitpick_ignore_regex = [("py:.*", r"(?!scvae\.).*|scvae\.(model|data)\..*")]
 
 # pages and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -72,7 +77,13 @@ html_static_path = ["_static"]
 html_css_files = ["scvae.css"]
 html_show_sourcelink = False
 html_copy_source = False
-html_theme_options = {"show_toc_level": 2, "use_download_button": False, "use_fullscreen_button": False}
+html_theme_options = {
+    "navbar_persistent": [],  # the sidebar has the search already
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+}
+mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/es5/tex-mml-chtml.js"  # in the reader's browser only
 mathjax3_config = {"chtml": {"displayAlign": "left", "displayIndent": "1.5em"}}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -92,13 +103,19 @@ def name_role(
     return [nodes.literal(rawtext, text)], []
 
 
+(HERE / "generated").mkdir(exist_ok=True)
+
+
 def take_notebooks(_: Sphinx) -> None:
-    """Copies the tutorials below the sources, where Sphinx looks for pages, as many as there are."""
-    target = HERE / "tutorials"
-    for old in target.glob("*.ipynb"):
+    """Copies the tutorials below the sources, where Sphinx looks for pages, and lists as many as there are."""
+    for old in (HERE / "tutorials").glob("*.ipynb"):
         old.unlink()
-    for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
-        shutil.copy(notebook, target / notebook.name)
+    notebooks = sorted((ROOT / "tutorials").glob("[0-9]*.ipynb"))
+    for notebook in notebooks:
+        shutil.copy(notebook, HERE / "tutorials" / notebook.name)
+    entries = "\n".join(notebook.stem for notebook in notebooks)
+    listing = f"```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n" if notebooks else "There are none yet.\n"
+    (HERE / "generated" / "tutorials.txt").write_text(listing, encoding="utf-8")
 
 
 def write_options(_: Sphinx) -> None:
@@ -110,7 +127,6 @@ def write_options(_: Sphinx) -> None:
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([command, "--help"])
         parts.append(f"### scvae {command}\n\n```text\n{shown.getvalue()}```\n")
-    (HERE / "generated").mkdir(exist_ok=True)
     (HERE / "generated" / "command_line.txt").write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -92,7 +92,8 @@ def test_every_requirement_is_pinned_within_its_range():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {canonicalize_name(name): Version(version) for name, version in pins.items()}
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["test"], *extras["docs"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 

@@ -77,6 +77,15 @@ def rate_distortion(
         If there is no such table or column in it.
     ValueError
         If `ax` does not hold two axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
+    >>> curve, scores = scvae.pl.rate_distortion(adata, show=False)
+    >>> len(curve.collections) > 0
+    True
     """
     table = _table(adata, Keys(key_added))
     names = _chosen(table, scores)
