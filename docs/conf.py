@@ -9,15 +9,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp())  # a build machine may have no home to write to
+
+from docutils import nodes
+from sphinx.domains.python import PyXRefRole
+from sphinx.util.docutils import SphinxRole
 
 import scvae
 from scvae.cli import main
 
 if TYPE_CHECKING:
-    from docutils import nodes
     from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
@@ -62,7 +65,7 @@ napoleon_custom_sections = ["Warns"]
 maximum_signature_line_length = 88
 
 # types of other packages: there is no inventory to look them up in, so that a build needs no network; and inner ones
-nitpick_ignore_regex = [("py:.*", r"(?!scvae\.).*|scvae\.(model|data)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(?!scvae\.).*|scvae\.(model|data|diagnostics\.examination|tl\._heads)\..*")]
 
 # pages and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -90,17 +93,13 @@ copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"
 
 
-def name_role(
-    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = None
-) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+class NameRole(SphinxRole):
     """A name between backticks in a docstring: a link where the API has a page of it, code elsewhere."""
-    from docutils import nodes
-    from sphinx.domains.python import PyXRefRole
 
-    if text in PUBLIC:
-        role = PyXRefRole()
-        return role("py:obj", rawtext, f"~{text}" if text.count(".") > 2 else text, lineno, inliner)
-    return [nodes.literal(rawtext, text)], []
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        if self.text in PUBLIC:
+            return PyXRefRole()("py:obj", self.rawtext, self.text, self.lineno, self.inliner)
+        return [nodes.literal(self.rawtext, self.text)], []
 
 
 (HERE / "generated").mkdir(exist_ok=True)
@@ -132,6 +131,6 @@ def write_options(_: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Registers all of it."""
-    app.add_role("name", name_role)
+    app.add_role("name", NameRole())
     for listener in (take_notebooks, write_options):
         app.connect("builder-inited", listener)

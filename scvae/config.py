@@ -100,8 +100,8 @@ class TrainingConfig:
     free_bits
         Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
     capacity
-        Nats of KL per cell to aim for: the penalty is ``β |KL - capacity|``, the target rising linearly over the warm-up
-        (Burgess et al. 2018); None for the ELBO.
+        Nats of KL per cell to aim for: the penalty is ``β |KL - capacity|``, the target rising linearly during the
+        warm-up (Burgess et al. 2018); None for the ELBO.
     checkpoint_every
         Epochs between two checkpoints, when a checkpoint is asked for.
 

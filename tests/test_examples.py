@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 import scvae
-from scvae import BetaPath, FittedModel, NetworkConfig, TrainingConfig
+from scvae import FittedModel, NetworkConfig, TrainingConfig
 
 SPACES = {"scvae": scvae, "scvae.tl": scvae.tl, "scvae.pl": scvae.pl, "scvae.datasets": scvae.datasets}
 FUNCTIONS = {
@@ -17,7 +17,7 @@ FUNCTIONS = {
     for name in module.__all__
     if inspect.isfunction(getattr(module, name))
 }
-CLASSES = {f"scvae.{cls.__name__}": cls for cls in (BetaPath, FittedModel, NetworkConfig, TrainingConfig)}
+CLASSES = {f"scvae.{cls.__name__}": cls for cls in (FittedModel, NetworkConfig, TrainingConfig)}
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
