@@ -14,7 +14,7 @@ import torch
 
 from ._rng import numpy_generator
 from ._run import fine_tuning, fitted_model, settings_of, split_of, train_network
-from .config import TrainingConfig
+from .config import DEFAULT_N_LATENT, TrainingConfig
 from .data.batches import split
 from .data.covariates import covariate_names, widened
 from .data.intake import SAME_LAYER, Cells, read_query
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
-DEFAULTS = {"likelihood": "nb", "n_latent": 10, "beta": 1.0}  # of `scvae.fit`: left so, they are the model's
+# of `scvae.fit`: left so, they are the model's
+DEFAULTS = {"likelihood": "nb", "n_latent": DEFAULT_N_LATENT, "beta": 1.0}
 
 
 def check_agreement(

@@ -22,10 +22,10 @@ from ._rng import SeedLike, seed_of
 from ._run import Settings, fit_cells, prune_cells, usage
 from ._slots import write
 from .checkpoint import CHECKPOINT
-from .config import NetworkConfig, TrainingConfig, to_json
+from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
-from .fitted import FittedModel, in_use
+from .fitted import FittedModel, check_model, in_use
 from .inference import posterior_moments
 from .likelihoods import KIND, NAMES, LikelihoodName
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_N_LATENT = 10
 # where n_latent="auto" starts (from 30, the held-out ELBO of five sets was lower), and how often it drops the unused
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
@@ -198,6 +197,7 @@ def read_and_train(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     if init is not None:
+        check_model(init, "init")
         check_agreement(
             init,
             mask_var=mask_var,

@@ -16,11 +16,11 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from ._checks import check_adata, check_choice, check_obs_column, check_positive
-from ._fit import DEFAULT_N_LATENT, fit, read_and_train, write_results
+from ._fit import fit, read_and_train, write_results
 from ._keys import Keys
 from ._rng import SeedLike, seed_of
 from ._run import fit_next
-from .config import NetworkConfig, TrainingConfig
+from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from .data.intake import Cells
 from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend

@@ -10,6 +10,8 @@ from typing import Any, Literal
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 
+DEFAULT_N_LATENT = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:

@@ -270,6 +270,20 @@ def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
     return f"{beta:g} (attained {attained:g})"
 
 
+def check_model(model: object, name: str = "model") -> None:
+    """Refuses what is not a fitted model.
+
+    Raises
+    ------
+    TypeError
+        Naming what it is.
+    """
+    if not isinstance(model, FittedModel):
+        raise TypeError(
+            f"{name} is a {type(model).__name__}; pass a FittedModel, as scvae.fit returns it or scvae.load reads it"
+        )
+
+
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
     """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
 

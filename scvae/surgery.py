@@ -2,8 +2,9 @@
 
 After Lotfollahi et al. 2022 ("Mapping single-cell data to reference atlases by transfer learning"). A new category has
 weights wherever the conditions enter, and a shift of the encoder's first layer even where the encoder is blind to the
-categories of the fit: without it, cells of another technology were taken for other types (a fifth of the right labels
-lost or more, of two of four studies of the pancreas).
+categories of the fit: without it, cells of another technology are taken for other types (of nuclei mapped onto cells of
+the pancreas 0.51 are labelled rightly without the shift, 0.63 with it; of four other batches 0.87 to 0.95, and 0.004
+to 0.03 more with it).
 """
 
 from __future__ import annotations

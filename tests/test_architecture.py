@@ -21,6 +21,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_version",
         "beta_range",
         "config",
+        "contrast",
         "distributed",
         "optimizer",
         "schedules",

@@ -17,7 +17,7 @@ from .._slots import write
 from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
 from ..diagnostics.verdict import Finding, judge
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._heads import HeadFit
 from ._heads import compare_heads as compare
 from ._read import earlier_record, read_cells
@@ -192,6 +192,7 @@ def diagnose(
     >>> scvae.tl.diagnose(adata, model).healthy
     True
     """
+    check_model(model)
     keys = Keys(key_added)
     check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)

@@ -8,7 +8,7 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
 
@@ -79,6 +79,7 @@ def embed(
     >>> new.obsm["X_scvae"].shape
     (50, 5)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
     cells = read_cells(adata, model, layer)

@@ -12,7 +12,7 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._slots import write
 from ..diagnostics.directions import Directions, directions
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def latent_genes(
     >>> adata.varm["scvae_effects"].shape
     (100, 5)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from .._checks import check_choice, check_positive_int
 from .._rng import SeedLike, seed_of
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import BoundKind, log_likelihood_bound
 from ._read import read_cells
 
@@ -66,6 +66,7 @@ def log_likelihood(
     >>> bool(bound.mean() < tighter.mean() < 0)
     True
     """
+    check_model(model)
     check_choice(kind, ("iw", "elbo"), "kind")
     check_positive_int(n_samples, "n_samples")
     cells = read_cells(adata, model, layer)

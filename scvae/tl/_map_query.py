@@ -13,7 +13,7 @@ from .._keys import Keys
 from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells, with_batch_key
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def map_query(
     >>> mapped.schema.batch.categories
     ('batch_0', 'batch_1', 'batch_2')
     """
+    check_model(model)
     check_adata(adata)
     keys = Keys(key_added)
     if epochs is not None:

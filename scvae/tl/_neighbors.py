@@ -13,7 +13,7 @@ from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..diagnostics.neighbours import graph_of, nearest
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
 
@@ -91,6 +91,7 @@ def neighbors(
     >>> scvae.tl.neighbors(adata, model)
     >>> sc.tl.leiden(adata, flavor="igraph", n_iterations=2)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")

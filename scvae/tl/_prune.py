@@ -8,7 +8,7 @@ from .._checks import check_positive_int
 from .._fit import write_results
 from .._keys import Keys
 from .._run import prune_cells
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def prune(
     >>> adata.obsm["X_scvae"].shape[1] == pruned.n_latent < 20
     True
     """
+    check_model(model)
     keys = Keys(key_added)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")

@@ -13,8 +13,9 @@ from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dt
 
 from .._checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
 from .._slots import write
-from ..differential import Contrast, contrasts, tested
-from ..fitted import FittedModel
+from ..contrast import Contrast
+from ..differential import contrasts, tested
+from ..fitted import FittedModel, check_model
 from ..shrinkage import bayesian_fdr, shrink
 from ._read import read_cells
 
@@ -137,6 +138,7 @@ def rank_genes(
     >>> sc.get.rank_genes_groups_df(adata, group="type_0", pval_cutoff=0.05).columns[0]
     'names'
     """
+    check_model(model)
     check_adata(adata)
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")

@@ -10,7 +10,7 @@ import pandas as pd
 from .._checks import check_adata, check_obs_column, check_probability, listing
 from .._keys import Keys
 from .._slots import write
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import posterior_moments
 from ..label_transfer import transfer
 from ._read import read_cells, with_batch_key
@@ -97,6 +97,7 @@ def transfer_labels(
     >>> bool((query.obs["scvae_label"] == query.obs["cell_type"]).mean() > 0.7)
     True
     """
+    check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
     check_adata(reference)
