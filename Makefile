@@ -1,6 +1,6 @@
-# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite; `make docs` builds the site. Each
-# sets up .venv on its first run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks
-# another interpreter.
+# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite; `make tutorials` executes the
+# notebooks in tutorials/ anew; `make docs` builds the site. Each sets up .venv on its first run and again only when
+# pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +8,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test tutorials docs lint clean
 
 demo: $(VENV)/.demo-stamp
 	$(BIN)/scvae demo
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# in fresh kernels, and writes them back with their outputs
+tutorials: $(VENV)/.test-stamp
+	$(BIN)/python tutorials/execute.py
 
 lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ $(VENV)/.test-stamp: $(NEEDS) $(VENV)/.demo-stamp
 	@touch $@
 
 # after the test tools only where both are asked for at once
-$(VENV)/.docs-stamp: $(NEEDS) $(VENV)/.demo-stamp | $(if $(filter test lint,$(MAKECMDGOALS)),$(VENV)/.test-stamp)
+$(VENV)/.docs-stamp: $(NEEDS) $(VENV)/.demo-stamp | $(if $(filter test tutorials lint,$(MAKECMDGOALS)),$(VENV)/.test-stamp)
 	@echo "Installing the documentation tools into $(VENV)"
 	$(INSTALL) -e '.[docs]'
 	@touch $@

@@ -18,6 +18,7 @@ from ._continue import check_agreement, continue_fit
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
+from ._progress import passing
 from ._rng import SeedLike, seed_of
 from ._run import Settings, fit_cells, prune_cells, usage
 from ._slots import write
@@ -283,7 +284,8 @@ def _train_on(
     for done in range(AUTO_ROUNDS if n_latent == "auto" else 0):
         if ended == "interrupted" or (done > 0 and in_use(usage(model, cells)).all()):
             break
-        model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
+        with passing():
+            model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
     return model
 
 

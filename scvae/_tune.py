@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from tqdm.auto import tqdm
 
 from ._checks import check_adata, check_choice, check_obs_column, check_positive
 from ._fit import fit, read_and_train, write_results
+from ._html import columns, page, paragraph
 from ._keys import Keys
+from ._progress import passing, progress_bar
 from ._rng import SeedLike, seed_of
 from ._run import fit_next
 from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
@@ -73,8 +75,11 @@ class BetaPath:
         return f"BetaPath\n  recommended β = {self.recommended:g}; {self.judged_on}\n{rows}"
 
     def _repr_html_(self) -> str:
-        html: str = self.table.to_html(index=False, border=0, float_format="{:.4g}".format)
-        return f"<p>recommended β = {self.recommended:g}; {self.judged_on}</p>{html}"
+        shown = self.table.drop(columns="recommended")
+        rows = [[f"{value:.4g}" for value in row] for row in shown.to_numpy(dtype=float)]
+        marked = int(self.table["recommended"].to_numpy().argmax())
+        said = paragraph(f"recommended β = {self.recommended:g}; {self.judged_on}")
+        return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
 
 
 def tune_beta(
@@ -279,7 +284,8 @@ def _fit_all(
     for beta in reversed(points[:-1]):
         if _was_interrupted(models[-1]):
             raise KeyboardInterrupt
-        models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
+        with passing():
+            models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
     return tuple(reversed(models)), cells
 
 
@@ -294,10 +300,10 @@ def _table(
     """One row per β."""
     rows = []
     of_each = models * len(points) if len(models) == 1 else models
-    for beta, model in tqdm(
-        list(zip(points, of_each, strict=True)), desc="scvae", unit="β", disable=not verbose, leave=False
-    ):
-        measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
-        of_embedding = embedding_at(model, yardstick, beta=beta, seed=seed)
-        rows.append({k: v for part in (measured, *of_embedding) if part for k, v in dataclasses.asdict(part).items()})
+    with closing(progress_bar(len(points), unit="β", leave=False, verbose=verbose)) as bar:
+        for beta, model in zip(points, of_each, strict=True):
+            measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
+            parts = (measured, *embedding_at(model, yardstick, beta=beta, seed=seed))
+            rows.append({k: v for part in parts if part for k, v in dataclasses.asdict(part).items()})
+            bar.update()
     return pd.DataFrame(rows)

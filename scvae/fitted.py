@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from ._checks import check_not_negative, check_positive
 from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
+from ._html import named_values, page
 from .beta_range import BetaRange
 from .config import NetworkConfig, TrainingConfig
 from .data.libraries import LibrarySizes
@@ -212,9 +213,7 @@ class FittedModel:
         return "FittedModel\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):  # pandas would cut the reason after 50 characters
-            html: str = self.summary().to_frame("").to_html(border=0)
-        return html
+        return page("FittedModel", named_values(dict(self.summary())))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Writes the model as one safetensors file with its record as JSON inside (no pickle).
