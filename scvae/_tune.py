@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Int
 
-from ._checks import check_adata, check_choice, check_obs_column, check_positive
+from ._checks import check_adata, check_choice, check_obs_column
 from ._fit import fit, read_and_train, write_results
 from ._html import columns, page, paragraph
 from ._keys import Keys
@@ -28,6 +28,7 @@ from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick
 from .diagnostics.recommendation import recommend
 from .fitted import FittedModel
 from .likelihoods import LikelihoodName
+from .tl._betas import evenly_spaced, given_betas
 from .tl._read import read_cells
 
 if TYPE_CHECKING:
@@ -247,13 +248,8 @@ def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | Non
             "or leave model out to have one fitted"
         )
     if betas is None:
-        low, high = span
-        return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, N_BETAS)]
-    points = sorted({check_positive(beta, "each of betas") for beta in np.asarray(betas).ravel().tolist()})
-    if len(points) < 2:
-        raise ValueError(
-            f"betas has {len(points)} different value(s); pass at least 2, or use scvae.fit(adata, beta=…)"
-        )
+        return evenly_spaced(*span, N_BETAS)
+    points = given_betas(betas)
     return points if model is None else [model.beta_of(beta) for beta in points]
 
 

@@ -63,7 +63,8 @@ def test_import_beside_the_other_scvae_says_what_is_wrong(tmp_path):
 
 def test_wheel_has_the_package_and_no_leftovers(wheel):
     names = set(wheel.namelist())
-    sources = {f"scvae/{path.relative_to(ROOT / 'scvae').as_posix()}" for path in (ROOT / "scvae").rglob("*.py")}
+    files = [path for ending in ("py", "js", "css") for path in (ROOT / "scvae").rglob(f"*.{ending}")]
+    sources = {path.relative_to(ROOT).as_posix() for path in files}
     assert sources <= names
     assert "scvae/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"scvae", f"scvae_torch-{scvae.__version__}.dist-info"}

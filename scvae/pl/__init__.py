@@ -1,5 +1,6 @@
 """Plots: each reads what a tool or a fit has written into an AnnData."""
 
+from ._beta_explorer import beta_explorer
 from ._diagnose import diagnose
 from ._history import history
 from ._latent import latent
@@ -7,4 +8,12 @@ from ._loadings import loadings
 from ._posterior_predictive import posterior_predictive
 from ._rate_distortion import rate_distortion
 
-__all__ = ["diagnose", "history", "latent", "loadings", "posterior_predictive", "rate_distortion"]
+__all__ = [
+    "beta_explorer",
+    "diagnose",
+    "history",
+    "latent",
+    "loadings",
+    "posterior_predictive",
+    "rate_distortion",
+]
