@@ -89,6 +89,14 @@ def beta_explorer(
     Categories take the colours stored in ``uns["<column>_colors"]``, where scanpy keeps them; without these, up to 8
     have colours that all kinds of colour vision tell apart. Of more than 40 the smallest are one. Numbers are shown
     between the 1st and the 99th percentile of those that differ from 0.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, beta=(0.1, 10), n_latent=5, rng=0, verbose=False)
+    >>> scvae.tl.beta_embeddings(adata, model, betas=[0.1, 1, 10], verbose=False)
+    >>> scvae.pl.beta_explorer(adata, color="cell_type", save="explorer.html")
     """
     keys = Keys(key_added)
     if save is not None and Path(save).suffix.lower() not in {".html", ".htm"}:
