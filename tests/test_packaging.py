@@ -113,6 +113,15 @@ def test_nothing_is_ever_unpickled(path):
             assert node.arg != "allow_pickle"
 
 
+@pytest.mark.parametrize("path", ["CITATION.cff", ".github/scverse-ecosystem.yml"])
+def test_version_and_licence_are_the_same_wherever_they_are_written(path):
+    if path.startswith(".github") and not (ROOT / ".github").exists():
+        pytest.skip("an sdist has no .github")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", text, re.MULTILINE) == [scvae.__version__]
+    assert re.findall(r"^license: (.+)$", text, re.MULTILINE) == [PROJECT["license"]]
+
+
 def test_typed_marker_and_licence_are_there():
     assert (ROOT / "scvae" / "py.typed").is_file()
     assert re.match(r"BSD 3-Clause License\n\nCopyright \(c\) 2026, scvae contributors", (ROOT / "LICENSE").read_text())
