@@ -175,7 +175,7 @@ def write_numbers(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarra
         number = axes.text(*place, str(code + 1), ha="center", va="center", fontsize="small", fontweight="bold")
         number.set_path_effects([outline])
         texts.append(number)
-    keep_apart(texts)
+    keep_apart(axes, texts)
 
 
 def entries(by: Labels) -> tuple[list[Line2D], list[str]]:

@@ -106,15 +106,11 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize="medium")
 
 
-def keep_apart(texts: Sequence[Text]) -> None:
-    """Removes each text that would touch an earlier one or leave its axes; the most important come first.
+def keep_apart(axes: Axes, texts: Sequence[Text]) -> None:
+    """Removes each text that would touch an earlier one or leave the axes; the most important come first.
 
     Comes last: the extent of a text is known once everything around its axes is there.
     """
-    if not texts:
-        return
-    axes = texts[0].axes
-    assert axes is not None
     whole_figure(axes).draw_without_rendering()
     frame = axes.get_window_extent()
     kept: list[Bbox] = []

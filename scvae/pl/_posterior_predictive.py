@@ -142,7 +142,7 @@ def _draw_genes(
         return
     ends = [min(observed.min(), drawn.min()), max(observed.max(), drawn.max())]
     axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--")
-    keep_apart([_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
+    keep_apart(axes, [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
 
 
 def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:

@@ -132,7 +132,7 @@ def _write_along(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_xlim(left, max((x - left * part) / (1 - part) for x, part in zip(rate, share, strict=True)))
     ends = (0, len(beta) - 1)
     order = sorted(range(len(beta)), key=lambda i: (i != chosen, i not in ends, abs(np.log(beta[i]))))
-    keep_apart([texts[i] for i in order])
+    keep_apart(axes, [texts[i] for i in order])
 
 
 def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool) -> Annotation:

@@ -21,7 +21,7 @@ FINDINGS = [
         "remark",
         "9 of 10 dimensions are unused (KL below 0.05 nats); the others hold 0.4 nats",
         "the data do not pay for more dimensions at this β",
-        "scvae.tl.prune(adata, model) drops them, n_latent='auto' finds the number, a smaller β or free_bits fills them",
+        "scvae.tl.prune(adata, model) drops them, n_latent='auto' finds the number, a smaller β fills them",
     ),
 ]
 
