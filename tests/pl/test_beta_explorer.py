@@ -242,7 +242,7 @@ def test_a_page_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
             lambda a: a.uns["scvae"].clear(),
             {},
             MissingKeyError,
-            r"scvae.tl.beta_embeddings\(adata, model\) writes both",
+            r"scvae.tl.beta_embeddings\(adata, model\) writes it",
         ),
         (lambda a: a.obsm.clear(), {}, MissingKeyError, r"adata.obsm has no 'X_scvae_umap_betas'; scvae"),
         (
