@@ -32,6 +32,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
             notebook,
             timeout=TIMEOUT,
             kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no remark on how it is reached
             record_timing=False,  # times would differ in every run
             resources={"metadata": {"path": folder}},
         )
