@@ -66,7 +66,7 @@ def diagnose(
     >>> import scvae
     >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
-    >>> diagnosis = scvae.tl.diagnose(adata, model, verbose=False)
+    >>> diagnosis = scvae.tl.diagnose(adata, model)
     >>> len(scvae.pl.diagnose(adata, show=False))
     6
     """
