@@ -34,7 +34,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"likelihoods"},
     {"nn"},
     {"model"},
-    {"checkpoint", "fitted", "objective"},
+    {"checkpoint", "fitted", "objective", "refinement"},
     {"inference", "label_transfer", "step", "surgery"},
     {"captured", "decoding"},
     {"train"},

@@ -142,6 +142,7 @@ def _draw_genes(
         return
     ends = [min(observed.min(), drawn.min()), max(observed.max(), drawn.max())]
     axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--")
+    axes.autoscale_view()  # names look for room in the frame as it will be
     keep_apart(axes, [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
 
 
@@ -149,7 +150,7 @@ def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
     """The name of a gene on the side of its point where no other points are, if it has room there."""
     above = drawn > observed
     along = axes.transAxes.inverted().transform(axes.transData.transform((observed, drawn)))[0]
-    to_the_left = along > 0.3 if above else along > 0.7
+    to_the_left = along > 0.3 if above else along > 0.75
     return axes.annotate(
         shortened(gene, 18),
         (observed, drawn),

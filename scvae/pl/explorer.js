@@ -351,11 +351,14 @@ function render({ model, el }) {
   });
   size.observe(plot);
   size.observe(root);
-  const theme = new MutationObserver(recolour);
+  const follow = () => {
+    if (isDark() !== root.classList.contains("scvae-dark")) recolour();
+  };
+  const theme = new MutationObserver(follow);
   theme.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light"] });
   theme.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
   const system = matchMedia("(prefers-color-scheme: dark)");
-  system.addEventListener("change", recolour);
+  system.addEventListener("change", follow);
 
   choose(Math.max(record.colors.findIndex((colour) => colour.name === model.get("color")), 0));
   setBeta(state.beta);
@@ -363,7 +366,7 @@ function render({ model, el }) {
     cancelAnimationFrame(frame);
     size.disconnect();
     theme.disconnect();
-    system.removeEventListener("change", recolour);
+    system.removeEventListener("change", follow);
     for (const [name, call] of Object.entries(fromPython)) model.off(name, call);
     root.remove();
   };

@@ -1,7 +1,6 @@
 """`pl.beta_explorer` puts the stored places and the chosen colours into a widget or one page, whole or not at all."""
 
 import base64
-import importlib.util
 import json
 import re
 import sys
@@ -18,12 +17,8 @@ import scvae
 from scvae._checks import MissingKeyError
 from scvae.pl._color import palette
 from scvae.pl._explorer_page import asset, script
-
-# pytest's import mode has no packages of tests
-spec = importlib.util.spec_from_file_location("explorable", Path(__file__).with_name("explorable.py"))
-cells = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cells)
-explorable = cells.explorable
+from tests.pl import explorable as cells
+from tests.pl.explorable import explorable
 
 
 def written(adata, tmp_path, **options):

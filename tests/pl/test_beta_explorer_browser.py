@@ -1,23 +1,17 @@
 """The β explorer in a real Chromium: dragging the dial moves the points, and nothing is fetched or complained of."""
 
-import importlib.util
 import itertools
 import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import scvae
 from scvae.pl._explorer_page import asset, script
-
-# pytest's import mode has no packages of tests
-spec = importlib.util.spec_from_file_location("explorable", Path(__file__).with_name("explorable.py"))
-cells = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cells)
+from tests.pl import explorable as cells
 
 REQUIRED = "SCVAE_REQUIRE_CHROMIUM"
 FLAGS = (

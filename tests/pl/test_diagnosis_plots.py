@@ -119,6 +119,16 @@ def test_genes_without_variance_are_left_out_of_the_logarithm():
     assert len(variance.collections[0].get_offsets()) == 0
 
 
+@pytest.mark.parametrize(("highest", "scale"), [(1.3, "linear"), (30.0, "log")])
+def test_variances_within_a_power_of_ten_have_linear_axes(highest, scale):
+    adata = records.diagnosed()
+    found = adata.uns["scvae"]["diagnosis"]
+    found["gene_variance"] = np.linspace(1.0, highest, len(found["genes"]))
+    found["gene_variance_drawn"] = found["gene_variance"].copy()
+    left = scvae.pl.posterior_predictive(adata, show=False)[0]
+    assert (left.get_xscale(), left.get_yscale()) == (scale, scale)
+
+
 @pytest.mark.parametrize("plot", [scvae.pl.diagnose, scvae.pl.posterior_predictive])
 def test_what_is_missing_is_named_with_the_tool_that_writes_it(plot):
     with pytest.raises(MissingKeyError, match=r"no 'diagnosis'; scvae.tl.diagnose\(adata, model\) writes it"):
