@@ -190,6 +190,8 @@ def tune_beta(
     >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
     >>> path.table["beta"].tolist()
     [0.3, 1.0, 3.0]
+    >>> path.recommended in [0.3, 1, 3]
+    True
     """
     keys = Keys(key_added)
     check_adata(adata)

@@ -109,6 +109,18 @@ class FittedModel:
         `Cells.fingerprint` of all cells of the fit, held out or not.
     libraries
         Library sizes of the fit; None for real values, which have none, and of models saved before it was recorded.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> model.outcome.beta_attained
+    1.0
+    >>> list(model.history)[:3]
+    ['epoch', 'train_elbo', 'train_log_likelihood']
+    >>> model.summary()["genes"]
+    100
     """
 
     network: VAE
@@ -292,6 +304,15 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         If there is no such file.
     ValueError
         If the file is truncated, is no scvae model, or was written in a newer format, or the device is not there.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> path = model.save("model.safetensors")
+    >>> scvae.load(path).genes.equals(adata.var_names)
+    True
     """
     target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)

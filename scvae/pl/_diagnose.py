@@ -60,6 +60,15 @@ def diagnose(
     ------
     MissingKeyError
         If there is no diagnosis.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> diagnosis = scvae.tl.diagnose(adata, model)
+    >>> len(scvae.pl.diagnose(adata, show=False))
+    6
     """
     from matplotlib import pyplot as plt
 

@@ -85,6 +85,15 @@ def history(
         If there is no history.
     ValueError
         If it holds no epoch, or `ax` does not hold four axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> elbo, beta, distortion, rate = scvae.pl.history(adata, show=False)
+    >>> elbo.figure is rate.figure
+    True
     """
     keys = Keys(key_added)
     run = _read(stored(adata, keys, "history", "scvae.fit(adata)"), adata.uns[keys.uns], keys)

@@ -70,6 +70,15 @@ def latent(
         If the embedding, its variances or `color` are not there.
     ValueError
         If there is no such dimension, or `ax` does not hold an axes for the KL and for each pair.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> axes = scvae.pl.latent(adata, color="cell_type", dimensions=[0, 1], show=False)
+    >>> len(axes)  # the KL of each dimension, and one pair
+    2
     """
     keys = Keys(key_added)
     mean, variance = moments(adata, keys)

@@ -71,6 +71,16 @@ def loadings(
     ValueError
         If the embedding has other dimensions than the effects (they are of another model), there is no such dimension,
         or `ax` does not hold an axes for each.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> table = scvae.tl.latent_genes(adata, model)
+    >>> axes = scvae.pl.loadings(adata, dimensions=[0, 1], n_genes=5, show=False)
+    >>> len(axes)
+    2
     """
     keys = Keys(key_added)
     n_genes = check_positive_int(n_genes, "n_genes")

@@ -61,6 +61,16 @@ def posterior_predictive(
         If there is no diagnosis.
     ValueError
         If `ax` does not hold three axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> diagnosis = scvae.tl.diagnose(adata, model)
+    >>> variances, zeros, ranks = scvae.pl.posterior_predictive(adata, show=False)
+    >>> variances.figure is ranks.figure
+    True
     """
     keys = Keys(key_added)
     found = stored(adata, keys, keys.diagnosis, "scvae.tl.diagnose(adata, model)")

@@ -73,6 +73,15 @@ def rate_distortion(
         If there is no such table or column in it.
     ValueError
         If `ax` does not hold two axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
+    >>> curve, scores = scvae.pl.rate_distortion(adata, show=False)
+    >>> curve.figure is scores.figure
+    True
     """
     keys = Keys(key_added)
     found = stored(adata, keys, keys.beta_path, "scvae.tune_beta(adata)")

@@ -68,6 +68,16 @@ def embed(
     ValueError
         If fewer than half of the model's genes are there, a batch is unknown, the data do not suit the likelihood, or
         `beta` is none that the model was trained for.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata[:150].copy(), n_latent=5, rng=0, verbose=False)
+    >>> new = adata[150:, ::-1].copy()  # other cells, their genes in another order
+    >>> scvae.tl.embed(new, model)
+    >>> new.obsm["X_scvae"].shape
+    (50, 5)
     """
     check_model(model)
     keys = Keys(key_added)

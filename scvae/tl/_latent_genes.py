@@ -78,7 +78,7 @@ def latent_genes(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> table = scvae.tl.latent_genes(adata, model, n_genes=3)
     >>> adata.varm["scvae_effects"].shape

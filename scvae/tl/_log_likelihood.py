@@ -55,6 +55,16 @@ def log_likelihood(
     ------
     ValueError
         As `embed`.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> bound = scvae.tl.log_likelihood(adata, model, kind="elbo")
+    >>> tighter = scvae.tl.log_likelihood(adata, model, n_samples=100)
+    >>> bool(bound.mean() < tighter.mean() < 0)
+    True
     """
     check_model(model)
     check_choice(kind, ("iw", "elbo"), "kind")

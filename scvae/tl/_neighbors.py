@@ -86,8 +86,8 @@ def neighbors(
     Examples
     --------
     >>> import scanpy as sc, scvae
-    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=100, rng=0)
-    >>> model = scvae.fit(adata, rng=0, verbose=False)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> scvae.tl.neighbors(adata, model)
     >>> sc.tl.leiden(adata, flavor="igraph", n_iterations=2)
     """

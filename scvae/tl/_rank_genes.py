@@ -132,7 +132,7 @@ def rank_genes(
     --------
     >>> import scanpy as sc
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> scvae.tl.rank_genes(adata, model, groupby="cell_type")
     >>> sc.get.rank_genes_groups_df(adata, group="type_0", pval_cutoff=0.05).columns[0]
