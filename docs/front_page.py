@@ -17,6 +17,7 @@ TARGET = Path(__file__).parent / "_static" / "front_page.png"
 
 
 def main(target: Path) -> None:
+    """Fits, draws and saves."""
     adata = scvae.datasets.pbmc3k()
     adata = adata[adata.obs["cell_type"] != "unlabelled"].copy()
     normalised = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
