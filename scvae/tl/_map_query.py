@@ -40,8 +40,9 @@ def map_query(
     do the embedding and the decoded expression of all cells of known batches. New categories of the other categorical
     covariates are learnt in the same way.
 
-    Genes are matched by name. Genes that the query lacks are no zeros: the encoder is given what the decoder expects of
-    them at the prior's mean in the cell's batch, and they have no part in the likelihood.
+    Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood, and in
+    training the encoder is given what the decoder expects of them. The embedding then is the best posterior of what was
+    measured, found for each cell by the gradient from where the encoder puts it (`scvae.tl.embed` does the same).
 
     Parameters
     ----------

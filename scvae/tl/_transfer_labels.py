@@ -115,6 +115,8 @@ def transfer_labels(
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     known = read_cells(reference, model, layer).taken(labelled)
+    if query.missing is not None:  # distances compare only where both are seen through the same genes
+        known = known.lacking(query.missing, size_factors=model.schema.size_factor_key is not None)
     found = transfer(
         posterior_moments(model, known, beta=beta)[0], codes, posterior_moments(model, query, beta=beta)[0]
     )
