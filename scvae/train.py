@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ._progress import Bar, progress_bar
 from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
@@ -115,7 +115,7 @@ def train(
     if checkpoint is not None and Path(checkpoint).exists():
         resume(checkpoint, progress, model, optimizer, identity)
 
-    bar = tqdm(total=n_epochs, initial=progress.epoch, desc="scvae", unit="epoch", disable=not verbose)
+    bar = progress_bar(n_epochs, initial=progress.epoch, unit="epochs", verbose=verbose)
     started = time.perf_counter() - progress.seconds
     try:
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
@@ -273,7 +273,7 @@ def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -
     return progress.epoch - progress.best_epoch >= max(1.0, config.patience * n_epochs)
 
 
-def show(bar: tqdm[NoReturn], progress: Progress) -> None:
+def show(bar: Bar, progress: Progress) -> None:
     """Moves the bar on, with the latest epoch in a few words."""
     last = {name: values[-1] for name, values in progress.history.items()}
     bar.set_postfix_str(f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}", refresh=False)

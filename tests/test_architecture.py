@@ -14,8 +14,10 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_checks",
         "_devices",
         "_files",
+        "_html",
         "_keys",
         "_log",
+        "_progress",
         "_rng",
         "_slots",
         "_version",
@@ -32,12 +34,12 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"likelihoods"},
     {"nn"},
     {"model"},
-    {"checkpoint", "fitted", "objective"},
+    {"checkpoint", "fitted", "objective", "refinement"},
     {"inference", "label_transfer", "step", "surgery"},
     {"captured", "decoding"},
     {"train"},
     {"_run", "diagnostics", "differential"},
-    {"_continue"},
+    {"_continue", "layouts"},
     {"_fit"},
     {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},
@@ -45,7 +47,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"__main__", ""},
 ]
 RANK = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-PLOTS_MAY_READ = {"_checks", "_keys"}
+PLOTS_MAY_READ = {"_checks", "_files", "_keys"}  # _files writes a page whole or not at all
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
