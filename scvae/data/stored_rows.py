@@ -55,10 +55,10 @@ class StoredRows(Rows):
         self, source: Joined, column_map: NDArray[np.int32], n_genes: int, *, n_kept: int, memory: float
     ) -> None:
         self._source, self._n_genes, self.n_kept = source, n_genes, n_kept
-        self._maps = [
-            column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts
-        ]
-        self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in self._maps]
+        maps = [column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts]
+        self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in maps]
+        # all columns in their own order need no names
+        self._maps = [None if np.array_equal(chosen, np.arange(n_genes)) else chosen for chosen in maps]
         self._first_cells = np.array([part.first_cell for part in source.parts])
         self.shuffle = self._shuffle(memory)
         cpu_kernels()  # not for the first time in a thread
