@@ -25,6 +25,7 @@ from .checkpoint import CHECKPOINT
 from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
+from .distributed import joined, ranks
 from .fitted import FittedModel, in_use
 from .inference import posterior_moments
 from .likelihoods import KIND, NAMES, LikelihoodName
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
 
+@joined()
 def fit(
     adata: AnnData,
     *,
@@ -210,8 +212,8 @@ def read_and_train(
         )
     target = resolve_device(device)
     if checkpoint is not None:
-        check_place(checkpoint)
-    seed = _seed(rng, checkpoint)
+        ranks().first(lambda: check_place(checkpoint))
+    seed = shared_seed(rng, checkpoint)
     if init is not None:
         return continue_fit(
             adata,
@@ -323,8 +325,12 @@ def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Sch
         )
 
 
+def shared_seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
+    """The seed asked for; where none is, that of the run to resume, or fresh entropy, the same in all processes."""
+    return ranks().first(lambda: _seed(rng, checkpoint)) if rng is None else seed_of(rng)
+
+
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
-    """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
     if rng is None and checkpoint is not None and Path(checkpoint).exists():
         return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
     return seed_of(rng)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from ._checks import check_adata, check_choice, check_obs_column, check_positive
-from ._fit import fit, read_and_train, write_results
+from ._fit import fit, read_and_train, shared_seed, write_results
 from ._keys import Keys
 from ._rng import SeedLike, seed_of
 from ._run import fit_next
@@ -24,6 +24,7 @@ from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from .data.intake import Cells
 from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend
+from .distributed import joined, ranks
 from .fitted import FittedModel
 from .likelihoods import LikelihoodName
 from .tl._read import read_cells
@@ -77,6 +78,7 @@ class BetaPath:
         return f"<p>recommended β = {self.recommended:g}; {self.judged_on}</p>{html}"
 
 
+@joined()
 def tune_beta(
     adata: AnnData,
     *,
@@ -210,10 +212,10 @@ def tune_beta(
         models: tuple[FittedModel, ...] = (model,)
         cells = read_cells(adata, model, layer)
     else:
-        seed = seed_of(rng)
+        seed = shared_seed(rng, None)
         models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
     yardstick = make_yardstick(models[0], cells, labels, seed=seed)
-    table = _table(models, yardstick, points, seed=seed, verbose=verbose)
+    table = _table(models, yardstick, points, seed=seed, verbose=verbose and ranks().is_first)
     recommended = recommend(table)
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
