@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ._interrupt import Interrupt
 from .config import TrainingConfig
 from .data.feeds import Feed, Plan, Resident, upload
-from .distributed import ALONE, Interrupt, Ranks
+from .distributed import ALONE, Ranks
 from .model import VAE
 from .nn.blocks import BatchNorm, Dropout
 from .optimizer import Adam

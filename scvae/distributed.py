@@ -11,20 +11,16 @@ import logging
 import math
 import os
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor
 
 logger = logging.getLogger("scvae")  # of the whole package
@@ -51,10 +47,6 @@ class RankError(ConnectionError):
     def __init__(self, message: str, missing: frozenset[int] = frozenset()) -> None:
         super().__init__(message)
         self.missing = missing
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in one of several processes, on which all have agreed."""
 
 
 class Word(NamedTuple):
@@ -90,7 +82,7 @@ class Ranks:
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """This process's share of n things, cut as `numpy.array_split` cuts them: nothing twice, nothing left out."""
+        """The share of this process of n things, cut as by `numpy.array_split`: nothing twice, nothing left out."""
         size, more = divmod(n, self.world)
         start = self.rank * size + min(self.rank, more)
         return slice(start, start + size + (self.rank < more))
@@ -271,6 +263,8 @@ def _is_launched() -> bool:
 
 
 def _initialise() -> None:
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = _timeout()
     patience = timedelta(seconds=timeout - min(ROLL_CALL_SHARE * timeout, LONGEST_ROLL_CALL))
@@ -279,11 +273,9 @@ def _initialise() -> None:
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not _joins:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        _joins.append(
-            dist.TCPStore(*place, world, is_master=rank == 0 and not agents, timeout=patience, multi_tenant=True)
-        )
+        _joins.append(TCPStore(*place, world, is_master=rank == 0 and not agents, timeout=patience, multi_tenant=True))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    _joins.append(dist.PrefixStore(f"scvae/{attempt}/{len(_joins)}", _joins[0]))
+    _joins.append(PrefixStore(f"scvae/{attempt}/{len(_joins)}", _joins[0]))
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
@@ -324,91 +316,3 @@ def _sendable(error: Exception) -> Exception:
     except Exception:  # noqa: BLE001 (pickling runs the code of the error's class)
         return RankError(f"rank 0 failed: {type(error).__name__}: {error}")
     return error
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes: the gradient is the sum of theirs, as each one's value reaches the losses of all."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        out = values.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        out = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-
-def total(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Elementwise sum over the processes, within a loss that each of them forms of its own cells."""
-    return _Sum.apply(values)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Says that a batch lies in several processes.
-
-    Parameters
-    ----------
-    world
-        How many.
-    counts
-        Whether the cells here are part of the batch; if not, they are there only to have the processes do the same.
-    """
-
-    world: int
-    counts: bool
-
-
-_shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
-
-
-def shared() -> Shared | None:
-    """How the batch at hand is shared, inside `sharing`; None if it is whole."""
-    return _shared.get()
-
-
-@contextmanager
-def sharing(batch: Shared) -> Iterator[None]:
-    """Tells what depends on all cells of a batch that it lies in several processes."""
-    token = _shared.set(batch)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
-class Interrupt:
-    """Remembers Ctrl-C until all processes can stop at the same step; a second one, a second later, is not held back.
-
-    Outside the main thread, where Python lets nobody handle signals, it never hears of one.
-
-    Parameters
-    ----------
-    is_held_back
-        Whether it does so at all: one process can stop anywhere.
-    """
-
-    def __init__(self, *, is_held_back: bool = False) -> None:
-        self.is_held_back = is_held_back and threading.current_thread() is threading.main_thread()
-        self.asked_at: float | None = None
-        self.earlier: Any = None
-
-    def hold_back(self) -> None:
-        """From here on."""
-        if self.is_held_back:
-            self.earlier = signal.signal(signal.SIGINT, self._ask)
-
-    def release(self) -> None:
-        """Ctrl-C does again what it did before."""
-        if self.is_held_back:
-            signal.signal(signal.SIGINT, self.earlier)
-
-    def _ask(self, *_: object) -> None:
-        now = time.monotonic()
-        if self.asked_at is not None and now - self.asked_at > 1.0:
-            raise KeyboardInterrupt
-        self.asked_at = self.asked_at or now

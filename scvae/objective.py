@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .data.batches import Batch
-from .distributed import shared, total
 from .latent import standard_normal_log_prob
 from .model import VAE
+from .sharing import shared, total
 
 DRAWS_BUDGET = 2**22  # rows x genes of one pass over several draws
 

@@ -15,13 +15,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ._interrupt import Interrupt, Interrupted
 from ._rng import generator_of_rank
 from .config import TrainingConfig
 from .data.batches import Batch
 from .data.feeds import Feed, Plan
-from .distributed import Interrupt, Interrupted, Ranks, Shared, sharing
+from .distributed import Ranks
 from .model import VAE
 from .optimizer import Adam
+from .sharing import Shared, sharing
 from .step import Dials, objective_of
 
 # how torch is told that buffers need not be sent around at every step: they come out the same in all processes
@@ -110,8 +112,7 @@ class ParallelStep:
         weight = torch.full((len(batch),), 1.0 / n_cells if counts else 0.0, device=self.device)
         masks = generator_of_rank(generator, self.ranks.rank)
         stop = torch.tensor(float(self.interrupt.asked_at is not None), device=self.device)
-        self.optimizer.zero_grad()
-        self.objective.said.grad = None
+        self.objective.zero_grad()
         with sharing(Shared(self.ranks.world, counts)):
             self.parallel(batch, noise, weight, masks, dials, stop).backward()
         assert self.objective.said.grad is not None

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ._interrupt import Interrupt, Interrupted
 from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
@@ -23,7 +24,7 @@ from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
 from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
-from .distributed import ALONE, Interrupt, Interrupted, Ranks, ranks
+from .distributed import ALONE, Ranks, ranks
 from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from ..config import Norm
-from ..distributed import shared, total
 from ..kernels.autograd import csr_matmul
 from ..kernels.csr import CSR
+from ..sharing import shared, total
 
 
 class Weights(nn.Module):
