@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -238,10 +239,10 @@ def joined() -> Iterator[None]:
         yield
         return
     made = not (dist.is_available() and dist.is_initialized()) and _is_launched()
-    if made:
-        _initialise()
-    token, level = _inside.set(True), logger.level
+    token, level, hook = _inside.set(True), logger.level, sys.excepthook
     try:
+        if made:
+            _initialise()
         ranks().failed = False
         if not ranks().is_first:
             logger.setLevel(logging.ERROR)  # what is worth a line is said once
@@ -252,9 +253,10 @@ def joined() -> Iterator[None]:
     finally:
         _inside.reset(token)
         logger.setLevel(level)
-        if made:
+        if made and dist.is_initialized():
             _known.clear()
             dist.destroy_process_group()
+            sys.excepthook = hook  # torch would write the rank before each line once more for every group
 
 
 def _is_launched() -> bool:
