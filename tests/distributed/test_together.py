@@ -75,13 +75,15 @@ def test_a_fit_ends_where_that_of_one_process_does(both, case):
         record = found["fits"][case]
         for name in ("n_latent", "seed", "skipped"):
             assert record[name] == expected[name]
-        if case == "no validation":
+        if case in ("no validation", "batch norm"):
+            # a bias before batch normalisation has no gradient but rounding, which Adam makes steps of: they change
+            # nothing in training, but the mean runs after them
             assert record["history"]["train_elbo"] == pytest.approx(expected["history"]["train_elbo"], abs=NATS)
-            continue
-        if case != "early stop":  # where rounding decides in which epoch it stops
+        elif case != "early stop":  # where rounding decides in which epoch it stops
             elbo = "validation_elbo"
             assert record["history"][elbo] == pytest.approx(expected["history"][elbo], abs=NATS)
-        assert record["held_out_elbo"] == pytest.approx(expected["held_out_elbo"], abs=NATS)
+        if case not in ("no validation", "batch norm"):
+            assert record["held_out_elbo"] == pytest.approx(expected["held_out_elbo"], abs=NATS)
 
 
 @pytest.mark.parametrize("case", FITS)
