@@ -1,5 +1,6 @@
-# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite. Each sets up .venv on its first
-# run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
+# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite; `make tutorials` executes the
+# notebooks in tutorials/ anew; `make docs` builds the site. Each sets up .venv on its first run and again only when
+# pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test tutorials docs lint clean
 
 demo: $(VENV)/.demo-stamp
 	$(BIN)/scvae demo
@@ -15,13 +16,22 @@ demo: $(VENV)/.demo-stamp
 test: lint
 	$(BIN)/python -m pytest -q
 
+# in fresh kernels, and writes them back with their outputs
+tutorials: $(VENV)/.test-stamp
+	$(BIN)/python tutorials/execute.py
+
 lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy scvae
 
+# no warning is let through, a link or name that leads nowhere included
+docs: $(VENV)/.docs-stamp
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+	@echo "The site begins at docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) demo dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.venv-stamp:
@@ -40,4 +50,10 @@ $(VENV)/.demo-stamp: $(NEEDS) | $(VENV)/.venv-stamp
 $(VENV)/.test-stamp: $(NEEDS) $(VENV)/.demo-stamp
 	@echo "Installing the test tools into $(VENV)"
 	$(INSTALL) -e '.[test]'
+	@touch $@
+
+# after the test tools only where both are asked for at once
+$(VENV)/.docs-stamp: $(NEEDS) $(VENV)/.demo-stamp | $(if $(filter test tutorials lint,$(MAKECMDGOALS)),$(VENV)/.test-stamp)
+	@echo "Installing the documentation tools into $(VENV)"
+	$(INSTALL) -e '.[docs]'
 	@touch $@

@@ -18,6 +18,7 @@ from ._continue import check_agreement, continue_fit
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
+from ._progress import passing
 from ._rng import SeedLike, seed_of
 from ._run import Settings, fit_cells, prune_cells, usage
 from ._slots import write
@@ -26,7 +27,7 @@ from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
 from .data.intake import Cells, read_fit
 from .data.schema import Schema
 from .distributed import joined, ranks
-from .fitted import FittedModel, in_use
+from .fitted import FittedModel, check_model, in_use
 from .inference import posterior_moments
 from .likelihoods import KIND, NAMES, LikelihoodName
 
@@ -199,6 +200,7 @@ def read_and_train(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     if init is not None:
+        check_model(init, "init")
         check_agreement(
             init,
             mask_var=mask_var,
@@ -284,7 +286,8 @@ def _train_on(
     for done in range(AUTO_ROUNDS if n_latent == "auto" else 0):
         if ended == "interrupted" or (done > 0 and in_use(usage(model, cells)).all()):
             break
-        model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
+        with passing():
+            model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
     return model
 
 

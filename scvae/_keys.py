@@ -87,6 +87,16 @@ class Keys:
         return "beta_path_judged_on"
 
     @property
+    def beta_umaps(self) -> str:
+        """obsm: aligned UMAPs at many β, cells x (2 betas), the two coordinates at each β side by side."""
+        return f"X_{self.key_added}_umap_betas"
+
+    @property
+    def beta_embeddings(self) -> str:
+        """Within uns[key_added]: the β's of those UMAPs, and rate and distortion at each."""
+        return "beta_embeddings"
+
+    @property
     def diagnosis(self) -> str:
         """Entry of uns[key_added]: what `scvae.tl.diagnose` found."""
         return "diagnosis"

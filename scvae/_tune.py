@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,11 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from tqdm.auto import tqdm
 
-from ._checks import check_adata, check_choice, check_obs_column, check_positive
+from ._checks import check_adata, check_choice, check_obs_column
 from ._fit import fit, read_and_train, shared_seed, write_results
+from ._html import columns, page, paragraph
 from ._keys import Keys
+from ._progress import passing, progress_bar
 from ._rng import SeedLike, seed_of
 from ._run import fit_next
 from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
@@ -27,6 +29,7 @@ from .diagnostics.recommendation import recommend
 from .distributed import joined, ranks
 from .fitted import FittedModel
 from .likelihoods import LikelihoodName
+from .tl._betas import evenly_spaced, given_betas
 from .tl._read import read_cells
 
 if TYPE_CHECKING:
@@ -74,8 +77,11 @@ class BetaPath:
         return f"BetaPath\n  recommended β = {self.recommended:g}; {self.judged_on}\n{rows}"
 
     def _repr_html_(self) -> str:
-        html: str = self.table.to_html(index=False, border=0, float_format="{:.4g}".format)
-        return f"<p>recommended β = {self.recommended:g}; {self.judged_on}</p>{html}"
+        shown = self.table.drop(columns="recommended")
+        rows = [[f"{value:.4g}" for value in row] for row in shown.to_numpy(dtype=float)]
+        marked = int(self.table["recommended"].to_numpy().argmax())
+        said = paragraph(f"recommended β = {self.recommended:g}; {self.judged_on}")
+        return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
 
 
 @joined()
@@ -186,6 +192,8 @@ def tune_beta(
     >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
     >>> path.table["beta"].tolist()
     [0.3, 1.0, 3.0]
+    >>> path.recommended in [0.3, 1, 3]
+    True
     """
     keys = Keys(key_added)
     check_adata(adata)
@@ -242,13 +250,8 @@ def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | Non
             "or leave model out to have one fitted"
         )
     if betas is None:
-        low, high = span
-        return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, N_BETAS)]
-    points = sorted({check_positive(beta, "each of betas") for beta in np.asarray(betas).ravel().tolist()})
-    if len(points) < 2:
-        raise ValueError(
-            f"betas has {len(points)} different value(s); pass at least 2, or use scvae.fit(adata, beta=…)"
-        )
+        return evenly_spaced(*span, N_BETAS)
+    points = given_betas(betas)
     return points if model is None else [model.beta_of(beta) for beta in points]
 
 
@@ -279,7 +282,8 @@ def _fit_all(
     for beta in reversed(points[:-1]):
         if _was_interrupted(models[-1]):
             raise KeyboardInterrupt
-        models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
+        with passing():
+            models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
     return tuple(reversed(models)), cells
 
 
@@ -294,10 +298,10 @@ def _table(
     """One row per β."""
     rows = []
     of_each = models * len(points) if len(models) == 1 else models
-    for beta, model in tqdm(
-        list(zip(points, of_each, strict=True)), desc="scvae", unit="β", disable=not verbose, leave=False
-    ):
-        measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
-        of_embedding = embedding_at(model, yardstick, beta=beta, seed=seed)
-        rows.append({k: v for part in (measured, *of_embedding) if part for k, v in dataclasses.asdict(part).items()})
+    with closing(progress_bar(len(points), unit="β", leave=False, verbose=verbose)) as bar:
+        for beta, model in zip(points, of_each, strict=True):
+            measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
+            parts = (measured, *embedding_at(model, yardstick, beta=beta, seed=seed))
+            rows.append({k: v for part in parts if part for k, v in dataclasses.asdict(part).items()})
+            bar.update()
     return pd.DataFrame(rows)

@@ -29,6 +29,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from .fitted import FittedModel
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 KEYWORDS = (
@@ -168,7 +170,10 @@ def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
     model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
     output = add_more_output(parser)
     output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
-    parser.set_defaults(run=_tune_beta, model=None, plot=None)
+    output.add_argument(
+        "--explorer", metavar="FILE", type=Path, help="write a page that moves the cells along β here (html)"
+    )
+    parser.set_defaults(run=_tune_beta, model=None, plot=None, explorer=None)
 
 
 def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -267,6 +272,8 @@ def _tune_beta(given: argparse.Namespace) -> None:
     _check_files(given)
     if given.plot is not None:
         check_picture(given.plot)
+    if given.explorer is not None:
+        _check_explorer(given)
 
     from ._files import written_whole
     from ._tune import tune_beta
@@ -279,6 +286,9 @@ def _tune_beta(given: argparse.Namespace) -> None:
         if given.plot is not None and _is_first():
             with written_whole(given.plot) as temporary:
                 _draw(adata, given.key_added, temporary)
+        if given.explorer is not None and _is_first():
+            results["obsm"][keys.beta_umaps] = _explore(adata, path.model, keys, given)
+            results["uns"][keys.uns] = adata.uns[keys.uns]
     if not _is_first():
         return
     if given.model is not None:
@@ -295,7 +305,8 @@ def _tune_beta(given: argparse.Namespace) -> None:
         "embedding": f"{given.output}, obsm[{keys.mean!r}]",
         "table": f"{given.output}, uns[{keys.uns!r}][{keys.beta_path!r}]",
     }
-    _print_rows(rows | {name: place for name, place in (("plot", given.plot), ("model", given.model)) if place})
+    places = (("plot", given.plot), ("explorer", given.explorer), ("model", given.model))
+    _print_rows(rows | {name: place for name, place in places if place})
 
 
 def _check_files(given: argparse.Namespace) -> None:
@@ -303,7 +314,7 @@ def _check_files(given: argparse.Namespace) -> None:
     check_input(given.input)
     if not _is_first():
         return
-    outputs = {f"--{name}": getattr(given, name, None) for name in ("model", "plot", "checkpoint")}
+    outputs = {f"--{name}": getattr(given, name, None) for name in ("model", "plot", "explorer", "checkpoint")}
     check_paths_differ({"output": given.output} | outputs)
     check_output(given.output, given.input, force=given.force)
     for name, path in outputs.items():
@@ -342,6 +353,24 @@ def _draw(adata: AnnData, key_added: str, path: Path) -> None:
 
     figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a screen
     rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
+
+
+def _check_explorer(given: argparse.Namespace) -> None:
+    if given.explorer.suffix.lower() not in {".html", ".htm"}:
+        raise ValueError(f"{given.explorer} is to be a page for browsers; end its name in .html")
+    if getattr(given, "method", "path") == "sweep":
+        raise ValueError("--explorer shows one model of many β, and --method sweep has a model for each; leave one out")
+
+
+def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Namespace) -> Any:
+    """Writes the explorer; returns the UMAPs in it."""
+    from .pl import beta_explorer
+    from .tl import beta_embeddings
+
+    beta_embeddings(adata, model, rng=model.seed, key_added=given.key_added, verbose=not given.quiet)
+    color = getattr(given, "labels_key", None)
+    beta_explorer(adata, color=color, key_added=given.key_added, save=given.explorer)
+    return adata.obsm[keys.beta_umaps]
 
 
 def _embed(given: argparse.Namespace) -> None:

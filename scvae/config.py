@@ -39,6 +39,15 @@ class NetworkConfig:
         ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
     minimum_scale
         gaussian: lower bound of a gene's scale, as a share of its standard deviation.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> linear = scvae.NetworkConfig(decoder="linear")
+    >>> model = scvae.fit(adata, n_latent=5, network=linear, rng=0, verbose=False)
+    >>> adata.varm["scvae_loadings"].shape
+    (100, 5)
     """
 
     width: int = 128
@@ -93,10 +102,19 @@ class TrainingConfig:
     free_bits
         Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
     capacity
-        Nats of KL per cell to aim for: the penalty is β |KL - capacity|, the target rising linearly during the warm-up
-        (Burgess et al. 2018); None for the ELBO.
+        Nats of KL per cell to aim for: the penalty is ``β |KL - capacity|``, the target rising linearly during the
+        warm-up (Burgess et al. 2018); None for the ELBO.
     checkpoint_every
         Epochs between two checkpoints, when a checkpoint is asked for.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> short = scvae.TrainingConfig(epochs=10, warmup=0.5)
+    >>> model = scvae.fit(adata, n_latent=5, training=short, rng=0, verbose=False)
+    >>> len(model.history)
+    10
     """
 
     epochs: int | None = None

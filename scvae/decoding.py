@@ -22,7 +22,7 @@ from ._rng import numpy_generator
 from .data.batches import Batch
 from .data.intake import Cells
 from .fitted import FittedModel
-from .inference import batches_of
+from .inference import batches_of, posterior_of
 from .likelihoods import Distribution
 
 NOISE = 50  # stream of the random numbers that draw the latent
@@ -91,7 +91,7 @@ def posterior_draws(
     """
     blocks = int(TABLE / (cells.rows.n_genes * n_tables)) // NOISE_BLOCK
     for positions, batch in batches_of(model, cells, NOISE_BLOCK * max(1, blocks), beta=beta):
-        posterior = model.network.encode(batch)
+        posterior = posterior_of(model, batch, beta=beta)
         z = posterior.mean[None]
         if n_samples:
             noise = posterior_noise(positions, n_samples, model.n_latent, seed)

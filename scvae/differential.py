@@ -26,7 +26,7 @@ from .contrast import TINY, Contrast, Side, contrast
 from .data.batches import Batch, chunks
 from .data.intake import Cells
 from .fitted import FittedModel
-from .inference import batches_of
+from .inference import batches_of, posterior_of
 from .kernels.context import working_on
 from .likelihoods.base import dense
 from .likelihoods.counts import NegativeBinomial, ZeroInflated
@@ -153,7 +153,7 @@ def _sums(
                 counts += x.sum(0, dtype=torch.float64).cpu().numpy()
                 squares += (x * x).sum(0, dtype=torch.float64).cpu().numpy()
                 detected += (x > 0).sum(0).cpu().numpy()
-                parts += _parts(model, batch, x, typical).double().cpu().numpy()
+                parts += _parts(model, batch, x, typical, beta).double().cpu().numpy()
     return Sums(
         n_cells=len(chosen),
         library=float(cells.library[chosen].sum(dtype=np.float64)),
@@ -165,11 +165,16 @@ def _sums(
 
 
 def _parts(
-    model: FittedModel, batch: Batch, x: Float[Tensor, "cells genes"], typical: Float[Tensor, " genes"]
+    model: FittedModel,
+    batch: Batch,
+    x: Float[Tensor, "cells genes"],
+    typical: Float[Tensor, " genes"],
+    beta: float | None,
 ) -> Float[Tensor, "parts genes"]:
     """What `_moments` needs, summed over the cells of a chunk."""
     network, library = model.network, batch.library[:, None]
-    table = network.likelihood.distribution(network.features(network.encode(batch).mean, batch), batch)
+    z = posterior_of(model, batch, beta=beta).mean
+    table = network.likelihood.distribution(network.features(z, batch), batch)
     mean = table.mean
     proportion = mean / library
     weight = _weights(network.likelihood, batch, typical)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from ._checks import check_not_negative, check_positive
 from ._devices import resolve_device
 from ._files import read_tensors, write_tensors
+from ._html import named_values, page
 from .beta_range import BetaRange
 from .config import NetworkConfig, TrainingConfig
 from .data.libraries import LibrarySizes
@@ -108,6 +109,18 @@ class FittedModel:
         `Cells.fingerprint` of all cells of the fit, held out or not.
     libraries
         Library sizes of the fit; None for real values, which have none, and of models saved before it was recorded.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> model.outcome.beta_attained
+    1.0
+    >>> list(model.history)[:3]
+    ['epoch', 'train_elbo', 'train_log_likelihood']
+    >>> model.summary()["genes"]
+    100
     """
 
     network: VAE
@@ -200,9 +213,7 @@ class FittedModel:
         return "FittedModel\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):  # pandas would cut the reason after 50 characters
-            html: str = self.summary().to_frame("").to_html(border=0)
-        return html
+        return page("FittedModel", named_values(dict(self.summary())))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Writes the model as one safetensors file with its record as JSON inside (no pickle).
@@ -258,6 +269,20 @@ def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
     return f"{beta:g} (attained {attained:g})"
 
 
+def check_model(model: object, name: str = "model") -> None:
+    """Refuses what is not a fitted model.
+
+    Raises
+    ------
+    TypeError
+        Naming what it is.
+    """
+    if not isinstance(model, FittedModel):
+        raise TypeError(
+            f"{name} is a {type(model).__name__}; pass a FittedModel, as scvae.fit returns it or scvae.load reads it"
+        )
+
+
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
     """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
 
@@ -279,6 +304,15 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         If there is no such file.
     ValueError
         If the file is truncated, is no scvae model, or was written in a newer format, or the device is not there.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> path = model.save("model.safetensors")
+    >>> scvae.load(path).genes.equals(adata.var_names)
+    True
     """
     target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)

@@ -16,11 +16,15 @@ from .data.feeds import single_pass
 from .data.intake import Cells
 from .fitted import FittedModel
 from .kernels.context import working_on
+from .latent import DiagonalNormal
 from .objective import elbo, importance_weighted
+from .refinement import best_posterior
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # stream of the random numbers of log-likelihood bounds
 LATENT = 5  # of the draws of an embedding
+REFINED_AT_ONCE = 2**20  # cells x genes
+REFINING_STEPS = 50
 
 BoundKind = Literal["iw", "elbo"]
 
@@ -32,12 +36,27 @@ def posterior_moments(
     """Posterior means and variances of each cell, float32."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
+    size = EMBEDDING_CHUNK if cells.missing is None else max(1, REFINED_AT_ONCE // cells.rows.n_genes)
     with working_on(model.device):
-        for positions, batch in batches_of(model, cells, EMBEDDING_CHUNK, beta=beta):
-            posterior = model.network.encode(batch)
+        for positions, batch in batches_of(model, cells, size, beta=beta):
+            posterior = posterior_of(model, batch, beta=beta)
             mean[positions] = posterior.mean.cpu().numpy()
             variance[positions] = posterior.variance.cpu().numpy()
     return mean, variance
+
+
+@torch.no_grad()
+def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
+    """q(z | x, s) of each cell of a batch that stands at this β.
+
+    Where genes are missing, no encoder has been trained on the like of these cells: its q is where the best one is
+    looked for, of the genes that are there.
+    """
+    posterior = model.network.encode(batch)
+    if batch.missing is None:
+        return posterior
+    weight = model.beta_of(beta)
+    return best_posterior(model.network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
 
 
 def latent_draws(

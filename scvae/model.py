@@ -57,8 +57,10 @@ class VAE(nn.Module):
         """q(z | x, s) of each cell; a generator turns dropout on."""
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
-        with torch.no_grad():  # at the prior's mean: a second round, at the posterior's, mapped cells no better
-            filled = self._filled_in(batch, batch.missing, batch.library.new_zeros(len(batch), self.n_latent))
+        with torch.no_grad():  # what is missing is filled in as expected at the prior's mean, then at the posterior's
+            z = batch.library.new_zeros(len(batch), self.n_latent)
+            z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
+            filled = self._filled_in(batch, batch.missing, z)
         return self._posterior(*filled, batch, generator)
 
     def _posterior(

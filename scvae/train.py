@@ -8,15 +8,15 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ._interrupt import Interrupt, Interrupted
+from ._progress import Bar, progress_bar
 from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
 from .checkpoint import Progress, resume, save_checkpoint
@@ -124,7 +124,7 @@ def train(
         resume(checkpoint, progress, model, optimizer, identity, together)
 
     shown = verbose and together.is_first
-    bar = tqdm(total=n_epochs, initial=progress.epoch, desc="scvae", unit="epoch", disable=not shown)
+    bar = progress_bar(n_epochs, initial=progress.epoch, unit="epochs", verbose=shown)
     started = time.perf_counter() - progress.seconds
     interrupt.hold_back()
     try:
@@ -292,7 +292,7 @@ def out_of_patience(progress: Progress, n_epochs: int, config: TrainingConfig) -
     return progress.epoch - progress.best_epoch >= max(1.0, config.patience * n_epochs)
 
 
-def show(bar: tqdm[NoReturn], progress: Progress) -> None:
+def show(bar: Bar, progress: Progress) -> None:
     """Moves the bar on, with the latest epoch in a few words."""
     last = {name: values[-1] for name, values in progress.history.items()}
     bar.set_postfix_str(f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}", refresh=False)

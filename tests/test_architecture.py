@@ -14,9 +14,11 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_checks",
         "_devices",
         "_files",
+        "_html",
         "_interrupt",
         "_keys",
         "_log",
+        "_progress",
         "_rng",
         "_slots",
         "_version",
@@ -34,13 +36,13 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"likelihoods"},
     {"nn"},
     {"model"},
-    {"checkpoint", "fitted", "objective"},
+    {"checkpoint", "fitted", "objective", "refinement"},
     {"inference", "label_transfer", "step", "surgery"},
     {"decoding", "parallel"},
     {"captured"},
     {"train"},
     {"_run", "diagnostics", "differential"},
-    {"_continue"},
+    {"_continue", "layouts"},
     {"_fit"},
     {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},
@@ -48,7 +50,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"__main__", ""},
 ]
 RANK = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-PLOTS_MAY_READ = {"_checks", "_keys"}
+PLOTS_MAY_READ = {"_checks", "_files", "_keys"}  # _files writes a page whole or not at all
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,5 +1,7 @@
 """Shared argument checks."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from scvae._checks import (
     listing,
     missing_key,
 )
+
+OF_A_MODEL = {name for name in scvae.tl.__all__ if "model" in signature(getattr(scvae.tl, name)).parameters}
 
 
 def test_a_missing_key_reads_as_plain_text_and_is_both_errors():
@@ -65,3 +69,22 @@ def test_a_name_that_files_cannot_hold_is_refused_before_the_fit(name):
     with pytest.raises(ValueError, match=r"key_added is .*; pass a name without '/'"):
         scvae.fit(adata, key_added=name, verbose=False)
     assert set(adata.obsm) == {"z"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in scvae.tl.__all__ if "model" in signature(getattr(scvae.tl, name)).parameters]
+)
+def test_every_tool_refuses_what_is_no_model(name, digest):
+    tool, adata = getattr(scvae.tl, name), scvae.datasets.simulate(n_cells=20, n_genes=10)
+    needed = {"groupby": "cell_type", "n": 5, "reference": adata, "labels_key": "cell_type"}
+    given = {key: value for key, value in needed.items() if key in signature(tool).parameters}
+    before = digest(adata)
+    cells = [adata] if "adata" in signature(tool).parameters else []
+    with pytest.raises(TypeError, match="model is a str; pass a FittedModel"):
+        tool(*cells, "model.safetensors", **given)
+    assert digest(adata) == before
+
+
+def test_a_fit_refuses_to_go_on_from_what_is_no_model():
+    with pytest.raises(TypeError, match="init is a str; pass a FittedModel"):
+        scvae.fit(scvae.datasets.simulate(n_cells=20, n_genes=10), init="model.safetensors")

@@ -167,6 +167,12 @@ REFUSED = {
     "tune-beta: plot is the model": ("tune-beta in.h5ad -o out.h5ad --plot a.png --model a.png", "are both a.png"),
     "tune-beta: plot exists": ("tune-beta in.h5ad -o out.h5ad --plot m.safetensors", "m.safetensors exists"),
     "tune-beta: plot folder missing": ("tune-beta in.h5ad -o out.h5ad --plot away/a.png", "folder away does not"),
+    "tune-beta: explorer is no page": ("tune-beta in.h5ad -o out.h5ad --explorer e.png", "end its name in .html"),
+    "tune-beta: explorer of a sweep": (
+        "tune-beta in.h5ad -o out.h5ad --explorer e.html --method sweep",
+        "--explorer shows one model of many β",
+    ),
+    "tune-beta: explorer folder missing": ("tune-beta in.h5ad -o out.h5ad --explorer away/e.html", "folder away does"),
     "tune-beta: output exists": ("tune-beta in.h5ad -o old.h5ad", "old.h5ad exists; pass --force"),
     "diagnose: missing input": ("diagnose none.h5ad --model m.safetensors", "there is no file none.h5ad"),
     "diagnose: missing model": ("diagnose in.h5ad --model none.safetensors", "there is no file none.safetensors"),
@@ -451,6 +457,18 @@ def test_tune_beta_writes_the_table_the_embedding_the_model_and_the_picture(fold
     np.testing.assert_allclose(fresh.obsm["X_scvae"], adata.obsm["X_scvae"], atol=1e-6)
     assert Path("rd.png").read_bytes()[:4] == b"\x89PNG"
     assert list(adata.obsm) == ["X_pca", "X_scvae", "X_scvae_var"]
+
+
+def test_tune_beta_writes_the_explorer_and_what_it_shows(folder, capsys):
+    words = "tune-beta in.h5ad -o out.h5ad --explorer e.html --betas 0.5 2 --labels-key batch"
+    assert run(*words.split(), *QUICK) == 0
+    assert capsys.readouterr() == ("", "")
+    adata = anndata.read_h5ad("out.h5ad")
+    record = adata.uns["scvae"]["beta_embeddings"]
+    assert (record["beta"][0], record["beta"][-1]) == (0.5, 2.0)
+    assert np.isfinite(adata.obsm["X_scvae_umap_betas"]).all()
+    scvae.pl.beta_explorer(adata, color="batch", save="again.html")
+    assert Path("again.html").read_text() == Path("e.html").read_text()
 
 
 def test_a_sweep_can_be_asked_for_and_quiet_prints_nothing(folder, capsys):

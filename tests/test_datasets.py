@@ -12,6 +12,7 @@ import pytest
 from scipy import sparse, stats
 
 from scvae import datasets
+from scvae.datasets import _laws, _pbmc3k
 
 DATA = Path(__file__).parents[1] / "data"
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
@@ -22,7 +23,7 @@ LIMIT = 4.5  # standard errors; a right sampler passes one such test in all but 
 def simulated():
     """One set of cells per head, drawn in many blocks, with few counts so that zeros matter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "BLOCK", 7_001)
+        patch.setattr(_laws, "BLOCK", 7_001)
         return {
             head: datasets.simulate(
                 likelihood=head, n_cells=400, n_genes=150, n_batches=2, mean_library=200, zero_probability=0.3, rng=5
@@ -84,7 +85,7 @@ def test_data_readme_has_the_checksum_and_size_of_the_file():
 
 def test_missing_data_is_told_with_both_places():
     with pytest.raises(FileNotFoundError, match=r"_bundled.*data.*install scvae-torch again"):
-        datasets._bundled("pbmc4k.h5ad")
+        _pbmc3k.bundled("pbmc4k.h5ad")
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -201,6 +202,148 @@ def test_a_single_batch_has_no_effect_and_several_have():
     assert offset.std() == pytest.approx(0.4, abs=LIMIT * 0.4 / np.sqrt(2 * offset.size))
 
 
+def branching(**arguments):
+    """Cells of a trunk and three branches, almost on the path itself unless told otherwise."""
+    return datasets.simulate(
+        **({"n_genes": 2, "n_branches": 3, "type_share": 0.9, "truth": False, "rng": 2} | arguments)
+    )
+
+
+def test_ends_of_trunk_and_branches_are_equally_far_from_each_other():
+    tips = branching(n_cells=10).uns["simulation"]["branch_tips"].astype(np.float64)
+    assert tips.shape == (4, 5)
+    np.testing.assert_allclose(tips.sum(0), 0, atol=1e-5)
+    np.testing.assert_allclose(stats.describe(np.linalg.norm(tips, axis=1)).variance, 0, atol=1e-9)
+    apart = np.linalg.norm(tips[:, None] - tips, axis=2)[np.triu_indices(4, 1)]
+    np.testing.assert_allclose(apart, apart[0], rtol=1e-5)
+
+
+def test_cells_spread_around_their_place_on_the_path():
+    adata = branching(n_cells=4_000, type_share=0.64)
+    time, branch = adata.obs["pseudotime"].to_numpy(), adata.obs["branch"].cat.codes.to_numpy()
+    tips = adata.uns["simulation"]["branch_tips"].astype(np.float64)
+    np.testing.assert_array_equal(branch == 0, time < 0.5)
+    spread = (adata.obsm["z"] - np.abs(2 * time - 1)[:, None] * tips[branch]) / 0.6
+    assert abs(standard_errors(spread)) < LIMIT
+    assert abs(standard_errors(spread**2 - 1)) < LIMIT
+
+
+def test_time_is_uniform_and_branches_are_taken_equally_often():
+    adata = branching(n_cells=3_000)
+    assert stats.kstest(adata.obs["pseudotime"], "uniform").pvalue > 1e-5
+    assert adata.obs["branch"].cat.categories.tolist() == ["trunk", "branch_0", "branch_1", "branch_2"]
+    late = adata.obs["branch"].value_counts(normalize=True)
+    # those past the fork are drawn from equal groups: a binomial share of 1/6 each
+    assert (late.drop("trunk") - 1 / 6).abs().max() < LIMIT * np.sqrt(5 / 36 / 3_000)
+
+
+def test_latent_variance_along_branches_is_that_of_the_prior_on_average():
+    z = branching(n_cells=20_000, type_share=0.7).obsm["z"].astype(np.float64)
+    assert (z**2).mean() == pytest.approx(1, abs=0.03)
+
+
+def test_diffusion_pseudotime_on_the_true_latent_space_finds_time_and_branches():
+    import scanpy as sc
+
+    adata = branching(n_cells=400)
+    assert adata.uns["iroot"] == adata.obs["pseudotime"].argmin()
+    sc.pp.neighbors(adata, use_rep="z", method="gauss", transformer="sklearn")  # nothing to compile
+    sc.tl.diffmap(adata, random_state=0)
+    sc.tl.dpt(adata)
+    assert stats.spearmanr(adata.obs["dpt_pseudotime"], adata.obs["pseudotime"])[0] > 0.95
+    graph = adata.obsp["connectivities"].tocoo()
+    late = (adata.obs["pseudotime"] > 0.65).to_numpy()
+    code = adata.obs["branch"].cat.codes.to_numpy()
+    edges = late[graph.row] & late[graph.col]
+    assert (code[graph.row] == code[graph.col])[edges].mean() > 0.98
+
+
+def test_one_branch_is_a_straight_line():
+    adata = branching(n_cells=300, n_branches=1, type_share=1.0)
+    singular = np.linalg.svd(adata.obsm["z"].astype(np.float64), compute_uv=False)
+    assert singular[1] < 1e-5 * singular[0]
+    along = adata.obsm["z"] @ (adata.uns["simulation"]["branch_tips"][1] - adata.uns["simulation"]["branch_tips"][0])
+    assert stats.spearmanr(along, adata.obs["pseudotime"])[0] == pytest.approx(1)
+
+
+def test_counts_along_branches_follow_the_recorded_proportions():
+    adata = datasets.simulate(n_cells=500, n_genes=80, n_branches=2, rng=4)
+    mean = adata.obs["library"].to_numpy(np.float64)[:, None] * adata.layers["rho"]
+    variance = mean + mean**2 / adata.var["inverse_dispersion"].to_numpy(np.float64)
+    assert abs(standard_errors((dense(adata) - mean) / np.sqrt(variance))) < LIMIT
+
+
+@pytest.fixture(scope="module")
+def stained():
+    return datasets.simulate(n_cells=3_000, n_genes=20, n_proteins=25, n_batches=2, rng=3)
+
+
+def test_protein_counts_have_the_mean_and_variance_of_their_law(stained):
+    counts, mean = (stained.obsm[name].to_numpy(np.float64) for name in ("protein", "protein_mean"))
+    assert counts.shape == (3_000, 25)
+    np.testing.assert_array_equal(counts, np.round(counts))
+    residual = (counts - mean) / np.sqrt(mean + mean**2 / 10)
+    assert abs(standard_errors(residual)) < LIMIT
+    assert abs(standard_errors(residual**2 - 1)) < LIMIT
+
+
+def test_proteins_are_carried_by_the_share_of_cells_described_and_stand_out_from_the_background(stained):
+    foreground = stained.obsm["protein_foreground"].to_numpy(np.float64)
+    mean = stained.obsm["protein_mean"].to_numpy(np.float64)
+    carried = foreground > 0.5  # already at a small part of full staining: foreground is many times the background
+    assert (carried.mean(0) > 0.1).all()
+    assert (carried.mean(0) < 0.85).all()
+    inside = np.array([np.median(mean[c, p]) for p, c in enumerate(carried.T)])
+    outside = np.array([np.median(mean[~c, p]) for p, c in enumerate(carried.T)])
+    assert np.median(inside / outside) > 8
+
+
+def test_proteins_tell_types_apart(stained):
+    logs = np.log1p(stained.obsm["protein"].to_numpy(np.float64))
+    types = stained.obs["cell_type"].cat.codes.to_numpy()
+    tests = [stats.f_oneway(*(column[types == k] for k in range(5))) for column in logs.T]
+    between = np.array([np.var([column[types == k].mean() for k in range(5)]) / column.var() for column in logs.T])
+    assert np.median([test.pvalue for test in tests]) < 1e-50
+    assert np.median(between) > 0.2
+
+
+def test_batches_shift_proteins_by_a_factor_each(stained):
+    mean = stained.obsm["protein_mean"].to_numpy(np.float64)
+    background = mean * (1 - stained.obsm["protein_foreground"].to_numpy(np.float64))
+    size_free = np.log(background) - np.log(background).mean(1, keepdims=True)
+    first = (stained.obs["batch"] == "batch_0").to_numpy()
+    assert size_free[first].std(0).max() < 1e-4  # within a batch a protein's background follows the size of the cell
+    assert size_free[~first].std(0).max() < 1e-4
+    assert np.abs(size_free[first].mean(0) - size_free[~first].mean(0)).max() > 0.2
+
+
+def test_proteins_leave_the_genes_as_they_are():
+    without, stained = (datasets.simulate(n_cells=60, n_genes=40, n_proteins=n) for n in (None, 7))
+    np.testing.assert_array_equal(dense(without), dense(stained))
+    assert not [name for name in without.obsm if name.startswith("protein")]
+
+
+@pytest.mark.parametrize("arguments", [{"n_types": 3}, {"n_branches": 2}], ids=str)
+def test_one_seed_gives_the_same_cells_to_a_second_kind_of_measurement(arguments):
+    shared = {"n_cells": 80, "n_batches": 2, "rng": 6} | arguments
+    genes = datasets.simulate(n_genes=30, n_proteins=4, **shared)
+    peaks = datasets.simulate(n_genes=90, likelihood="bernoulli", mean_library=40, **shared)
+    assert genes.obsm["z"].tobytes() == peaks.obsm["z"].tobytes()
+    kept = [name for name in genes.obs if name != "library"]
+    assert genes.obs[kept].equals(peaks.obs[kept])
+    assert set(np.unique(dense(peaks))) == {0, 1}
+
+
+def test_h5ad_keeps_branches_and_proteins(tmp_path):
+    adata = datasets.simulate(n_cells=50, n_genes=20, n_branches=2, n_proteins=3)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert back.obs.equals(adata.obs)
+    assert back.obsm["protein"].equals(adata.obsm["protein"])
+    assert back.uns["iroot"] == adata.uns["iroot"]
+    assert "n_types" not in back.uns["simulation"]
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_same_seed_gives_the_same_bytes(head):
     first, again, other = (datasets.simulate(n_cells=60, n_genes=40, likelihood=head, rng=s) for s in (1, 1, 2))
@@ -245,7 +388,7 @@ def test_h5ad_keeps_everything(simulated, head, tmp_path):
 
 
 def test_without_truth_no_cells_by_genes_array_is_made(monkeypatch):
-    monkeypatch.setattr(datasets, "BLOCK", 100_000)
+    monkeypatch.setattr(_laws, "BLOCK", 100_000)
     tracemalloc.start()
     try:
         adata = datasets.simulate(n_cells=2_000, n_genes=4_000, mean_library=100, truth=False)
@@ -276,6 +419,10 @@ def test_extremes_are_drawn_without_a_warning():
         ({"type_share": 1.5}, ValueError, r"type_share is 1\.5"),
         ({"inverse_dispersion": float("nan")}, ValueError, "inverse_dispersion is nan"),
         ({"rng": "seed"}, TypeError, "rng must be"),
+        ({"n_branches": 0}, ValueError, "n_branches is 0"),
+        ({"n_proteins": 1.5}, TypeError, r"n_proteins is 1\.5"),
+        ({"n_branches": 2, "n_types": 3}, ValueError, "n_types is 3 and n_branches is 2.*pass one of the two"),
+        ({"n_branches": 4, "n_latent": 3}, ValueError, "n_branches is 4 and n_latent is 3; branches need a dimension"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, match):

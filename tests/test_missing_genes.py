@@ -8,6 +8,7 @@ from scipy import stats
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
+from scvae.inference import posterior_moments
 from scvae.likelihoods.counts import NegativeBinomialTable, PoissonTable, ZeroInflatedTable, expected_log1p
 
 KEPT = np.arange(6, 40)  # of 40 genes
@@ -110,3 +111,14 @@ def test_filling_in_keeps_cells_nearer_to_where_all_genes_put_them(likelihood):
     scvae.tl.embed(zeroed, model)
     error = {name: np.square(a.obsm["X_scvae"] - whole).mean() for name, a in (("filled", some), ("zero", zeroed))}
     assert error["filled"] < 0.8 * error["zero"]
+
+
+def test_cells_made_to_lack_genes_are_those_read_without_them():
+    adata, model = fitted("nb")
+    with pytest.warns(UserWarning, match="34 of the 40 modelled genes"):
+        without = read_query(adata[:10, KEPT].copy(), model.schema)
+    made = read_query(adata[:10].copy(), model.schema).lacking(without.missing, size_factors=False)
+    np.testing.assert_array_equal(made.library, without.library)
+    np.testing.assert_array_equal(made.missing, without.missing)
+    for ours, theirs in zip(posterior_moments(model, made), posterior_moments(model, without), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -63,7 +63,8 @@ def test_import_beside_the_other_scvae_says_what_is_wrong(tmp_path):
 
 def test_wheel_has_the_package_and_no_leftovers(wheel):
     names = set(wheel.namelist())
-    sources = {f"scvae/{path.relative_to(ROOT / 'scvae').as_posix()}" for path in (ROOT / "scvae").rglob("*.py")}
+    files = [path for ending in ("py", "js", "css") for path in (ROOT / "scvae").rglob(f"*.{ending}")]
+    sources = {path.relative_to(ROOT).as_posix() for path in files}
     assert sources <= names
     assert "scvae/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"scvae", f"scvae_torch-{scvae.__version__}.dist-info"}
@@ -92,7 +93,8 @@ def test_every_requirement_is_pinned_within_its_range():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {canonicalize_name(name): Version(version) for name, version in pins.items()}
-    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["test"], *extras["docs"]]:
         requirement = Requirement(text)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 
@@ -109,6 +111,15 @@ def test_nothing_is_ever_unpickled(path):
             assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
         elif isinstance(node, ast.keyword):
             assert node.arg != "allow_pickle"
+
+
+@pytest.mark.parametrize("path", ["CITATION.cff", ".github/scverse-ecosystem.yml"])
+def test_version_and_licence_are_the_same_wherever_they_are_written(path):
+    if path.startswith(".github") and not (ROOT / ".github").exists():
+        pytest.skip("an sdist has no .github")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", text, re.MULTILINE) == [scvae.__version__]
+    assert re.findall(r"^license: (.+)$", text, re.MULTILINE) == [PROJECT["license"]]
 
 
 def test_typed_marker_and_licence_are_there():

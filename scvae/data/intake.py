@@ -6,7 +6,7 @@ import enum
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,11 +21,12 @@ from pandas.api.types import is_bool_dtype
 
 from .._checks import check_adata, check_var_column, listing
 from ..kernels.csr import CSR
+from ..kernels.rows import keep_entries
 from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
 from .counts import ValueCheck, check_finite
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors
-from .rows import DenseRows, Rows, SparseRows
+from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
@@ -99,6 +100,25 @@ class Cells:
             has_batch=self.has_batch,
             missing=self.missing,
         )
+
+    def lacking(self, missing: Int[np.ndarray, " missing"], *, size_factors: bool) -> Cells:
+        """A copy as if these genes had not been measured: without their values, and without their part of the library.
+
+        Parameters
+        ----------
+        missing
+            int64 modelled genes, rising.
+        size_factors
+            Whether the library is the user's size factors, which stay.
+        """
+        x = self.rows.take(np.arange(len(self)))
+        assert isinstance(x, CSR)
+        indptr, indices, values = x.indptr.numpy(), x.indices.numpy(), x.values.numpy()
+        measured = np.ones(x.n_columns, dtype=bool)
+        measured[missing] = False
+        rows = SparseRows(*keep_entries(indptr, indices, values, measured[indices]), x.n_columns)
+        library = self.library if size_factors else row_sums(rows.indptr, rows.values).astype(np.float32)
+        return replace(self, rows=rows, library=library, missing=missing)
 
     def fingerprint(self) -> str:
         """A digest of names and library sizes, in their order: tells whether these are the cells of a fit.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -19,11 +18,11 @@ from ..inference import batches_of, log_likelihood_bound
 from ..kernels.context import working_on
 from ..latent import DiagonalNormal
 from ..model import VAE
+from ..refinement import best_posterior
 
-OPTIMIZE, JUDGE = 32, 33  # streams of random numbers
+JUDGE = 33  # stream of random numbers
 AT_ONCE = 64  # cells
 STEPS = 100
-PEAK_RATE = 0.1  # of Adam, in units of the prior's standard deviation; falls to 0 by a half cosine
 JUDGE_DRAWS = 32
 BOUND_DRAWS = 64
 
@@ -77,42 +76,20 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
         Where the noise comes from.
     """
     weight = model.beta_of(beta)
-    frozen = copy.deepcopy(model.network).requires_grad_(False)  # gradients are for q alone
+    network = model.network
     gain, kl = np.empty(len(cells)), np.empty(len(cells))
     with working_on(model.device):
         for i, (positions, batch) in enumerate(batches_of(model, cells, AT_ONCE, beta=beta)):
             with torch.no_grad():
-                before = frozen.encode(batch)
-            after = _optimized(frozen, batch, before, beta=weight, seed=seed, turn=i)
-            gain[positions] = _gain(frozen, batch, before, after, beta=weight, seed=seed, turn=i).cpu().numpy()
+                before = network.encode(batch)
+            after = best_posterior(network, batch, before, beta=weight, seed=seed, steps=STEPS)
+            gain[positions] = _gain(network, batch, before, after, beta=weight, seed=seed, turn=i).cpu().numpy()
             kl[positions] = after.kl_to_standard_normal().double().sum(1).cpu().numpy()
     bounds = {
         kind: log_likelihood_bound(model, cells, kind=kind, n_samples=BOUND_DRAWS, seed=seed, beta=beta)
         for kind in ("iw", "elbo")
     }
     return Gaps(amortization=_gap(gain), variational=_gap(bounds["iw"] - bounds["elbo"]), optimized_kl=float(kl.mean()))
-
-
-def _optimized(
-    network: VAE, batch: Batch, start: DiagonalNormal, *, beta: float, seed: int, turn: int
-) -> DiagonalNormal:
-    """The normal q of each cell that maximises E_q[log p(x | z)] - β KL(q || p)."""
-    mean, log_variance = (t.detach().clone().requires_grad_() for t in (start.mean, start.log_variance))
-    optimizer = torch.optim.Adam([mean, log_variance])
-    generator = torch_generator(seed, OPTIMIZE, turn, device=mean.device)
-    ones = torch.ones(2 * len(batch), device=mean.device)
-    with torch.enable_grad():
-        for step in range(STEPS):
-            for group in optimizer.param_groups:
-                group["lr"] = 0.5 * PEAK_RATE * (1.0 + math.cos(math.pi * step / STEPS))
-            q = DiagonalNormal(mean, log_variance)
-            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-            z = q.reparameterize(torch.stack([noise, -noise])).flatten(0, 1)
-            log_likelihood = 0.5 * network.log_likelihood(z, batch, ones).total
-            optimizer.zero_grad()
-            (beta * q.kl_to_standard_normal().sum() - log_likelihood).backward()
-            optimizer.step()
-    return DiagonalNormal(mean.detach(), log_variance.detach())
 
 
 @torch.no_grad()

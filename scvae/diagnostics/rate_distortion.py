@@ -12,7 +12,7 @@ from ..data.intake import Cells
 from ..fitted import ACTIVE_ABOVE, FittedModel
 from ..inference import log_likelihood_bound, posterior_moments
 from .collapse import kl_to_prior
-from .held_out import judged_cells
+from .held_out import Role, judged_cells
 from .information import information
 from .structure import (
     REFERENCE_CELLS,
@@ -114,18 +114,38 @@ def make_yardstick(
     Yardstick
         Copies of the cells drawn, so that memory does not grow with the number of cells.
     """
-    judged = judged_cells(model, cells)
-    chosen = judged.positions[_some(len(judged.positions), JUDGED_CELLS, seed)]
+    judged, role = to_judge_on(model, cells, seed=seed)
     sampled = _some(len(cells), STRUCTURE_CELLS, seed)
     compared = _some(len(sampled), REFERENCE_CELLS, seed)
     return Yardstick(
-        judged=cells.taken(chosen),
-        role=judged.role,
+        judged=judged,
+        role=role,
         sampled=cells.taken(sampled),
         reference=expression_space(cells, sampled[compared], kind=model.schema.kind),
         compared=compared,
         labels=None if labels is None else labels[sampled],
     )
+
+
+def to_judge_on(model: FittedModel, cells: Cells, *, seed: int) -> tuple[Cells, Role]:
+    """At most `JUDGED_CELLS` of the cells that a model may be judged on, and what they were to it."""
+    judged = judged_cells(model, cells)
+    return cells.taken(judged.positions[_some(len(judged.positions), JUDGED_CELLS, seed)]), judged.role
+
+
+def rate_and_distortion(
+    model: FittedModel,
+    cells: Cells,
+    mean: Float[np.ndarray, "cells latent"],
+    variance: Float[np.ndarray, "cells latent"],
+    *,
+    beta: float,
+    seed: int,
+) -> tuple[float, float]:
+    """R and D of `RateDistortion`, from the posterior moments of the cells at this β."""
+    rate = float(kl_to_prior(mean.astype(np.float64), np.log(variance.astype(np.float64))).sum(1).mean())
+    elbo = log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean()
+    return rate, -(float(elbo) + rate)
 
 
 def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int) -> RateDistortion:
@@ -151,16 +171,14 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
     log_variance = np.log(variance.astype(np.float64))
     kl = kl_to_prior(mean.astype(np.float64), log_variance)
     told = information(mean, log_variance, seed=seed, n_draws=max(1, INFORMATION_DRAWS // len(cells)))
-    elbo = float(log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
+    rate, distortion = rate_and_distortion(model, cells, mean, variance, beta=beta, seed=seed)
     bound = float(log_likelihood_bound(model, cells, kind="iw", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
-    rate = float(kl.sum(1).mean())
-    distortion = -(elbo + rate)
     return RateDistortion(
         beta=beta,
         distortion=distortion,
         rate=rate,
         objective=distortion + beta * rate,
-        elbo=elbo,
+        elbo=-(distortion + rate),
         log_likelihood=bound,
         active_dimensions=int((kl.mean(0) > ACTIVE_ABOVE).sum()),
         mutual_information=told.mutual_information,

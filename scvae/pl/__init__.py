@@ -1,5 +1,19 @@
 """Plots: each reads what a tool or a fit has written into an AnnData."""
 
+from ._beta_explorer import beta_explorer
+from ._diagnose import diagnose
+from ._history import history
+from ._latent import latent
+from ._loadings import loadings
+from ._posterior_predictive import posterior_predictive
 from ._rate_distortion import rate_distortion
 
-__all__ = ["rate_distortion"]
+__all__ = [
+    "beta_explorer",
+    "diagnose",
+    "history",
+    "latent",
+    "loadings",
+    "posterior_predictive",
+    "rate_distortion",
+]

@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._checks import MissingKeyError, check_adata, missing_key
+from .._checks import missing_key
 from .._keys import Keys
+from ._figure import COLOURS, MARKED, MARKERS, given_axes, hand_over, keep_apart, new_axes, stored, title, whole_figure
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
-# Okabe & Ito's colours, told apart by all kinds of colour vision; vermilion is for the β recommended alone
-RECOMMENDED = "#D55E00"
-COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 NAMES = {
     "leiden_stability": "stability of Leiden clusters",
     "graph_agreement": "neighbours shared by two draws",
@@ -62,7 +57,8 @@ def rate_distortion(
     ax
         Two axes to draw into; None makes a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given.
+        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` allows.
     save
         File to write the figure to; its ending sets the format.
 
@@ -77,32 +73,25 @@ def rate_distortion(
         If there is no such table or column in it.
     ValueError
         If `ax` does not hold two axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
+    >>> curve, scores = scvae.pl.rate_distortion(adata, show=False)
+    >>> curve.figure is scores.figure
+    True
     """
-    table = _table(adata, Keys(key_added))
+    keys = Keys(key_added)
+    found = stored(adata, keys, keys.beta_path, "scvae.tune_beta(adata)")
+    table = pd.DataFrame(found).sort_values("beta", ignore_index=True)
     names = _chosen(table, scores)
-    left, right = _axes(ax)
+    left, right = new_axes(2, 2, width=9.5, height=4) if ax is None else given_axes(ax, 2)
     _draw_curve(left, table)
     _draw_scores(right, table, names)
     _write_along(left, table)
-    if save is not None:
-        _whole_figure(left).savefig(save, dpi=150, bbox_inches="tight")
-    if show or (show is None and ax is None and save is None):
-        from matplotlib import pyplot as plt
-
-        plt.show()
-        return None
-    return left, right
-
-
-def _table(adata: AnnData, keys: Keys) -> pd.DataFrame:
-    check_adata(adata)
-    if keys.uns not in adata.uns:
-        raise missing_key("adata.uns", keys.uns, list(adata.uns))
-    found = adata.uns[keys.uns]
-    if keys.beta_path not in found:
-        place = f"adata.uns[{keys.uns!r}]"
-        raise MissingKeyError(f"{place} has no {keys.beta_path!r}; scvae.tune_beta(adata) writes it")
-    return pd.DataFrame(found[keys.beta_path]).sort_values("beta", ignore_index=True)
+    return hand_over((left, right), left, drawn_into=ax, show=show, save=save)
 
 
 def _chosen(table: pd.DataFrame, scores: Sequence[str] | None) -> list[str]:
@@ -115,39 +104,15 @@ def _chosen(table: pd.DataFrame, scores: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _axes(ax: Sequence[Axes] | None) -> tuple[Axes, Axes]:
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        _, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-        return left, right
-    if np.size(np.asarray(ax, dtype=object)) != 2:
-        raise ValueError(f"ax holds {np.size(np.asarray(ax, dtype=object))} axes; pass two, or none")
-    left, right = np.asarray(ax, dtype=object).ravel()
-    return left, right
-
-
-def _whole_figure(axes: Axes) -> Figure:
-    """The figure itself where `axes` lie in a part of it."""
-    from matplotlib.figure import SubFigure
-
-    figure = axes.figure
-    while isinstance(figure, SubFigure):
-        figure = figure.figure
-    return figure
-
-
 def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
     """Distortion against rate, with the β recommended in a ring."""
     rate, distortion = table["rate"].to_numpy(), table["distortion"].to_numpy()
     chosen = int(table["recommended"].to_numpy().argmax())
     axes.plot(rate, distortion, color="black", marker="o", markersize=4, linewidth=1.2)
-    axes.plot(
-        rate[chosen], distortion[chosen], "o", markersize=11, color=RECOMMENDED, fillstyle="none", markeredgewidth=2
-    )
+    axes.plot(rate[chosen], distortion[chosen], "o", markersize=11, color=MARKED, fillstyle="none", markeredgewidth=2)
     axes.set_xlabel("rate R (nats per cell)")
     axes.set_ylabel("distortion D (nats per cell)")
-    axes.set_title("β along the rate-distortion curve", loc="left", fontsize="medium")
+    title(axes, "β along the rate-distortion curve")
     axes.margins(0.1)
 
 
@@ -159,20 +124,15 @@ def _write_along(axes: Axes, table: pd.DataFrame) -> None:
     beta, rate, distortion = (table[name].to_numpy() for name in ("beta", "rate", "distortion"))
     chosen = int(table["recommended"].to_numpy().argmax())
     texts = [_label(axes, (rate[i], distortion[i]), value, strong=i == chosen) for i, value in enumerate(beta)]
-    _whole_figure(axes).draw_without_rendering()
+    whole_figure(axes).draw_without_rendering()
     frame, left = axes.get_window_extent(), axes.get_xlim()[0]
     # the limit at which the text of each point ends at the frame: its share of the frame's width stays as it is
     points = axes.transData.transform(np.column_stack([rate, distortion]))
     share = [(text.get_window_extent().x1 - x) / frame.width for text, x in zip(texts, points[:, 0], strict=True)]
     axes.set_xlim(left, max((x - left * part) / (1 - part) for x, part in zip(rate, share, strict=True)))
     ends = (0, len(beta) - 1)
-    taken: list[Bbox] = []
-    for i in sorted(range(len(beta)), key=lambda i: (i != chosen, i not in ends, abs(np.log(beta[i])))):
-        extent = texts[i].get_window_extent()
-        if any(extent.overlaps(other) for other in taken):
-            texts[i].remove()
-        else:
-            taken.append(extent)
+    order = sorted(range(len(beta)), key=lambda i: (i != chosen, i not in ends, abs(np.log(beta[i]))))
+    keep_apart(axes, [texts[i] for i in order])
 
 
 def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool) -> Annotation:
@@ -183,7 +143,7 @@ def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool)
         textcoords="offset points",
         fontsize="medium" if strong else "small",
         fontweight="bold" if strong else "normal",
-        color=RECOMMENDED if strong else "black",
+        color=MARKED if strong else "black",
     )
 
 
@@ -191,7 +151,7 @@ def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
     """Scores against β on a log axis, and the β recommended."""
     beta = table["beta"].to_numpy()
     chosen = beta[int(table["recommended"].to_numpy().argmax())]
-    axes.axvline(chosen, color=RECOMMENDED, linestyle="--", linewidth=1.5, label=f"recommended: β = {chosen:.3g}")
+    axes.axvline(chosen, color=MARKED, linestyle="--", linewidth=1.5, label=f"recommended: β = {chosen:.3g}")
     for i, name in enumerate(names):
         axes.plot(
             beta,

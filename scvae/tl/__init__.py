@@ -1,5 +1,6 @@
 """Tools: each takes `adata` and a fitted model."""
 
+from ._beta_embeddings import beta_embeddings
 from ._denoise import denoise
 from ._diagnose import diagnose
 from ._embed import embed
@@ -14,6 +15,7 @@ from ._sample import sample
 from ._transfer_labels import transfer_labels
 
 __all__ = [
+    "beta_embeddings",
     "denoise",
     "diagnose",
     "embed",

@@ -20,7 +20,7 @@ from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..data.intake import Cells
 from ..decoding import Target, batch_codes, expression, gene_positions, posterior_draws
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..kernels.context import working_on
 from ..likelihoods import Bernoulli
 from ._destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
@@ -167,6 +167,7 @@ def denoise(
     >>> list(adata.obsm["scvae_denoised"])
     ['gene_3', 'gene_1']
     """
+    check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
     earlier = earlier_record(adata, keys.uns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._checks import check_positive_int
+from .._html import items, named_values, page
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
 from ..diagnostics.verdict import Finding, judge
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._heads import HeadFit
 from ._heads import compare_heads as compare
 from ._read import earlier_record, read_cells
@@ -73,16 +73,11 @@ class Diagnosis:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-            for name, value in self._rows().items()
-        )
-        items = "".join(
-            f"<li><b>{html.escape(f'{f.severity}: {f.name}')}</b>: {html.escape(f'{f.sentence}.')} "
-            f"Cause: {html.escape(f'{f.cause}.')} Remedy: {html.escape(f'{f.remedy}.')}</li>"
+        findings = (
+            (f"{f.severity}: {f.name}", [f"{f.sentence}.", f"Cause: {f.cause}.", f"Remedy: {f.remedy}."])
             for f in self.findings
         )
-        return f"<p>scvae diagnosis: <b>{html.escape(self.verdict)}</b></p><table>{cells}</table><ul>{items}</ul>"
+        return page(f"scvae diagnosis: {self.verdict}", named_values(self._rows()), items(findings))
 
     def _rows(self) -> dict[str, str]:
         """The report without its findings."""
@@ -162,13 +157,14 @@ def diagnose(
         printed, a short report. Written to `adata`:
 
         ``uns["<key_added>"]["diagnosis"]``
-            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field;
+            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field; ``likelihood``;
+            ``training`` (how it ended);
             ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent);
             ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
             each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
-            (latent); of the posterior-predictive draws ``gene_mean``, ``gene_variance``, ``gene_zero_fraction``, each
-            with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``; ``heads``. What else is in
-            ``uns["<key_added>"]`` stays.
+            (latent); of the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
+            ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
+            ``heads``. What else is in ``uns["<key_added>"]`` stays.
 
     Raises
     ------
@@ -187,11 +183,12 @@ def diagnose(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=100, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> scvae.tl.diagnose(adata, model).healthy
     True
     """
+    check_model(model)
     keys = Keys(key_added)
     check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
@@ -207,11 +204,11 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis)}})
+    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis, model)}})
     return diagnosis
 
 
-def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
+def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
     """Types that h5ad files can hold."""
     seen, findings = diagnosis.measured, diagnosis.findings
     told, draws, gap = seen.information, seen.predictive, seen.generalization
@@ -220,6 +217,8 @@ def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
         "verdict": diagnosis.verdict,
         "healthy": diagnosis.healthy,
         "findings": {field: np.array([getattr(f, field) for f in findings], dtype=str) for field in fields},
+        "likelihood": model.likelihood,
+        "training": diagnosis.training,
         "beta": seen.beta,
         "n_cells": seen.n_cells,
         "kl_per_dimension": seen.usage.kl,
@@ -243,6 +242,7 @@ def _storable(diagnosis: Diagnosis) -> dict[str, Any]:
         "generalization_gap_error": gap.error,
         "spectrum_local": seen.spectrum.local,
         "spectrum_shared": seen.spectrum.shared,
+        "genes": np.array(model.genes, dtype=str),
         "gene_mean": draws.mean,
         "gene_mean_drawn": draws.drawn_mean,
         "gene_variance": draws.variance,

@@ -8,7 +8,7 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
 
@@ -68,7 +68,18 @@ def embed(
     ValueError
         If fewer than half of the model's genes are there, a batch is unknown, the data do not suit the likelihood, or
         `beta` is none that the model was trained for.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata[:150].copy(), n_latent=5, rng=0, verbose=False)
+    >>> new = adata[150:, ::-1].copy()  # other cells, their genes in another order
+    >>> scvae.tl.embed(new, model)
+    >>> new.obsm["X_scvae"].shape
+    (50, 5)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
     cells = read_cells(adata, model, layer)

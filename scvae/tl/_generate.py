@@ -19,7 +19,7 @@ from ..data.batches import Batch, chunks
 from ..data.intake import Cells
 from ..data.schema import Categorical, Numeric
 from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..kernels.context import working_on
 from ._drawn import draw_values, drawn_cells, stacked
 from ._mixture import Mixture, fit_mixture
@@ -129,6 +129,7 @@ def generate(
     >>> scvae.tl.generate(model, n=50, like=adata[adata.obs["cell_type"] == "type_1"]).shape
     (50, 100)
     """
+    check_model(model)
     keys = Keys(key_added)
     n, seed = check_positive_int(n, "n"), seed_of(rng)
     if like is None and layer is not None:

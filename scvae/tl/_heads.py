@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._progress import passing
 from .._rng import numpy_generator
 from .._run import Settings, fit_cells
 from ..data.batches import split
@@ -94,7 +95,10 @@ def compare_heads(
             network=network,
             training=training,
         )
-        fitted, _ = fit_cells(cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose)
+        with passing():
+            fitted, _ = fit_cells(
+                cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose
+            )
         bounds[name] = log_likelihood_bound(fitted, judged, kind="iw", n_samples=N_DRAWS, seed=seed)
     return _ranked(bounds)
 

@@ -12,7 +12,7 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._slots import write
 from ..diagnostics.directions import Directions, directions
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ def latent_genes(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> table = scvae.tl.latent_genes(adata, model, n_genes=3)
     >>> adata.varm["scvae_effects"].shape
     (100, 5)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from .._checks import check_choice, check_positive_int
 from .._rng import SeedLike, seed_of
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import BoundKind, log_likelihood_bound
 from ._read import read_cells
 
@@ -55,7 +55,18 @@ def log_likelihood(
     ------
     ValueError
         As `embed`.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> bound = scvae.tl.log_likelihood(adata, model, kind="elbo")
+    >>> tighter = scvae.tl.log_likelihood(adata, model, n_samples=100)
+    >>> bool(bound.mean() < tighter.mean() < 0)
+    True
     """
+    check_model(model)
     check_choice(kind, ("iw", "elbo"), "kind")
     check_positive_int(n_samples, "n_samples")
     cells = read_cells(adata, model, layer)

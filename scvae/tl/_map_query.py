@@ -14,7 +14,7 @@ from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
 from ..distributed import joined
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells, with_batch_key
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def map_query(
     do the embedding and the decoded expression of all cells of known batches. New categories of the other categorical
     covariates are learnt in the same way.
 
-    Genes are matched by name. Genes that the query lacks are no zeros: the encoder is given what the decoder expects of
-    them at the prior's mean in the cell's batch, and they have no part in the likelihood.
+    Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood, and in
+    training the encoder is given what the decoder expects of them. The embedding then is the best posterior of what was
+    measured, found for each cell by the gradient from where the encoder puts it (`scvae.tl.embed` does the same).
 
     Parameters
     ----------
@@ -107,6 +108,7 @@ def map_query(
     >>> mapped.schema.batch.categories
     ('batch_0', 'batch_1', 'batch_2')
     """
+    check_model(model)
     check_adata(adata)
     keys = Keys(key_added)
     if epochs is not None:

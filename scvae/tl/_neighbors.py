@@ -13,7 +13,7 @@ from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..diagnostics.neighbours import graph_of, nearest
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
 
@@ -86,11 +86,12 @@ def neighbors(
     Examples
     --------
     >>> import scanpy as sc, scvae
-    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=100, rng=0)
-    >>> model = scvae.fit(adata, rng=0, verbose=False)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> scvae.tl.neighbors(adata, model)
     >>> sc.tl.leiden(adata, flavor="igraph", n_iterations=2)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")

@@ -9,7 +9,7 @@ from .._fit import write_results
 from .._keys import Keys
 from .._run import prune_cells
 from ..distributed import joined
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ._read import read_cells
 
 if TYPE_CHECKING:
@@ -82,12 +82,13 @@ def prune(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, n_latent=3, rng=0)
-    >>> model = scvae.fit(adata, n_latent=20, rng=0, verbose=False)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=60, n_latent=2, rng=0)
+    >>> model = scvae.fit(adata, n_latent=12, rng=0, verbose=False)
     >>> pruned = scvae.tl.prune(adata, model, verbose=False)
-    >>> adata.obsm["X_scvae"].shape[1] == pruned.n_latent < 20
+    >>> adata.obsm["X_scvae"].shape[1] == pruned.n_latent < 12
     True
     """
+    check_model(model)
     keys = Keys(key_added)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")

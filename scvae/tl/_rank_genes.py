@@ -15,7 +15,7 @@ from .._checks import check_adata, check_not_negative, check_obs_column, check_p
 from .._slots import write
 from ..contrast import Contrast
 from ..differential import contrasts, tested
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..shrinkage import bayesian_fdr, shrink
 from ._read import read_cells
 
@@ -132,12 +132,13 @@ def rank_genes(
     --------
     >>> import scanpy as sc
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=500, n_genes=100, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
     >>> scvae.tl.rank_genes(adata, model, groupby="cell_type")
     >>> sc.get.rank_genes_groups_df(adata, group="type_0", pval_cutoff=0.05).columns[0]
     'names'
     """
+    check_model(model)
     check_adata(adata)
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")

@@ -12,7 +12,7 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of, torch_generator
 from ..decoding import posterior_draws
-from ..fitted import FittedModel
+from ..fitted import FittedModel, check_model
 from ..kernels.context import working_on
 from ._drawn import Values, draw_values, drawn_cells, stacked
 from ._read import read_cells
@@ -86,6 +86,7 @@ def sample(
     >>> scvae.tl.sample(adata, model, n_samples=2).shape
     (400, 100)
     """
+    check_model(model)
     keys = Keys(key_added)
     n_samples, seed = check_positive_int(n_samples, "n_samples"), seed_of(rng)
     at = model.beta_of(beta)

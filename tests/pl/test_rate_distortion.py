@@ -108,7 +108,7 @@ def test_axes_of_the_user_are_drawn_into_and_no_figure_is_made():
     returned = scvae.pl.rate_distortion(tuned(), ax=given)
     assert returned == tuple(given)
     assert plt.get_fignums() == [figure.number]
-    with pytest.raises(ValueError, match="1 axes; pass two"):
+    with pytest.raises(ValueError, match="1 axes; pass 2"):
         scvae.pl.rate_distortion(tuned(), ax=given[:1])
 
 

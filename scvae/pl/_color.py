@@ -1,0 +1,229 @@
+"""What points are coloured by: a column of `obs` or a gene, labels or numbers, and the legend to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from .._checks import check_obs_column, missing_key
+from ._figure import GREY, keep_apart, shortened, whole_figure
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+# Okabe & Ito: as many categories as colour alone can tell apart; of more, each has a number besides
+SAFE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+PLAIN = "#4C72A0"  # without a colour asked for
+LISTED = 60  # categories in a legend
+IN_A_COLUMN, MOST_COLUMNS = 20, 8  # of them, beside axes; below them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """A category per cell.
+
+    Parameters
+    ----------
+    name
+        Of the column.
+    codes
+        Number of each cell's category; -1 where it is missing.
+    categories
+        Those that occur.
+    colours
+        One each.
+    """
+
+    name: str
+    codes: Int[np.ndarray, " cells"]
+    categories: tuple[str, ...]
+    colours: tuple[str, ...]
+
+    @property
+    def numbered(self) -> bool:
+        """Whether there are too many to be told apart by colour."""
+        return len(self.categories) > len(SAFE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """A number per cell, NaN where it is missing."""
+
+    name: str
+    values: Float[np.ndarray, " cells"]
+
+
+Colouring: TypeAlias = Labels | Numbers | None
+
+
+def colouring(adata: AnnData, color: str | None) -> Colouring:
+    """What to colour cells by.
+
+    Parameters
+    ----------
+    adata
+        Its `obs`, or `raw` or `X`, holds the values.
+    color
+        A column of `adata.obs`, or else a gene, looked up in `adata.raw` if there is one with this gene and in
+        `adata.X` otherwise. Colours in ``adata.uns["<color>_colors"]`` are used.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is neither.
+    TypeError
+        If `color` is no name.
+    """
+    if color is None:
+        return None
+    if not isinstance(color, str):
+        raise TypeError(f"color is {color!r}; pass the name of one column of adata.obs, or of one gene")
+    if color in adata.obs.columns:
+        column = check_obs_column(adata, color)
+        numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        return _numbers(color, column.to_numpy(np.float64, na_value=np.nan)) if numeric else _labels(adata, column)
+    for source in (adata.raw, adata):
+        if source is not None and color in source.var_names:
+            return _numbers(color, _expression(source, color))
+    raise missing_key("adata.obs (and the genes)", color, [*adata.obs.columns, *adata.var_names])
+
+
+def _numbers(name: str, values: Float[np.ndarray, " cells"]) -> Numbers:
+    return Numbers(name, np.where(np.isfinite(values), values, np.nan))
+
+
+def _expression(source: Any, gene: str) -> Float[np.ndarray, " cells"]:
+    found = source[:, gene].X
+    dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64)
+    if dense.ndim == 2 and dense.shape[1] > 1:
+        raise ValueError(f"{dense.shape[1]} genes are named {gene!r}; make names unique: adata.var_names_make_unique()")
+    return dense.reshape(-1)
+
+
+def _labels(adata: AnnData, column: pd.Series) -> Labels:
+    """Categories in their order (of other columns, as people sort names), with the colours that scanpy would use."""
+    from natsort import natsorted
+
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        texts = column.astype(str).where(column.notna())
+        column = pd.Series(pd.Categorical(texts, categories=natsorted(texts.dropna().unique())), name=column.name)
+    codes = column.cat.codes.to_numpy().astype(np.int64)
+    used = np.unique(codes[codes >= 0])
+    names = [str(column.cat.categories[i]) for i in used]
+    colours = _colours_in_uns(adata, str(column.name), len(column.cat.categories))
+    chosen = palette(len(used)) if colours is None else [colours[i] for i in used]
+    place = np.full(len(column.cat.categories) + 1, -1)  # the last entry is for the code -1
+    place[used] = np.arange(len(used))
+    return Labels(str(column.name), place[codes], tuple(names), tuple(chosen))
+
+
+def _colours_in_uns(adata: AnnData, name: str, n: int) -> list[str] | None:
+    from matplotlib.colors import is_color_like, to_hex
+
+    found = adata.uns.get(f"{name}_colors")
+    if found is None or isinstance(found, str) or len(found) < n or not all(is_color_like(c) for c in found):
+        return None
+    return [to_hex(colour, keep_alpha=True) for colour in found]
+
+
+def palette(n: int) -> list[str]:
+    """Colours of `n` categories: told apart by everyone up to 8, scanpy's from there on."""
+    if n <= len(SAFE):
+        return list(SAFE[:n])
+    from scanpy.plotting import palettes
+
+    longest = palettes.default_102
+    colours = next((p for p in (palettes.default_20, palettes.default_28, longest) if len(p) >= n), longest)
+    return [colours[i % len(colours)] for i in range(n)]
+
+
+def draw_points(
+    axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Colouring
+) -> Line2D | Any:
+    """One point a cell: those without a value beneath all others, high numbers on top."""
+    size = float(np.clip(30_000 / max(len(x), 1), 1.0, 30.0))
+    common: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}
+    if by is None:
+        return axes.scatter(x, y, c=PLAIN, **common)
+    missing = np.isnan(by.values) if isinstance(by, Numbers) else by.codes < 0
+    if missing.any():
+        axes.scatter(x[missing], y[missing], c=GREY, **common)
+    there = np.flatnonzero(~missing)
+    if isinstance(by, Numbers):
+        there = there[np.argsort(by.values[there], kind="stable")]
+        return axes.scatter(x[there], y[there], c=by.values[there], cmap="viridis", **common)
+    return axes.scatter(x[there], y[there], c=np.array(by.colours, dtype=object)[by.codes[there]].tolist(), **common)
+
+
+def write_numbers(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:
+    """The number of each category at the median of its cells, larger categories first, where there is room."""
+    from matplotlib import patheffects
+
+    texts: list[Text] = []
+    for code in np.argsort(-np.bincount(by.codes[by.codes >= 0], minlength=len(by.categories)), kind="stable"):
+        cells = by.codes == code
+        outline = patheffects.withStroke(linewidth=2.5, foreground="white")
+        place = (float(np.median(x[cells])), float(np.median(y[cells])))
+        number = axes.text(*place, str(code + 1), ha="center", va="center", fontsize="small", fontweight="bold")
+        number.set_path_effects([outline])
+        texts.append(number)
+    keep_apart(axes, texts)
+
+
+def entries(by: Labels) -> tuple[list[Line2D], list[str]]:
+    """Handles and texts of a legend."""
+    from matplotlib.lines import Line2D
+
+    def dot(colour: str) -> Line2D:
+        return Line2D([], [], linestyle="none", marker="o", markersize=6, color=colour)
+
+    shown = list(zip(by.colours, by.categories, strict=True))[:LISTED]
+    texts = [f"{i} {shortened(name)}" if by.numbered else shortened(name) for i, (_, name) in enumerate(shown, 1)]
+    handles = [dot(colour) for colour, _ in shown]
+    if len(by.categories) > LISTED:
+        handles.append(Line2D([], [], linestyle="none"))
+        texts.append(f"and {len(by.categories) - LISTED} more")
+    if (by.codes < 0).any():
+        handles.append(dot(GREY))
+        texts.append("missing")
+    return handles, texts
+
+
+def legend_below(axes: Axes, by: Labels) -> Legend:
+    """A legend under all axes of the figure, in as many columns as fit; the figure grows by its height."""
+    figure = whole_figure(axes)
+    handles, texts = entries(by)
+    width, height = figure.get_size_inches()
+    for n_columns in range(min(len(texts), MOST_COLUMNS), 0, -1):
+        legend = figure.legend(handles, texts, loc="outside lower left", ncols=n_columns, **_look(by))
+        extent = legend.get_window_extent()
+        if extent.width < 0.98 * figure.dpi * width or n_columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(width, height + extent.height / figure.dpi)
+    return legend
+
+
+def legend_beside(axes: Axes, by: Labels) -> Legend:
+    """A legend to the right of axes that the user made."""
+    handles, texts = entries(by)
+    n_columns = -(-len(texts) // IN_A_COLUMN)
+    return axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=n_columns, **_look(by))
+
+
+def _look(by: Labels) -> dict[str, Any]:
+    return {
+        "frameon": False,
+        "fontsize": "small",
+        "title": shortened(by.name),
+        "alignment": "left",
+        "handletextpad": 0.2,
+    }

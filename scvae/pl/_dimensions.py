@@ -1,0 +1,83 @@
+"""The latent dimensions as plots see them: their KL, which are in use, and bars of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from .._checks import check_adata, missing_key
+from .._keys import Keys
+from ._figure import COLOURS, GREY, title
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+ACTIVE_ABOVE = 0.05  # nats of mean KL; a model counts its active dimensions by the same
+NAMED, NAMED_UPRIGHT = 30, 12  # bars that have room for a name
+
+
+def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
+    """Posterior means and variances, float64.
+
+    Raises
+    ------
+    MissingKeyError
+        If one of them is not there.
+    """
+    check_adata(adata)
+    for key in (keys.mean, keys.variance):
+        if key not in adata.obsm:
+            raise missing_key("adata.obsm", key, list(adata.obsm))
+    return np.asarray(adata.obsm[keys.mean], np.float64), np.asarray(adata.obsm[keys.variance], np.float64)
+
+
+def kl_per_dimension(
+    mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"]
+) -> Float[np.ndarray, " latent"]:
+    """Mean over the cells of KL(N(mean, variance) || N(0, 1)), nats (Kingma & Welling 2014, appendix B)."""
+    log_variance = np.log(variance)
+    kl: Float[np.ndarray, " latent"] = 0.5 * (mean**2 + np.expm1(log_variance) - log_variance).mean(0)
+    return kl
+
+
+def by_kl(kl: Float[np.ndarray, " latent"]) -> list[int]:
+    """The dimensions, that with the largest KL first."""
+    order: list[int] = np.argsort(-kl, kind="stable").tolist()
+    return order
+
+
+def check_dimensions(dimensions: Sequence[int] | int, n_latent: int) -> list[int]:
+    """The dimensions asked for.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or one does not exist.
+    """
+    asked = [int(d) for d in np.atleast_1d(np.asarray(dimensions)).ravel()]
+    wrong = [d for d in asked if not 0 <= d < n_latent]
+    if wrong or not asked:
+        found = f"dimensions has {wrong[0]}" if wrong else "dimensions is empty"
+        raise ValueError(f"{found}; the embedding has dimensions 0 to {n_latent - 1}")
+    return asked
+
+
+def draw_kl(axes: Axes, kl: Float[np.ndarray, " latent"]) -> None:
+    """A bar for each dimension, the largest first; grey where it is not in use."""
+    order = by_kl(kl)
+    used = kl[order] > ACTIVE_ABOVE
+    axes.bar(np.arange(len(kl)), kl[order], color=[COLOURS[0] if u else GREY for u in used], width=0.8)
+    axes.axhline(ACTIVE_ABOVE, color="black", linewidth=0.8, linestyle=":")
+    places = np.arange(0, len(kl), -(-len(kl) // NAMED))
+    many = len(places) > NAMED_UPRIGHT
+    axes.set_xticks(places, [str(order[i]) for i in places])
+    axes.tick_params(axis="x", labelsize="xx-small" if many else "medium", labelrotation=90 if many else 0)
+    axes.set_xlim(-0.7, len(kl) - 0.3)
+    axes.set_ylim(0.0, 1.05 * max(float(kl.max()), 4 * ACTIVE_ABOVE))
+    axes.set_xlabel("latent dimension")
+    axes.set_ylabel("mean KL (nats)")
+    title(axes, f"{int(used.sum())} of {len(kl)} dimensions in use")

@@ -1,0 +1,140 @@
+"""`latent`: the embedding, two dimensions at a time, and how much each dimension holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from .._keys import Keys
+from ._color import Colouring, Labels, Numbers, colouring, draw_points, legend_below, legend_beside, write_numbers
+from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, draw_kl, kl_per_dimension, moments
+from ._figure import given_axes, hand_over, new_axes, shortened
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+MOST_PAIRS = 3
+
+
+def latent(
+    adata: AnnData,
+    *,
+    color: str | None = None,
+    key_added: str = "scvae",
+    dimensions: Sequence[int] | None = None,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> tuple[Axes, ...] | None:
+    """Draws the KL of each latent dimension, and the embedding in pairs of dimensions.
+
+    The KL of a dimension, KL(q(z_k | x) || N(0, 1)) averaged over the cells in `adata`, is what it may say of a cell,
+    in nats. Dimensions at 0.05 nats or below are drawn in grey: they are not in use.
+
+    Parameters
+    ----------
+    adata
+        Cells with ``obsm["X_<key_added>"]`` and ``obsm["X_<key_added>_var"]``, as `scvae.fit` and `scvae.tl.embed`
+        write them.
+    color
+        Column of `adata.obs` or gene to colour cells by. A gene is looked up in `adata.raw` if it is there, else in
+        `adata.X`. Labels take the colours in ``adata.uns["<color>_colors"]``; where there are none, up to 8 have
+        colours that all kinds of colour vision tell apart, and more than 8 have numbers besides. Missing values are
+        grey. None draws all cells alike.
+    key_added
+        The name given to `scvae.fit`.
+    dimensions
+        Dimensions to draw, counted from 0, two to a pair; of an odd number the last is drawn against the first, and
+        a single one against its posterior standard deviation. None takes those in use with the largest KL, up to six.
+    ax
+        Axes to draw into: the first takes the KL, each further one a pair. None makes a figure.
+    show
+        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` allows.
+    save
+        File to write the figure to; its ending sets the format.
+
+    Returns
+    -------
+    tuple of matplotlib.axes.Axes or None
+        The axes of the KL, then of each pair; None if the figure was shown.
+
+    Raises
+    ------
+    MissingKeyError
+        If the embedding, its variances or `color` are not there.
+    ValueError
+        If there is no such dimension, or `ax` does not hold an axes for the KL and for each pair.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> axes = scvae.pl.latent(adata, color="cell_type", dimensions=[0, 1], show=False)
+    >>> len(axes)  # the KL of each dimension, and one pair
+    2
+    """
+    keys = Keys(key_added)
+    mean, variance = moments(adata, keys)
+    kl = kl_per_dimension(mean, variance)
+    by = colouring(adata, color)
+    pairs = _pairs(kl, dimensions)
+    if ax is None:
+        axes = new_axes(1 + len(pairs), 2, width=9.5, height=3.9)
+    else:
+        axes = given_axes(ax, None if dimensions is None else 1 + len(pairs))
+        if not 2 <= len(axes) <= 1 + len(pairs):
+            raise ValueError(
+                f"ax holds {len(axes)} axes; pass one for the KL and one for each pair, of which there are {len(pairs)}"
+            )
+    bars, *panels = axes
+    draw_kl(bars, kl)
+    for panel, pair in zip(panels, pairs, strict=False):
+        x, y = _points(mean, variance, pair)
+        draw_points(panel, x, y, by)
+        panel.set_xlabel(_name(pair[0], kl))
+        panel.set_ylabel(_name(pair[1], kl) if pair[0] != pair[1] else "posterior standard deviation")
+    _explain(panels, by, beside=ax is not None)
+    if isinstance(by, Labels) and by.numbered:
+        for panel, pair in zip(panels, pairs, strict=False):
+            write_numbers(panel, *_points(mean, variance, pair), by)
+    return hand_over(tuple(axes), bars, drawn_into=ax, show=show, save=save)
+
+
+def _pairs(kl: Float[np.ndarray, " latent"], dimensions: Sequence[int] | None) -> list[tuple[int, int]]:
+    """Which dimensions to draw against which."""
+    if dimensions is None:
+        order = by_kl(kl)
+        chosen = order[: min(2 * MOST_PAIRS, max(2, int((kl > ACTIVE_ABOVE).sum())))]
+    else:
+        chosen = check_dimensions(dimensions, len(kl))
+    if len(chosen) % 2:
+        chosen.append(chosen[0])
+    return list(zip(chosen[::2], chosen[1::2], strict=True))
+
+
+def _points(
+    mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], pair: tuple[int, int]
+) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
+    first, second = pair
+    return mean[:, first], mean[:, second] if first != second else np.sqrt(variance[:, first])
+
+
+def _name(dimension: int, kl: Float[np.ndarray, " latent"]) -> str:
+    return f"dimension {dimension} ({kl[dimension]:.2f} nats)"
+
+
+def _explain(panels: Sequence[Axes], by: Colouring, *, beside: bool) -> None:
+    """A legend or a colour bar."""
+    last = panels[-1]
+    if isinstance(by, Labels):
+        (legend_beside if beside else legend_below)(last, by)
+    elif isinstance(by, Numbers) and np.isfinite(by.values).any():
+        coloured = last.collections[-1]
+        last.figure.colorbar(coloured, ax=last if beside else list(panels), label=shortened(by.name), aspect=30)

@@ -1,0 +1,148 @@
+"""`loadings`: the genes that each latent dimension raises and lowers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._checks import MissingKeyError, check_adata, check_positive_int
+from .._keys import Keys
+from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, kl_per_dimension, moments
+from ._figure import COLOURS, given_axes, hand_over, new_axes, shortened, title
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+MOST_PANELS = 6
+RAISED, LOWERED = COLOURS[0], COLOURS[5]
+CHANGE = {"bernoulli": "logit", "gaussian": "value"}  # of counts, log proportion
+
+
+def loadings(
+    adata: AnnData,
+    *,
+    dimensions: Sequence[int] | None = None,
+    n_genes: int = 10,
+    key_added: str = "scvae",
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> tuple[Axes, ...] | None:
+    """Draws the genes that each latent dimension raises (bars to the right) and lowers (to the left) most.
+
+    With a linear decoder they are its loadings, the change per unit of z. With any other they are the effects that
+    `scvae.tl.latent_genes` has measured, the change for a step of one standard deviation. Both are changes of the log
+    proportion (bernoulli: of the logit; gaussian: of the value). A dimension has no sign of its own: z and -z are the
+    same model.
+
+    Parameters
+    ----------
+    adata
+        Cells with ``varm["<key_added>_loadings"]``, as `scvae.fit` writes it for a linear decoder, or else
+        ``varm["<key_added>_effects"]``, as `scvae.tl.latent_genes` writes it; and with the embedding.
+    dimensions
+        Dimensions to draw, counted from 0. None takes those in use with the largest KL, up to six.
+    n_genes
+        Genes a dimension: one half those most raised, the other those most lowered.
+    key_added
+        The name given to `scvae.fit`.
+    ax
+        Axes to draw into, one a dimension. None makes a figure.
+    show
+        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` allows.
+    save
+        File to write the figure to; its ending sets the format.
+
+    Returns
+    -------
+    tuple of matplotlib.axes.Axes or None
+        One axes a dimension; None if the figure was shown.
+
+    Raises
+    ------
+    MissingKeyError
+        If there are neither loadings nor effects, or no embedding.
+    ValueError
+        If the embedding has other dimensions than the effects (they are of another model), there is no such dimension,
+        or `ax` does not hold an axes for each.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> table = scvae.tl.latent_genes(adata, model)
+    >>> axes = scvae.pl.loadings(adata, dimensions=[0, 1], n_genes=5, show=False)
+    >>> len(axes)
+    2
+    """
+    keys = Keys(key_added)
+    n_genes = check_positive_int(n_genes, "n_genes")
+    check_adata(adata)
+    kl = kl_per_dimension(*moments(adata, keys))
+    values, unit = _changes(adata, keys, len(kl))
+    if dimensions is None:
+        chosen = by_kl(kl)[: min(MOST_PANELS, max(1, int((kl > ACTIVE_ABOVE).sum())))]
+    else:
+        chosen = check_dimensions(dimensions, len(kl))
+    if ax is None:
+        axes = new_axes(len(chosen), 3, width=3.6 * min(3, len(chosen)) + 0.4, height=0.9 + 0.2 * n_genes)
+    else:
+        axes = given_axes(ax)
+        chosen = chosen[: len(axes)] if dimensions is None else chosen
+        given_axes(ax, len(chosen))
+    names = np.asarray(adata.var_names, dtype=str)
+    for panel, dimension in zip(axes, chosen, strict=True):
+        _draw(panel, values[:, dimension], names, n_genes)
+        title(panel, f"dimension {dimension} ({kl[dimension]:.2f} nats)")
+        panel.set_xlabel(unit)
+    return hand_over(tuple(axes), axes[0], drawn_into=ax, show=show, save=save)
+
+
+def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarray, "genes latent"], str]:
+    """What a step along each dimension does to each gene, and in which units."""
+    record = adata.uns.get(keys.uns, {})
+    what = CHANGE.get(record.get("params", {}).get("likelihood"), "log proportion")
+    for key, step in ((keys.loadings, "unit of z"), (keys.effects, "SD")):
+        if key not in adata.varm:
+            continue
+        values = np.asarray(adata.varm[key], dtype=np.float64)
+        if values.shape[1] != n_latent:
+            raise ValueError(
+                f"adata.varm[{key!r}] has {values.shape[1]} dimensions and adata.obsm[{keys.mean!r}] has {n_latent}: "
+                "they are of different models; run scvae.tl.latent_genes(adata, model) again"
+            )
+        return values, f"change of {what} per {step}"
+    raise MissingKeyError(
+        f"adata.varm has neither {keys.loadings!r} (of a linear decoder) nor {keys.effects!r}; "
+        "run scvae.tl.latent_genes(adata, model), which measures the effects for any decoder"
+    )
+
+
+def _draw(axes: Axes, values: Float[np.ndarray, " genes"], names: np.ndarray, n_genes: int) -> None:
+    """Bars of the largest changes either way, the most raised on top."""
+    order = _both_ends(values, n_genes)
+    shown = values[order]
+    axes.barh(np.arange(len(order)), shown, color=[RAISED if v > 0 else LOWERED for v in shown], height=0.75)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_yticks(np.arange(len(order)), [shortened(name, 20) for name in names[order]], fontsize="small")
+    axes.tick_params(axis="y", length=0)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_ylim(-0.6, max(len(order), 1) - 0.4)
+
+
+def _both_ends(values: Float[np.ndarray, " genes"], n_genes: int) -> Int[np.ndarray, " drawn"]:
+    """The genes most lowered and most raised, rising: half and half, unless there are fewer of one kind."""
+    rising = np.argsort(values, kind="stable")
+    n_down, n_up = int((values < 0).sum()), int((values > 0).sum())
+    down = min(n_down, max(n_genes // 2, n_genes - n_up))
+    up = min(n_up, n_genes - down)
+    return np.concatenate([rising[:down], rising[len(rising) - up :]])

@@ -1,0 +1,163 @@
+"""`posterior_predictive`: whether cells drawn from the model look like those it was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .._keys import Keys
+from ._figure import COLOURS, given_axes, hand_over, keep_apart, new_axes, shortened, stored, title
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+
+NAMED = 5  # genes farthest off
+INTERVAL = 0.9  # of which `coverage` is the share
+
+
+def posterior_predictive(
+    adata: AnnData,
+    *,
+    key_added: str = "scvae",
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> tuple[Axes, Axes, Axes] | None:
+    """Compares cells with draws x' ~ p(x | z), z ~ q(z | x) of the same cells, as `scvae.tl.diagnose` made them.
+
+    Left, the variance of each gene over cells, drawn against observed; middle, the share of cells in which it is 0 (of
+    real values: its mean). On the line, draws and cells agree; the genes farthest from it are named. Right, the place
+    of each value among 19 draws of it: all 20 are as likely where the model is calibrated (Czado, Gneiting & Held
+    2009), a ∪ means draws too narrow, a ∩ too wide, a slope too low or too high.
+
+    Parameters
+    ----------
+    adata
+        Cells with ``uns["<key_added>"]["diagnosis"]``, as `scvae.tl.diagnose` writes it.
+    key_added
+        The name given to `scvae.tl.diagnose`.
+    ax
+        Three axes to draw into; None makes a figure.
+    show
+        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` allows.
+    save
+        File to write the figure to; its ending sets the format.
+
+    Returns
+    -------
+    tuple of matplotlib.axes.Axes or None
+        The three axes; None if the figure was shown.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is no diagnosis.
+    ValueError
+        If `ax` does not hold three axes.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> diagnosis = scvae.tl.diagnose(adata, model)
+    >>> variances, zeros, ranks = scvae.pl.posterior_predictive(adata, show=False)
+    >>> variances.figure is ranks.figure
+    True
+    """
+    keys = Keys(key_added)
+    found = stored(adata, keys, keys.diagnosis, "scvae.tl.diagnose(adata, model)")
+    left, middle, right = new_axes(3, 3, width=11.0, height=3.7) if ax is None else given_axes(ax, 3)
+    draw_variances(left, found)
+    if found["likelihood"] == "gaussian":
+        _draw_difference(middle, found, "gene_mean", "mean over cells", "mean")
+    else:
+        _draw_difference(middle, found, "gene_zero_fraction", "share of cells with 0", "zeros")
+    draw_ranks(right, found)
+    return hand_over((left, middle, right), left, drawn_into=ax, show=show, save=save)
+
+
+def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Drawn against observed variance of each gene, on logarithmic axes where they span a power of ten."""
+    observed, drawn = _both(found, "gene_variance")
+    varying = (observed > 0) & (drawn > 0)
+    observed, drawn, genes = observed[varying], drawn[varying], np.asarray(found["genes"])[varying]
+    both = np.concatenate([observed, drawn])
+    if len(both) and both.max() >= 10 * both.min():  # within one power of ten the labels of a log axis run together
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    # of the rest a count more or less makes a multiple
+    distance = (
+        np.where(observed >= np.median(observed), np.abs(np.log(drawn / observed)), 0) if len(observed) else observed
+    )
+    _draw_genes(axes, observed, drawn, distance, genes)
+    axes.set_xlabel("variance over cells, observed")
+    axes.set_ylabel("drawn")
+    ratio = f" (median ratio {np.median(observed / drawn):.2f})" if len(observed) else ""
+    title(axes, f"genes: variance{ratio}")
+
+
+def draw_ranks(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Share of the values at each place among their draws."""
+    ranks = np.asarray(found["ranks"], dtype=np.float64)
+    axes.bar(np.arange(len(ranks)), ranks, width=1.0, color=COLOURS[0], edgecolor="white", linewidth=0.5)
+    axes.axhline(1 / len(ranks), color="black", linewidth=1.0, linestyle="--")
+    axes.set_xlim(-0.5, len(ranks) - 0.5)
+    axes.set_ylim(0.0, 1.15 * max(float(ranks.max()), 2 / len(ranks)))
+    axes.set_xlabel(f"place among {len(ranks) - 1} draws")
+    axes.set_ylabel("share of values")
+    title(axes, f"{found['coverage']:.0%} in {INTERVAL:.0%} intervals")
+
+
+def _draw_difference(axes: Axes, found: Mapping[str, Any], name: str, in_words: str, short: str) -> None:
+    """Drawn against observed values of each gene, on linear axes."""
+    observed, drawn = _both(found, name)
+    _draw_genes(axes, observed, drawn, np.abs(drawn - observed), np.asarray(found["genes"]))
+    axes.set_xlabel(f"{in_words}, observed")
+    axes.set_ylabel("drawn")
+    title(axes, f"genes: {short} (off by {np.abs(observed - drawn).mean():.2g})")
+
+
+def _both(found: Mapping[str, Any], name: str) -> tuple[Float[np.ndarray, " genes"], Float[np.ndarray, " genes"]]:
+    return np.asarray(found[name], np.float64), np.asarray(found[f"{name}_drawn"], np.float64)
+
+
+def _draw_genes(
+    axes: Axes,
+    observed: Float[np.ndarray, " genes"],
+    drawn: Float[np.ndarray, " genes"],
+    distance: Float[np.ndarray, " genes"],
+    genes: np.ndarray,
+) -> None:
+    """A point a gene, the line on which draws and cells agree, and the names of the genes farthest from it."""
+    axes.scatter(observed, drawn, s=7, color=COLOURS[0], alpha=0.5, linewidths=0, rasterized=True)
+    if len(observed) == 0:
+        return
+    ends = [min(observed.min(), drawn.min()), max(observed.max(), drawn.max())]
+    axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--")
+    axes.autoscale_view()  # names look for room in the frame as it will be
+    keep_apart(axes, [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
+
+
+def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
+    """The name of a gene on the side of its point where no other points are, if it has room there."""
+    above = drawn > observed
+    along = axes.transAxes.inverted().transform(axes.transData.transform((observed, drawn)))[0]
+    to_the_left = along > 0.3 if above else along > 0.75
+    return axes.annotate(
+        shortened(gene, 18),
+        (observed, drawn),
+        xytext=(-4 if to_the_left else 4, 2 if above else -2),
+        textcoords="offset points",
+        ha="right" if to_the_left else "left",
+        va="bottom" if above else "top",
+        fontsize="small",
+        fontstyle="italic",
+    )

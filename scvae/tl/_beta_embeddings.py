@@ -1,0 +1,163 @@
+"""`beta_embeddings`: pictures of the cells at many β, laid out so that each cell moves little from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._checks import check_adata, check_positive_int
+from .._keys import Keys
+from .._progress import progress_bar
+from .._rng import SeedLike, numpy_generator, seed_of
+from .._slots import write
+from ..data.intake import Cells
+from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
+from ..fitted import FittedModel, check_model
+from ..inference import posterior_moments
+from ..layouts import aligned_layouts
+from ._betas import evenly_spaced, given_betas
+from ._read import earlier_record, read_cells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+N_BETAS = 17  # each of the nine of tune_beta, and one between any two
+LEAST_CELLS = 10  # for a picture to have neighbours in it
+SHOWN = 41  # stream of the random numbers that draw the cells
+
+
+def beta_embeddings(
+    adata: AnnData,
+    model: FittedModel,
+    *,
+    betas: Sequence[float] | np.ndarray | None = None,
+    n_neighbors: int = 15,
+    max_cells: int = 10_000,
+    layer: str | None = None,
+    rng: SeedLike = 0,
+    key_added: str = "scvae",
+    copy: bool = False,
+    verbose: bool = True,
+) -> AnnData | None:
+    """UMAPs of the embedding at many β, aligned with each other, for `scvae.pl.beta_explorer`.
+
+    A UMAP computed anew at each β turns, mirrors and shuffles its islands at will, so that what β does to the cells
+    cannot be told from what the algorithm does. Here all begin at one layout, that of the mean of their graphs, and
+    each goes on from there with small steps for its own graph (the objective of McInnes et al. 2018, "UMAP").
+
+    Parameters
+    ----------
+    adata
+        Cells with raw data as at the fit; genes are matched by name.
+    model
+        A model of many β: of ``scvae.fit(adata, beta=(low, high))`` or ``scvae.tune_beta(adata).model``.
+    betas
+        The β's to compute, at least two, within the range of the model; None takes 17 over all of it, evenly spaced on
+        a log scale. The explorer moves the cells on straight lines between them.
+    n_neighbors
+        Neighbours of a cell in the graphs behind the UMAPs, itself included, as in scanpy.
+    max_cells
+        Of more cells, so many are laid out, drawn at random; the others have no place (NaN).
+    layer
+        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+    rng
+        Seed or numpy Generator: draws the cells, the noise of the likelihood and the steps of UMAP.
+    key_added
+        Name of the slots written.
+    copy
+        Whether to leave `adata` alone and return a copy with the results.
+    verbose
+        Whether to show a progress bar. Nothing else is printed.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, or None. Slots written:
+
+        ``obsm["X_<key_added>_umap_betas"]``
+            float32, cells x (2 betas): the two coordinates at the first β, those at the second, and so on.
+            ``scanpy.pl.embedding(adata, "X_<key_added>_umap_betas", dimensions=[(0, 1), (32, 33)])`` draws the first
+            and the last of 17.
+        ``uns["<key_added>"]["beta_embeddings"]``
+            ``beta`` (rising), ``rate`` and ``distortion`` at each in nats per cell, on at most 1,000 of the cells that
+            the fit held out (of all cells, if it was of other ones or held none out; ``judged_on`` says so),
+            ``n_cells`` laid out, ``n_neighbors``, ``seed``. What else is in ``uns["<key_added>"]`` stays.
+
+    Raises
+    ------
+    ValueError
+        As `embed`; if `model` knows one β alone, a β lies outside its range, `n_neighbors` is below 2 or not below the
+        number of cells laid out, or there are fewer than 10 of these. `adata` is then as it was.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, beta=(0.1, 10), n_latent=5, rng=0, verbose=False)
+    >>> scvae.tl.beta_embeddings(adata, model, betas=[0.1, 1, 10], verbose=False)
+    >>> adata.obsm["X_scvae_umap_betas"].shape
+    (200, 6)
+    """
+    check_model(model)
+    keys = Keys(key_added)
+    check_adata(adata)
+    points = _points(model, betas)
+    n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
+    n_shown = min(check_positive_int(max_cells, "max_cells"), adata.n_obs)
+    _check_numbers(n_shown, n_neighbors)
+    seed = seed_of(rng)
+    earlier = earlier_record(adata, keys.uns)
+    cells = read_cells(adata, model, layer)
+    shown = np.sort(numpy_generator(seed, SHOWN).permutation(len(cells))[:n_shown])
+    judged, role = to_judge_on(model, cells, seed=seed)
+    laid_out, curve = cells.taken(shown), []
+    means = np.empty((len(points), n_shown, model.n_latent), np.float32)
+    bar = progress_bar(2 * len(points) + 1, unit="step", leave=False, verbose=verbose)
+    try:
+        for mean, beta in zip(means, points, strict=True):
+            mean[:] = posterior_moments(model, laid_out, beta=beta)[0]
+            curve.append(_rate_and_distortion(model, judged, beta=beta, seed=seed))
+            bar.update()
+        layouts = aligned_layouts(means, n_neighbors=n_neighbors, seed=seed, done=bar.update)
+    finally:
+        bar.close()
+    umaps = np.full((len(cells), 2 * len(points)), np.nan, np.float32)
+    umaps[shown] = layouts.transpose(1, 0, 2).reshape(n_shown, -1)
+    rate, distortion = np.array(curve).T
+    record: dict[str, Any] = {
+        "beta": np.array(points),
+        "rate": rate,
+        "distortion": distortion,
+        "judged_on": f"{len(judged):,} cells {role}",
+        "n_cells": n_shown,
+        "n_neighbors": n_neighbors,
+        "seed": seed,
+    }
+    target = adata.copy() if copy else adata
+    write(target, obsm={keys.beta_umaps: umaps}, uns={keys.uns: earlier | {keys.beta_embeddings: record}})
+    return target if copy else None
+
+
+def _points(model: FittedModel, betas: Sequence[float] | np.ndarray | None) -> list[float]:
+    if not isinstance(model.beta, tuple):
+        raise ValueError(
+            f"model was trained at β = {model.beta:g} alone, so there is no path to show; pass one of "
+            "scvae.fit(adata, beta=(low, high)), or of scvae.tune_beta(adata)"
+        )
+    if betas is None:
+        return evenly_spaced(*model.beta, N_BETAS)
+    return [model.beta_of(beta) for beta in given_betas(betas)]
+
+
+def _check_numbers(n_shown: int, n_neighbors: int) -> None:
+    if n_shown < LEAST_CELLS:
+        raise ValueError(f"{n_shown} cells would be laid out; a UMAP needs {LEAST_CELLS} or more")
+    if not 2 <= n_neighbors < n_shown:
+        raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to below that of the cells, {n_shown:,}")
+
+
+def _rate_and_distortion(model: FittedModel, judged: Cells, *, beta: float, seed: int) -> tuple[float, float]:
+    mean, variance = posterior_moments(model, judged, beta=beta)
+    return rate_and_distortion(model, judged, mean, variance, beta=beta, seed=seed)
