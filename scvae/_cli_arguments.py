@@ -48,6 +48,27 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
 
 
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """One input or several, and an output that may be left out."""
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        type=Path,
+        nargs="+",
+        help="h5ad file or zarr store, cells x genes; several, or a folder of them, are one set of cells",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        default=None,
+        help="h5ad file to write: of one h5ad file a copy with the results, otherwise the cells with their columns and "
+        "the results, without values; left out, results go into the input itself",
+    )
+    add_force(parser)
+
+
 def add_force(parser: argparse.ArgumentParser) -> None:
     """Leave to replace files."""
     parser.add_argument("--force", action="store_true", default=False, help="replace outputs that exist")

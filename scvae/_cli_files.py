@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def check_input(path: Path) -> None:
-    """Refuses a path that is no file."""
+def check_input(path: Path, *, may_be_folder: bool = False) -> None:
+    """Refuses a path that is no file, nor, where it may be one, a folder."""
+    if path.is_dir() and may_be_folder:
+        return
     if path.is_dir():
         zarr = ", e.g. anndata.read_zarr(...).write_h5ad(...)" if path.suffix == ".zarr" else ""
         raise IsADirectoryError(f"the input {path} is a folder; pass an h5ad file{zarr}")
@@ -95,24 +97,79 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
         adata.file.close()
 
 
+class Results:
+    """Cells for a command to work on, and where what it finds of them goes.
+
+    Attributes
+    ----------
+    cells
+        An AnnData, a source of which the results are taken from its AnnData, or the paths of files to write into.
+    place
+        Where the results go, for people to read.
+    n_cells
+        Known when the results are there.
+    """
+
+    def __init__(self, cells: Any, adata: AnnData | None, place: str) -> None:
+        self.cells, self.place = cells, place
+        self._adata = adata
+        self.n_cells = 0
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def take(self, results: Callable[[AnnData], dict[str, dict[str, Any]]]) -> None:
+        """Remembers the results, if they are not in the files yet."""
+        if self._adata is not None:
+            self.found, self.n_cells = results(self._adata), self._adata.n_obs
+
+
+@contextmanager
+def results_of(
+    inputs: list[Path], output: Path | None, layer: str | None, *, is_writer: bool = True
+) -> Iterator[Results]:
+    """Opens what a command reads, and writes its results when the block ends well.
+
+    Of one h5ad file into a copy of it; of others into a file of the cells without values; without an output into the
+    inputs, which the command does itself. Of several processes that work on the cells, one is the writer.
+    """
+    from ._files import written_whole
+    from .data import sources
+
+    if output is None:
+        files = sources.listed(inputs)
+        with sources.opened(inputs, layer) as source:
+            n_cells = source.adata.n_obs
+        place = str(files[0]) if len(files) == 1 else f"{len(files):,} files"
+        results = Results(inputs, None, place)
+        results.n_cells = n_cells
+        yield results
+        return
+    if len(inputs) == 1 and inputs[0].is_file():
+        with opened(inputs[0], layer) as adata:
+            results = Results(adata, adata, str(output))
+            yield results
+        if is_writer:
+            write_copy(inputs[0], output, results.found)
+        return
+    with sources.opened(inputs, layer) as source:
+        results = Results(source, source.adata, str(output))
+        yield results
+        if not is_writer:
+            return
+        with written_whole(output) as temporary:
+            sources.small(source).write_h5ad(temporary, compression="gzip")
+
+
 def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
 
     None takes a key away.
     """
     import h5py  # type: ignore[import-untyped]
-    from anndata.io import write_elem
 
     from ._files import written_whole
+    from .data.write_back import add_results
 
     with written_whole(target) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
-            for group, values in results.items():
-                if group not in file:
-                    write_elem(file, group, {})
-                for key, value in values.items():
-                    if value is not None:
-                        write_elem(file[group], key, value)
-                    elif key in file[group]:
-                        del file[group][key]
+            add_results(file, results)

@@ -18,6 +18,7 @@ from .config import DEFAULT_N_LATENT, TrainingConfig
 from .data.batches import split
 from .data.covariates import covariate_names, widened
 from .data.intake import SAME_LAYER, Cells, read_query
+from .data.on_disk import Joined
 from .data.schema import Schema
 from .fitted import FittedModel
 from .model import VAE
@@ -83,10 +84,12 @@ def continue_fit(
     training: TrainingConfig | None,
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
+    matrix: Joined | None = None,
 ) -> tuple[FittedModel, Cells]:
     """Trains a model on `adata` from the weights of `model`: the new model, and the cells as it read them."""
     schema = widened(adata, model.schema, mapped=False)
-    cells = read_query(adata, schema, layer=SAME_LAYER if layer is None else layer)
+    memory = 1e9 * (training or model.training_config).memory
+    cells = read_query(adata, schema, layer=SAME_LAYER if layer is None else layer, matrix=matrix, memory=memory)
     if layer is not None:
         schema = replace(schema, layer=layer)
     fitted = fit_more(model, cells, schema, training, seed=seed, device=device, checkpoint=checkpoint, verbose=verbose)

@@ -25,7 +25,10 @@ from ._slots import write
 from .checkpoint import CHECKPOINT
 from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
 from .data.intake import Cells, read_fit
+from .data.on_disk import Joined
 from .data.schema import Schema
+from .data.sources import Paths, Source, opened
+from .data.write_back import check_can_be_changed, write_back
 from .distributed import joined, ranks
 from .fitted import FittedModel, check_model, in_use
 from .inference import posterior_moments
@@ -42,7 +45,7 @@ WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
 @joined()
 def fit(
-    adata: AnnData,
+    adata: AnnData | Paths | Source,
     *,
     layer: str | None = None,
     mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
@@ -69,7 +72,11 @@ def fit(
     Parameters
     ----------
     adata
-        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory or backed).
+        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory, backed or of dask), or
+        the path of an h5ad file or zarr store, a list of such paths, or a folder of them. Values on disk stay there if
+        there are more of them than `training.memory` allows: they are checked in one pass, and read again in every
+        epoch. Several files are one set of cells: of the genes that all have, of the columns of `obs` that all have,
+        and ``"file"``, the file of each cell. (The command line passes a `Source`, and writes the results itself.)
     layer
         Layer that holds the data; None for `X`.
     mask_var
@@ -121,7 +128,9 @@ def fit(
     Returns
     -------
     FittedModel
-        The model; it holds no reference to `adata`. Slots written to `adata`, all at the end:
+        The model; it holds no reference to `adata`. Slots written to `adata`, all at the end; if that is a file, into
+        the file itself, where nothing else changes (each of several files has its own cells, and a file has all of this
+        or none of it):
 
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
@@ -156,25 +165,32 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
-    model, cells = read_and_train(
-        adata,
-        layer=layer,
-        mask_var=mask_var,
-        batch_key=batch_key,
-        covariate_keys=covariate_keys,
-        size_factor_key=size_factor_key,
-        likelihood=likelihood,
-        n_latent=n_latent,
-        beta=beta,
-        rng=rng,
-        device=device,
-        network=network,
-        training=training,
-        init=init,
-        checkpoint=checkpoint,
-        verbose=verbose,
-    )
-    write_results(adata, model, cells, keys)
+    with opened(adata, layer or (init.schema.layer if init else None)) as source:
+        ranks().first(lambda: check_can_be_changed(source))
+        model, cells = read_and_train(
+            source.adata,
+            layer=layer,
+            mask_var=mask_var,
+            batch_key=batch_key,
+            covariate_keys=covariate_keys,
+            size_factor_key=size_factor_key,
+            likelihood=likelihood,
+            n_latent=n_latent,
+            beta=beta,
+            rng=rng,
+            device=device,
+            network=network,
+            training=training,
+            init=init,
+            checkpoint=checkpoint,
+            verbose=verbose,
+            matrix=source.matrix,
+        )
+        write_results(source.adata, model, cells, keys)
+    ranks().gather(None)  # nobody reads the files any more
+    with ranks().all_or_none():
+        if ranks().is_first:
+            write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
     return model
 
 
@@ -196,6 +212,7 @@ def read_and_train(
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
     init: FittedModel | None = None,
+    matrix: Joined | None = None,
 ) -> tuple[FittedModel, Cells]:
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
@@ -226,6 +243,7 @@ def read_and_train(
             training=training,
             checkpoint=checkpoint,
             verbose=verbose,
+            matrix=matrix,
         )
     check_choice(likelihood, NAMES, "likelihood")
     n_latent = _checked_n_latent(n_latent)
@@ -239,6 +257,8 @@ def read_and_train(
         covariate_keys=covariate_keys,
         size_factor_key=size_factor_key,
         kind=KIND[likelihood],
+        matrix=matrix,
+        memory=1e9 * training.memory,
     )
     _check_heads(network, likelihood, schema)
 
@@ -266,7 +286,7 @@ def write_results(
 
     With `more` in the record.
     """
-    mean, variance = posterior_moments(model, cells, beta=beta)
+    mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
     obsm = {keys.mean: mean, keys.variance: variance}
     uns = {keys.uns: record_of(model) | dict(more or {})}
     write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)

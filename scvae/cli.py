@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from ._cli_arguments import add_files, add_force, add_input, add_key_added, add_layer, add_more_output, add_settings
+from ._cli_arguments import (
+    add_files,
+    add_force,
+    add_input,
+    add_key_added,
+    add_layer,
+    add_more_output,
+    add_settings,
+    add_sources,
+)
 from ._cli_files import (
     check_input,
     check_output,
@@ -21,6 +30,7 @@ from ._cli_files import (
     check_picture,
     check_writable,
     opened,
+    results_of,
     write_copy,
 )
 from ._keys import Keys
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options that name files to write
 KEYWORDS = (
     "layer",
     "mask_var",
@@ -134,13 +145,13 @@ def _parser() -> _Parser:
 def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "fit",
-        help="train a model on an h5ad file and write the embedding",
-        description="Trains a model on raw counts and writes a copy of the file with the embedding in it.",
+        help="train a model on h5ad files or zarr stores and write the embedding",
+        description="Trains a model on raw counts and writes the embedding: into the files themselves, or elsewhere.",
         epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit).",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    add_files(parser)
+    add_sources(parser)
     model = add_settings(parser)
     model.add_argument(
         "--beta",
@@ -179,12 +190,12 @@ def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser(
         "embed",
-        help="embed the cells of an h5ad file with a saved model",
-        description="Writes a copy of the file with the embedding that a saved model gives to its cells.",
+        help="embed the cells of h5ad files or zarr stores with a saved model",
+        description="Writes the embedding that a saved model gives to cells: into their files, or elsewhere.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    add_files(parser)
+    add_sources(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X (default: as at the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to embed at")
@@ -243,27 +254,27 @@ def _fit(given: argparse.Namespace) -> None:
     from ._fit import fit
 
     keys = Keys(given.key_added)
-    with opened(given.input, getattr(given, "layer", None)) as adata:
-        model = fit(adata, **_keywords(given))
-        results = _results(adata, keys)
-        n_cells = adata.n_obs
+    keywords = _keywords(given)
+    layer = getattr(given, "layer", None)
+    with results_of(given.input, given.output, layer, is_writer=_is_first()) as results:
+        model = fit(results.cells, **keywords)
+        results.take(lambda adata: _results(adata, keys))
+        if given.model is not None and _is_first():
+            model.save(given.model)
     if not _is_first():
         return
-    if given.model is not None:
-        model.save(given.model)
-    write_copy(given.input, given.output, results)
     if given.quiet:
         return
     outcome = model.outcome
     rows = {
-        "cells": f"{n_cells:,}",
+        "cells": f"{results.n_cells:,}",
         "genes": f"{len(model.genes):,}",
         "seconds": f"{outcome.seconds:.1f} ({outcome.epochs} epochs)",
         "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
         "active dimensions": f"{outcome.active_dimensions} of {model.n_latent}",
         "converged": "yes" if outcome.converged else f"no: {outcome.reason}",
         "seed": model.seed,
-        "embedding": f"{given.output}, obsm[{keys.mean!r}]",
+        "embedding": f"{results.place}, obsm[{keys.mean!r}]",
     }
     _print_rows(rows if given.model is None else rows | {"model": given.model})
 
@@ -309,19 +320,23 @@ def _tune_beta(given: argparse.Namespace) -> None:
     _print_rows(rows | {name: place for name, place in places if place})
 
 
-def _check_files(given: argparse.Namespace) -> None:
+def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) -> None:
     """Refuses what could not be read, or written in the end, before a training begins."""
-    check_input(given.input)
+    inputs = given.input if isinstance(given.input, list) else [given.input]
+    for path in inputs:
+        check_input(path, may_be_folder=isinstance(given.input, list))
     if not _is_first():
         return
-    outputs = {f"--{name}": getattr(given, name, None) for name in ("model", "plot", "explorer", "checkpoint")}
+    outputs = {f"--{name}": getattr(given, name, None) for name in written}
     check_paths_differ({"output": given.output} | outputs)
-    check_output(given.output, given.input, force=given.force)
-    for name, path in outputs.items():
-        if path is not None:
-            # a checkpoint that exists is resumed, so it needs no --force
-            force = given.force or name == "--checkpoint"
-            check_output(path, given.input, force=force, may_replace_input=False)
+    for source in inputs:
+        if given.output is not None:
+            check_output(given.output, source, force=given.force, may_replace_input=len(inputs) == 1)
+        for name, path in outputs.items():
+            if path is not None:
+                # a checkpoint that exists is resumed, so it needs no --force
+                force = given.force or name == "--checkpoint"
+                check_output(path, source, force=force, may_replace_input=False)
 
 
 def _keywords(given: argparse.Namespace) -> dict[str, Any]:
@@ -374,9 +389,8 @@ def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Nam
 
 
 def _embed(given: argparse.Namespace) -> None:
-    check_input(given.input)
+    _check_files(given, written=())
     check_paths_differ({"output": given.output, "--model": given.model})
-    check_output(given.output, given.input, force=given.force)
 
     from .fitted import load
     from .tl import embed
@@ -384,12 +398,10 @@ def _embed(given: argparse.Namespace) -> None:
     model = load(given.model)
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
-    with opened(given.input, None if layer == "X" else layer) as adata:
-        embed(adata, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
-        results = {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}}
-        n_cells = adata.n_obs
-    write_copy(given.input, given.output, results)
-    _print_rows({"cells": f"{n_cells:,}", "embedding": f"{given.output}, obsm[{keys.mean!r}]"})
+    with results_of(given.input, given.output, None if layer == "X" else layer) as results:
+        embed(results.cells, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
+        results.take(lambda adata: {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}})
+    _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
 
 
 def _diagnose(given: argparse.Namespace) -> None:

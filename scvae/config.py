@@ -91,7 +91,11 @@ class TrainingConfig:
     learning_rate
         Peak of the one-cycle schedule of Adam; None sets it from the batch size (see `scvae.recipe.make_recipe`).
     validation_fraction
-        Share of the cells held out for validation; 0 for none.
+        Share of the cells held out for validation, 20,000 cells at most; 0 for none.
+    memory
+        GB that the values of cells on disk (a file, a backed or dask-backed AnnData) may take: where those of the
+        modelled genes need more, training reads them from disk again in every epoch, in blocks of neighbouring cells,
+        permuted in a window of about a quarter of this.
     warmup
         Fraction of the run over which β rises linearly from 0 to its final value.
     warmup_cycles
@@ -121,6 +125,7 @@ class TrainingConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     validation_fraction: float = 0.1
+    memory: float = 1.0
     warmup: float = 0.1
     warmup_cycles: int = 1
     patience: float | None = 0.5
@@ -135,6 +140,7 @@ class TrainingConfig:
         for name in ("checkpoint_every", "warmup_cycles"):
             _check_integer(self, name, at_least=1)
         _check_number(self, "validation_fraction", low=0.0, below=1.0)
+        _check_number(self, "memory", low=0.0)
         _check_number(self, "warmup", low=0.0, below=1.0)
         _check_number(self, "free_bits", low=0.0)
         for name in ("learning_rate", "patience", "capacity"):

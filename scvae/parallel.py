@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ._interrupt import Interrupt, Interrupted
 from ._rng import generator_of_rank
 from .config import TrainingConfig
-from .data.batches import Batch
+from .data.batches import Batch, share_of
 from .data.feeds import Feed, Plan
 from .distributed import Ranks
 from .model import VAE
@@ -89,12 +89,15 @@ class ParallelStep:
         Interrupted
             In all processes, after the same step, if one of them was asked to stop.
         """
-        parts = [self.ranks.part(len(cells)) for cells in plan]
-        # where a batch has fewer cells than there are processes, some take a cell of it along with weight 0
-        own = [cells[part] if part.stop > part.start else cells[:1] for cells, part in zip(plan, parts, strict=True)]
+        own = share_of(plan, self.ranks.rank, self.ranks.world)
+        # the last batch of cells on disk is as small as any; others are few enough to be looked at
+        smallest = min(map(len, plan)) if isinstance(plan, list) else len(plan[-1])
+        if smallest < self.ranks.world:
+            # some processes have no cell of such a batch: they take one along with weight 0
+            own = [mine if len(mine) else cells[:1] for mine, cells in zip(own, plan, strict=True)]
         said: list[Float[Tensor, "4"]] = []
-        for i, (batch, generator) in enumerate(zip(self.feed.batches(own), generators, strict=True)):
-            said.append(self(batch, len(plan[i]), parts[i], generator, dials[i]))
+        for i, (cells, batch, generator) in enumerate(zip(plan, self.feed.batches(own), generators, strict=True)):
+            said.append(self(batch, len(cells), self.ranks.part(len(cells)), generator, dials[i]))
             if ((i + 1) % STOP_EVERY == 0 or i + 1 == len(plan)) and float(torch.stack(said)[:, 3].sum()) > 0:
                 raise Interrupted
         return [row[:3] for row in said]

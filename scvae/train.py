@@ -117,7 +117,7 @@ def train(
     n_epochs, batch_size, peak = make_recipe(config, len(training))
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
     optimizer = make_optimizer(model, len(training), only)
-    feed = make_feed(cells, device)
+    feed = make_feed(cells, device, held=validation)
     step = make_step(model, optimizer, feed, config, device, together, interrupt)
     progress = Progress()
     if checkpoint is not None and together.first(Path(checkpoint).exists):
@@ -130,7 +130,8 @@ def train(
     try:
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
             model.train(only is None)
-            plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch)
+            order = {"seed": seed, "epoch": progress.epoch, "world": together.world}
+            plan = epoch_plan(training, batch_size, **order, shuffle=feed.shuffle)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
             dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)

@@ -15,6 +15,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
         "_devices",
         "_files",
         "_html",
+        "_in_place",
         "_interrupt",
         "_keys",
         "_log",

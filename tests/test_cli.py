@@ -111,8 +111,11 @@ def the_error(capsys):
 
 REFUSED = {
     "missing input": ("fit none.h5ad -o out.h5ad", "there is no file none.h5ad"),
-    "input is a folder": ("fit folder.h5ad -o out.h5ad", "input folder.h5ad is a folder"),
-    "input is zarr": ("fit store.zarr -o out.h5ad", "read_zarr"),
+    "input is a folder": (
+        "fit folder.h5ad -o out.h5ad",
+        "the folder folder.h5ad has no file that ends in .h5ad or .zarr",
+    ),
+    "input is zarr": ("tune-beta store.zarr -o out.h5ad", "read_zarr"),
     "input is text": ("fit text.h5ad -o out.h5ad", "cannot read text.h5ad as an h5ad file"),
     "input is cut off": ("fit cut.h5ad -o out.h5ad", "cannot read cut.h5ad as an h5ad file"),
     "input is foreign": ("fit foreign.h5ad -o out.h5ad", "cannot read foreign.h5ad as an h5ad file"),
@@ -188,7 +191,7 @@ REFUSED = {
     "unknown command": ("fitt in.h5ad", "(see scvae --help)"),
     "unknown option": ("fit in.h5ad -o out.h5ad --latent 3", "--latent"),
     "shortened option": ("fit in.h5ad -o out.h5ad --batch batch", "--batch"),
-    "no output": ("fit in.h5ad", "-o/--output (see scvae fit --help)"),
+    "no output": ("tune-beta in.h5ad", "-o/--output (see scvae tune-beta --help)"),
     "no number": ("fit in.h5ad -o out.h5ad --beta high", "(see scvae fit --help)"),
     "diagnose: no model": ("diagnose in.h5ad", "--model (see scvae diagnose --help)"),
     "no model": ("embed in.h5ad -o out.h5ad", "--model (see scvae embed --help)"),
@@ -508,3 +511,51 @@ def test_a_process_fits_and_its_errors_have_exit_code_2(folder, example):
     ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "scvae: error: the output out.h5ad exists; pass --force to replace it\n"
+
+
+@pytest.fixture
+def atlas(tmp_path, monkeypatch):
+    """A folder with a file and a store of half the cells each."""
+    adata = make_adata()
+    del adata.raw
+    (tmp_path / "atlas").mkdir()
+    adata[:30].copy().write_h5ad(tmp_path / "atlas" / "one.h5ad")
+    zarr = pytest.importorskip("zarr")
+    version = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
+    root = zarr.open_group(str(tmp_path / "atlas" / "two.zarr"), mode="w", **version)
+    anndata.io.write_elem(root, "/", adata[30:].copy())
+    monkeypatch.chdir(tmp_path)
+    return adata
+
+
+@pytest.mark.parametrize("inputs", [["atlas"], ["atlas/one.h5ad", "atlas/two.zarr"]])
+def test_several_files_give_a_small_file_of_their_cells(atlas, inputs, tmp_path):
+    before = contents(tmp_path / "atlas")
+    assert run("fit", *inputs, "-o", "latent.h5ad", "--model", "m.safetensors", "--batch-key", "file", *QUICK) == 0
+    found = anndata.read_h5ad("latent.h5ad")
+    assert found.shape == (N_CELLS, 0)
+    assert found.obsm["X_scvae"].shape == (N_CELLS, 3)
+    assert found.obs["file"].tolist() == ["one"] * 30 + ["two"] * 30
+    assert list(found.obs_names) == [f"cell{i}-{'one' if i < 30 else 'two'}" for i in range(N_CELLS)]
+    assert found.obs["batch"].tolist() == atlas.obs["batch"].tolist()
+    assert found.uns["scvae"]["params"]["batch_key"] == "file"
+    assert contents(tmp_path / "atlas") == before
+    assert run("embed", *inputs, "--model", "m.safetensors", "-o", "again.h5ad") == 0
+    again = anndata.read_h5ad("again.h5ad")
+    assert np.allclose(again.obsm["X_scvae"], found.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+
+
+def test_without_an_output_each_input_gets_its_results(atlas, tmp_path, capsys):
+    assert run("fit", "atlas", "--epochs", 2, "--n-latent", 3, "--seed", 0, "--model", "m.safetensors") == 0
+    assert "embedding          2 files, obsm['X_scvae']" in capsys.readouterr().out
+    one, two = anndata.read_h5ad("atlas/one.h5ad"), anndata.read_zarr("atlas/two.zarr")
+    assert one.obsm["X_scvae"].shape == two.obsm["X_scvae"].shape == (30, 3)
+    assert (one.X != atlas[:30].X).nnz == 0
+    assert run("embed", "atlas/one.h5ad", "--model", "m.safetensors", "--key-added", "other") == 0
+    assert np.allclose(anndata.read_h5ad("atlas/one.h5ad").obsm["X_other"], one.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas", "m.safetensors"]
+
+
+def test_outputs_are_not_written_over_inputs_among_several(atlas, capsys):
+    assert run("fit", "atlas/one.h5ad", "atlas/two.zarr", "-o", "atlas/one.h5ad", "--force") == 2
+    assert "is the input" in the_error(capsys)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final, overload
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 
 SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
+MOST_ASIDE = 20_000  # more cells tell nothing more of a mean, and every epoch looks at all of them
+
+Batches = Sequence[Int[np.ndarray, "_"]]  # positions of the cells of each
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,7 +92,7 @@ def n_aside(n: int, fraction: float) -> int:
         raise ValueError("fraction is 1, which leaves no cell to train on; pass a number in [0, 1)")
     if n < SMALLEST_SPLIT or fraction == 0:
         return 0
-    return min(max(round(n * fraction), 1), n - 1)
+    return min(max(round(n * fraction), 1), n - 1, MOST_ASIDE)
 
 
 def split(
@@ -108,7 +113,8 @@ def split(
     -------
     tuple
         Positions of the training and of the validation cells, sorted int64. round(n * fraction) cells are set aside,
-        at least one when `fraction` > 0 and n >= 10, none when n < 10; one training cell always remains.
+        at least one when `fraction` > 0 and n >= 10, none when n < 10, and 20,000 at most; one training cell always
+        remains.
 
     Raises
     ------
@@ -120,25 +126,63 @@ def split(
     return np.sort(order[aside:]), np.sort(order[:aside])
 
 
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """How cells on disk are put in a random order: blocks of neighbours at random, then cells at random in a window.
+
+    Parameters
+    ----------
+    block
+        Cells that lie next to each other and are read together.
+    window
+        Cells that are in memory together, on each rank.
+    """
+
+    block: int
+    window: int
+
+    def variance_ratio(self, batch_size: int, n_cells: int) -> float:
+        """Variance of a batch's mean over that of a batch drawn from all cells, where like cells lie together.
+
+        1 + b (B - 1) / M for batches of b cells out of a window of M cells in blocks of B: the block mates of a cell
+        are (B - 1) / M of the window, and come into its batch more often than they would by chance. This is what a file
+        sorted by type gives at worst; in a file in random order it is 1, and so it is if all cells fit the window.
+        """
+        if self.window >= n_cells:
+            return 1.0
+        return 1.0 + batch_size * (self.block - 1) / self.window
+
+
 def epoch_plan(
-    train: Int[np.ndarray, " train"], batch_size: int, *, seed: int, epoch: int
-) -> list[Int[np.ndarray, " cells"]]:
+    train: Int[np.ndarray, " train"],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    world: int = 1,
+    shuffle: Shuffle | None = None,
+) -> Batches:
     """The batches of one epoch: a pure function of its arguments, so that a resumed run meets the same batches.
 
     Parameters
     ----------
     train
-        Positions of the training cells.
+        Positions of the training cells, rising.
     batch_size
         Wished number of cells in a batch. The cells are cut into round(n / batch_size) nearly equal parts, so batches
         differ by at most one cell and no tiny last batch (which would upset batch statistics) can occur.
     seed, epoch
         Not negative; together they decide the order.
+    world
+        Processes that share each batch: `share_of` says which of its cells are a rank's.
+    shuffle
+        For cells on disk: each rank reads blocks of neighbours, of which nobody else reads a cell (but for those cut at
+        the edge of a window), and its batches come out of one window after another.
 
     Returns
     -------
-    list
-        Positions of each batch.
+    Sequence
+        Positions of each batch, every cell once. A list, or what makes them when they are asked for.
 
     Raises
     ------
@@ -148,9 +192,117 @@ def epoch_plan(
     check_positive_int(batch_size, "batch_size")
     if len(train) == 0:
         raise ValueError("there is no training cell; lower the validation fraction")
-    sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
-    order = np.random.Generator(np.random.Philox(sequence)).permutation(np.asarray(train, dtype=np.int64))
-    return np.array_split(order, max(1, round(len(order) / batch_size)))
+    train = np.asarray(train, dtype=np.int64)
+    if shuffle is not None and shuffle.window * world < len(train):
+        return WindowedPlan(train, batch_size, seed=seed, epoch=epoch, world=world, shuffle=shuffle)
+    order = _generator(seed, epoch).permutation(train)
+    return np.array_split(order, _n_batches(len(order), batch_size))
+
+
+@final
+class WindowedPlan(Sequence[np.ndarray]):
+    """The batches of an epoch of cells on disk, made window by window: see `epoch_plan`.
+
+    The cells are cut into blocks, the first of which has a random size, so that blocks end elsewhere in each epoch. The
+    blocks are permuted. Each window takes the next of them, as many as make a whole number of batches, deals them to
+    the ranks, and permutes the cells of each.
+
+    Parameters
+    ----------
+    rank
+        Whose share of each batch to give; None for whole batches.
+    """
+
+    def __init__(
+        self,
+        train: Int[np.ndarray, "_"],
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        world: int,
+        shuffle: Shuffle,
+        rank: int | None = None,
+    ) -> None:
+        self._train, self._batch_size, self._seed, self._epoch = train, batch_size, seed, epoch
+        self.world, self.shuffle, self.rank = world, shuffle, rank
+        n_batches = _n_batches(len(train), batch_size)
+        least, longer = divmod(len(train), n_batches)
+        self._ends = np.cumsum(least + (np.arange(n_batches) < longer))  # as `np.array_split` cuts
+        self.batches_per_window = max(1, shuffle.window // -(-(least + 1) // world))
+        rng = _generator(seed, epoch)
+        first = int(rng.integers(1, shuffle.block + 1))
+        starts = np.concatenate([[0], np.arange(first, len(train), shuffle.block)])
+        stops = np.append(starts[1:], len(train))
+        order = rng.permutation(len(starts))
+        self._starts, self._stops = starts[order], stops[order]
+        self._filled = np.cumsum(self._stops - self._starts)
+        self._made: tuple[int, list[Int[np.ndarray, "_"]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> Int[np.ndarray, "_"]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Batches: ...
+    def __getitem__(self, place: int | slice) -> Int[np.ndarray, "_"] | Batches:
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        window, batch = divmod(range(len(self))[place], self.batches_per_window)
+        if self._made[0] != window:
+            self._made = window, self._batches_of(window)
+        whole = self._made[1][batch]
+        return whole if self.rank is None else np.array_split(whole, self.world)[self.rank]
+
+    def of_rank(self, rank: int) -> WindowedPlan:
+        """The same plan, giving only a rank's share of each batch."""
+        return WindowedPlan(
+            self._train,
+            self._batch_size,
+            seed=self._seed,
+            epoch=self._epoch,
+            world=self.world,
+            shuffle=self.shuffle,
+            rank=rank,
+        )
+
+    def _batches_of(self, window: int) -> list[Int[np.ndarray, "_"]]:
+        batches = slice(window * self.batches_per_window, (window + 1) * self.batches_per_window)
+        ends = self._ends[batches]
+        begin = 0 if window == 0 else int(self._ends[batches.start - 1])
+        cells = self._cells(begin, int(ends[-1]))
+        sizes = np.diff(ends, prepend=begin)
+        # what array_split will cut each batch into, ranks x batches
+        shares = sizes // self.world + (np.arange(self.world)[:, None] < sizes % self.world)
+        rng = _generator(self._seed, self._epoch, 1 + window)  # numpy takes (epoch, 0) for (epoch)
+        dealt = []
+        for part, share in zip(np.split(cells, np.cumsum(shares.sum(1))[:-1]), shares, strict=True):
+            dealt.append(np.split(rng.permutation(part), np.cumsum(share)[:-1]))
+        return [np.concatenate(pieces) for pieces in zip(*dealt, strict=True)]
+
+    def _cells(self, begin: int, end: int) -> Int[np.ndarray, "_"]:
+        """From one place to another in the sequence of blocks."""
+        first, last = np.searchsorted(self._filled, [begin, end - 1], side="right")
+        starts, stops = self._starts[first : last + 1].copy(), self._stops[first : last + 1].copy()
+        starts[0] += begin - (self._filled[first] - (stops[0] - starts[0]))
+        stops[-1] -= self._filled[last] - end
+        return np.concatenate([self._train[a:b] for a, b in zip(starts, stops, strict=True)])
+
+
+def share_of(plan: Batches, rank: int, world: int) -> Batches:
+    """A rank's cells of each batch of a plan; a share may be empty."""
+    if isinstance(plan, WindowedPlan):
+        return plan.of_rank(rank)
+    return [np.array_split(batch, world)[rank] for batch in plan]
+
+
+def _n_batches(n_cells: int, batch_size: int) -> int:
+    return max(1, round(n_cells / batch_size))
+
+
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
 def chunks(n: int, size: int) -> list[Int[np.ndarray, " cells"]]:

@@ -72,8 +72,6 @@ def name_of(layer: str | None) -> str:
 
 def readable(matrix: Any, name: str) -> Any:
     """`matrix` as a scipy CSR, a numpy array or something on disk; errors as in `matrix_of`."""
-    if type(matrix).__module__.partition(".")[0] == "dask":
-        raise TypeError(f"{name} is a dask array; call .compute() on it, or adata.to_memory(), first")
     if isinstance(matrix, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; fill its gaps first, e.g. with .filled(0)")
     if isinstance(matrix, pd.DataFrame):
@@ -91,17 +89,14 @@ def readable(matrix: Any, name: str) -> Any:
 
 def is_dense(matrix: Any) -> bool:
     """Whether every value is stored."""
-    return not sp.issparse(matrix) and not isinstance(matrix, CSRDataset | CSCDataset)
+    return not sp.issparse(getattr(matrix, "_meta", matrix)) and not isinstance(matrix, CSRDataset | CSCDataset)
 
 
 def blocks(matrix: Any) -> Iterator[Block]:
-    """All values of a readable matrix in pieces of about `BLOCK` values; entries of memory CSR are not copied."""
+    """All values of a matrix in memory, or of a CSC on disk, in pieces of about `BLOCK` values; CSR is not copied."""
     if sp.issparse(matrix):
         for start, stop in row_ranges(matrix.indptr):
             yield _rows_of(matrix, start, stop)
-    elif isinstance(matrix, CSRDataset):
-        for start, stop in row_ranges(matrix.group["indptr"][...]):
-            yield _block(start, matrix[start:stop])
     elif isinstance(matrix, CSCDataset):
         for start, stop in row_ranges(matrix.group["indptr"][...]):
             yield _block(0, matrix[:, start:stop].tocsr(), first_column=start)
@@ -129,7 +124,7 @@ def without_duplicates(matrix: Any) -> tuple[Any, bool]:
     is_sorted = True
     for start, stop in row_ranges(matrix.indptr):
         block = _rows_of(matrix, start, stop)
-        if _rises(block.indptr, block.columns):
+        if rises(block.indptr, block.columns):
             continue
         is_sorted = False
         row = np.repeat(np.arange(stop - start), np.diff(block.indptr))
@@ -141,6 +136,14 @@ def without_duplicates(matrix: Any) -> tuple[Any, bool]:
             repaired.sum_duplicates()
             return repaired, True
     return matrix, is_sorted
+
+
+def rises(indptr: NDArray[np.int64], columns: NDArray[Any]) -> bool:
+    """Whether the columns of each row rise."""
+    larger = columns[1:] > columns[:-1]
+    starts = indptr[1:-1]
+    larger[starts[(starts > 0) & (starts < len(columns))] - 1] = True  # from one row to the next it may fall
+    return bool(larger.all())
 
 
 def gather(pieces: list[Block], shape: tuple[int, int]) -> Stored:
@@ -178,13 +181,6 @@ def _block(first_cell: int, piece: Any, first_column: int = 0) -> Block:
     return Block(first_cell, piece.indptr.astype(np.int64), columns, piece.data)
 
 
-def _rises(indptr: NDArray[np.int64], columns: NDArray[Any]) -> bool:
-    rises = columns[1:] > columns[:-1]
-    starts = indptr[1:-1]
-    rises[starts[(starts > 0) & (starts < len(columns))] - 1] = True  # from one row to the next it may fall
-    return bool(rises.all())
-
-
 def _is_array_on_disk(matrix: Any) -> bool:
-    """h5py.Dataset and zarr.Array, without importing either."""
-    return type(matrix).__module__.partition(".")[0] in ("h5py", "zarr") and len(getattr(matrix, "shape", ())) == 2
+    """h5py.Dataset, zarr.Array and dask.array.Array, without importing any."""
+    return type(matrix).__module__.partition(".")[0] in ("dask", "h5py", "zarr") and len(matrix.shape) == 2

@@ -20,8 +20,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from ..kernels.csr import CSR
 from .containers import Block, is_dense, matrix_of, name_of, readable
-from .rows import SparseRows, reduce_rows, row_sums
+from .rows import Rows, reduce_rows, row_sums
 from .schema import Kind
 
 SPREAD = 0.01  # relative; see the head of this file
@@ -58,6 +59,8 @@ class ValueCheck:
 
     Attributes
     ----------
+    name
+        How messages call the matrix.
     library
         float64 sum over the genes of `mask`, per cell.
     seen
@@ -69,6 +72,7 @@ class ValueCheck:
     def __init__(self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_]) -> None:
         self._kind = kind
         self._layer = layer
+        self.name = name_of(layer)
         self._adata = adata
         self._mask = mask
         self.library = np.zeros(adata.n_obs)
@@ -108,7 +112,7 @@ class ValueCheck:
         if self._kind == "counts":
             self._look_for_fractions(block)
 
-    def finish(self, rows: SparseRows) -> None:
+    def finish(self, rows: Rows) -> None:
         """Judges all cells together.
 
         Parameters
@@ -128,7 +132,7 @@ class ValueCheck:
         """
         if self._n_fractions == 0:
             return
-        where = name_of(self._layer)
+        where = self.name
         for name, sums in self._sums.items():
             if (name == "normalised" or self._could_be_logarithms) and _nearly_constant(sums):
                 total = float(np.median(sums[sums > 0]))
@@ -137,6 +141,7 @@ class ValueCheck:
                     f"(e.g. {self._fraction}); {self._advice()}"
                 )
         tested = rows.take(np.unique(np.linspace(0, rows.n_cells - 1, TESTED_CELLS).astype(np.int64)))
+        assert isinstance(tested, CSR)
         indptr, values = tested.indptr.numpy(), tested.values.numpy()
         for name, transform in BEFORE_LOGARITHM.items():
             if (name == "normalised" or self._could_be_logarithms) and _are_multiples(indptr, values, transform):
@@ -176,7 +181,7 @@ class ValueCheck:
             return
         remedy = remedy if isinstance(remedy, str) else remedy()
         example = self._example(block, int(wrong.argmax()))
-        raise ValueError(f"{name_of(self._layer)} has {what} ({example}); {remedy}")
+        raise ValueError(f"{self.name} has {what} ({example}); {remedy}")
 
     def _example(self, block: Block, entry: int) -> str:
         row = int(np.searchsorted(block.indptr, entry, side="right")) - 1
@@ -228,6 +233,7 @@ def _peek_is_counts(matrix: Any, name: str) -> bool:
         part = readable(matrix, name)[:PEEKED_CELLS]
     except TypeError:
         return False
+    part = part.compute() if hasattr(part, "dask") else part
     values = np.asarray(part) if is_dense(part) else part.data
     return bool(values.size and values.any() and (values >= 0).all() and (values == np.rint(values)).all())
 

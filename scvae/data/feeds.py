@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
@@ -18,20 +18,29 @@ from torch import Tensor
 
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
-from .batches import Batch, chunks
+from .batches import Batch, Batches, Shuffle, WindowedPlan, chunks
 from .intake import Cells
-from .rows import DenseRows
+from .rows import DenseRows, SparseRows
+from .stored_rows import USUAL_BATCH, StoredRows
 
 logger = logging.getLogger(__name__)
 
-Plan = Sequence[Int[np.ndarray, "_"]]
+Plan = Batches
 
 CHUNK = 4096  # cells on their way to the device
 STORE_SHARE = 0.6  # of the free memory that the cells may fill: the rest is for the training
 
 
 class Feed(ABC):
-    """Cells, handed out batch by batch on the device of the model."""
+    """Cells, handed out batch by batch on the device of the model.
+
+    Attributes
+    ----------
+    shuffle
+        How plans should go through the cells, if not in any order.
+    """
+
+    shuffle: Shuffle | None = None
 
     @abstractmethod
     def batches(self, plan: Plan) -> Iterator[Batch]:
@@ -91,6 +100,91 @@ class Streamed(Feed):
 
 
 @final
+class FromDisk(Feed):
+    """Reads the cells of many batches together, the next ones in other threads while these are in use.
+
+    Parameters
+    ----------
+    cells
+        Their rows are on disk.
+    held
+        Positions, rising, of cells that are asked for again and again: they are read once, and stay in memory.
+    """
+
+    def __init__(self, cells: Cells, device: torch.device, held: Int[np.ndarray, " held"] | None = None) -> None:
+        assert isinstance(cells.rows, StoredRows)
+        self.cells, self.device, self.shuffle = cells, device, cells.rows.shuffle
+        self.held = np.empty(0, np.int64) if held is None else held
+        self.held_cells = cells.taken(self.held) if len(self.held) else None
+
+    def batches(self, plan: Plan) -> Iterator[Batch]:
+        if len(plan) == 0:
+            return
+        if self.held_cells is not None and np.isin(plan[0], self.held).all():
+            places = [np.searchsorted(self.held, part) for part in plan]
+            yield from (self._sent(self.held_cells.batch(part)) for part in places)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="scvae-feed") as worker:
+            groups = self._groups(plan)
+            group = next(groups, [])
+            coming = worker.submit(self._read, group)
+            while group:
+                window = coming.result()
+                following = next(groups, [])
+                if following:
+                    coming = worker.submit(self._read, following)
+                start = 0
+                for part in group:
+                    yield self._sent(_between(window, start, start + len(part)))
+                    start += len(part)
+                del window
+                group = following
+
+    def _groups(self, plan: Plan) -> Iterator[list[Int[np.ndarray, "_"]]]:
+        """Batches to be read together: a window of the plan, or as many as fill one."""
+        if isinstance(plan, WindowedPlan):
+            size = plan.batches_per_window
+            yield from (list(plan[start : start + size]) for start in range(0, len(plan), size))
+            return
+        assert self.shuffle is not None
+        group: list[Int[np.ndarray, "_"]] = []
+        n = 0
+        for part in plan:
+            if group and n + len(part) > self.shuffle.window:
+                yield group
+                group, n = [], 0
+            group.append(part)
+            n += len(part)
+        yield group
+
+    def _read(self, group: list[Int[np.ndarray, "_"]]) -> Cells:
+        return self.cells.taken(np.concatenate(group))
+
+    def _sent(self, batch: Batch) -> Batch:
+        if self.device.type != "cuda":
+            return batch.to(self.device)
+        sent = _changed(batch, lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+        # rows by where they begin and end: to count them would wait for the device
+        return dataclasses.replace(sent, x=SelectedRows.of(sent.x)) if isinstance(sent.x, CSR) else sent
+
+
+def _between(window: Cells, start: int, stop: int) -> Batch:
+    """Consecutive cells, without a copy."""
+    rows = window.rows
+    assert isinstance(rows, SparseRows)
+    first, last = int(rows.indptr[start]), int(rows.indptr[stop])
+    indptr = rows.indptr[start : stop + 1] - first
+    return Batch(
+        x=CSR.from_numpy(indptr, rows.indices[first:last], rows.values[first:last], rows.n_columns),
+        library=torch.from_numpy(window.library[start:stop]),
+        codes=torch.from_numpy(window.codes[start:stop]),
+        numeric=torch.from_numpy(window.numeric[start:stop]),
+        has_batch=window.has_batch,
+        missing=None if window.missing is None else torch.from_numpy(window.missing),
+    )
+
+
+@final
 class Resident(Feed):
     """Picks each batch from all cells, which lie on the device."""
 
@@ -123,22 +217,39 @@ class Resident(Feed):
         )
 
 
-def make_feed(cells: Cells, device: torch.device) -> Feed:
-    """What suits many passes: on a CUDA device a store of all cells, or streaming and a log line if it is too small."""
+def make_feed(cells: Cells, device: torch.device, held: Int[np.ndarray, " held"] | None = None) -> Feed:
+    """What suits many passes: on a CUDA device a store of all cells, or streaming and a log line if it is too small.
+
+    Cells on disk that no device can hold are read again in every pass, but for those at the positions `held`.
+    """
+    if device.type == "cuda":
+        try:
+            store = store_on(cells, device)
+        except torch.OutOfMemoryError:
+            store = None
+        if store is not None:
+            return store
+    if isinstance(cells.rows, StoredRows):
+        shuffle = cells.rows.shuffle
+        logger.info(
+            "cells are read from disk: blocks of %d cells, permuted in windows of %d; if like cells lie together, the "
+            "mean of a batch of %d varies %.2f times as much as in a random order",
+            shuffle.block,
+            shuffle.window,
+            USUAL_BATCH,
+            shuffle.variance_ratio(USUAL_BATCH, len(cells)),
+        )
+        return FromDisk(cells, device, held)
     if device.type != "cuda":
         return Host(cells, device)
-    try:
-        store = store_on(cells, device)
-    except torch.OutOfMemoryError:
-        store = None
-    if store is None:
-        logger.warning("the cells do not fit into the memory of %s; they are streamed to it batch by batch", device)
-        return Streamed(cells, device)
-    return store
+    logger.warning("the cells do not fit into the memory of %s; they are streamed to it batch by batch", device)
+    return Streamed(cells, device)
 
 
 def single_pass(cells: Cells, device: torch.device) -> Feed:
     """What suits one pass over the cells."""
+    if isinstance(cells.rows, StoredRows):
+        return FromDisk(cells, device)
     return Streamed(cells, device) if device.type == "cuda" else Host(cells, device)
 
 
@@ -171,6 +282,8 @@ def _dense_store(cells: Cells, device: torch.device, room: float) -> Float[Tenso
 
 def _sparse_store(cells: Cells, device: torch.device, room: float) -> SelectedRows | None:
     index_type = torch.int16 if cells.rows.n_genes <= 2**15 else torch.int32
+    if isinstance(cells.rows, StoredRows) and cells.rows.n_kept * (index_type.itemsize + 1) > room:
+        return None
     lengths, indices, values = [], [], []
     for part in chunks(len(cells), CHUNK):
         rows = cells.rows.take(part)

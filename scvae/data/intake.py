@@ -26,11 +26,14 @@ from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
 from .counts import ValueCheck, check_finite
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors
+from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
+from .stored_rows import StoredRows
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
 DEFAULT_MASK = "highly_variable"
+MEMORY = 1e9  # bytes that the values of cells on disk may fill
 
 
 class SchemaLayer(enum.Enum):
@@ -140,6 +143,8 @@ def read_fit(
     covariate_keys: Sequence[str] | str,
     size_factor_key: str | None,
     kind: Kind,
+    matrix: Joined | None = None,
+    memory: float = MEMORY,
 ) -> tuple[Schema, Cells]:
     """Reads the cells of a fit, and what later data must look like.
 
@@ -162,6 +167,10 @@ def read_fit(
         modelled genes.
     kind
         "counts", "binary" or "real".
+    matrix
+        The values, where they are not in `adata`.
+    memory
+        Bytes that values on disk may fill: if those of the modelled genes need more, they stay on disk.
 
     Returns
     -------
@@ -189,22 +198,22 @@ def read_fit(
     mask = _gene_mask(adata, mask_var)
     batch, categorical, numeric = learn_columns(adata, batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
-    matrix = matrix_of(adata, layer)
-    if kind == "real" and is_dense(matrix):
+    values = matrix_of(adata, layer) if matrix is None else matrix
+    if kind == "real" and matrix is None and is_dense(values):
         genes = np.flatnonzero(mask)
         _refuse_duplicates(adata.var_names[genes])
-        rows: Rows = _read_dense(matrix, genes, adata, layer)
+        rows: Rows = _read_dense(values, genes, adata, layer)
         library = np.ones(adata.n_obs, dtype=np.float32)
     else:
         check = ValueCheck(kind, layer, adata, mask)
-        stored = _read_stored(matrix, check, mask)
+        stored = _read_stored(values, check, mask, memory)
         genes = np.flatnonzero(mask if kind == "real" else mask & check.seen)
         if len(genes) == 0:
             raise ValueError(
                 f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); nothing can be learnt"
             )
         _refuse_duplicates(adata.var_names[genes])
-        rows = _sparse_rows(stored, genes, check)
+        rows = _rows(stored, genes, check, memory)
         check.finish(rows)
         library = _library(check, kind, factors)
     names = tuple(str(name) for name in adata.var_names[genes])
@@ -212,7 +221,14 @@ def read_fit(
     return schema, _cells(adata, schema, rows, library)
 
 
-def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | None = SAME_LAYER) -> Cells:
+def read_query(
+    adata: AnnData,
+    schema: Schema,
+    *,
+    layer: str | SchemaLayer | None = SAME_LAYER,
+    matrix: Joined | None = None,
+    memory: float = MEMORY,
+) -> Cells:
     """Reads other cells, or the same again, as those of the fit were read. Genes are found by their names.
 
     Parameters
@@ -223,6 +239,8 @@ def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | Non
         What the fit has read.
     layer
         The layer to read, None for `X`; without it, the layer that the fit read.
+    matrix, memory
+        As in `read_fit`.
 
     Returns
     -------
@@ -245,16 +263,16 @@ def read_query(adata: AnnData, schema: Schema, *, layer: str | SchemaLayer | Non
     """
     check_adata(adata)
     layer = schema.layer if isinstance(layer, SchemaLayer) else layer
-    matrix = matrix_of(adata, layer)
+    values = matrix_of(adata, layer) if matrix is None else matrix
     genes = _find_genes(adata, schema)
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
-    if schema.kind == "real" and is_dense(matrix):
-        rows: Rows = _read_dense(matrix, genes, adata, layer)
+    if schema.kind == "real" and matrix is None and is_dense(values):
+        rows: Rows = _read_dense(values, genes, adata, layer)
         return _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
     mask = np.zeros(adata.n_vars, dtype=bool)
     mask[genes[genes >= 0]] = True
     check = ValueCheck(schema.kind, layer, adata, mask)
-    rows = _sparse_rows(_read_stored(matrix, check, mask), genes, check)
+    rows = _rows(_read_stored(values, check, mask, memory), genes, check, memory)
     check.finish(rows)
     missing = np.flatnonzero(genes < 0)
     library = _library(check, schema.kind, factors)
@@ -285,28 +303,42 @@ def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float32] | None)
     return check.library.astype(np.float32) if factors is None else factors
 
 
-def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_]) -> Stored:
-    """All rows after a look at every value: a CSR in memory by reference, anything else cut to the mask on the way."""
+def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_], memory: float) -> Stored | Joined:
+    """All rows after a look at every value: a CSR in memory by reference, anything else cut to the mask on the way.
+
+    Rows on disk stay there if the modelled values would fill more than `memory` bytes.
+    """
     if sp.issparse(matrix):
         matrix, is_sorted = without_duplicates(matrix)
         for block in blocks(matrix):
             check.add(block)
         return Stored(matrix.indptr, matrix.indices, matrix.data, is_sorted)
-    pieces = []
-    for block in blocks(matrix):
+    source = on_disk(matrix, check.name)
+    pieces, size = [], 0
+    for block in blocks(matrix) if source is None else source.blocks():
         check.add(block)
-        pieces.append(masked(block, mask))
+        if source is None or size <= memory:
+            pieces.append(masked(block, mask))
+            size += pieces[-1].columns.nbytes + pieces[-1].values.nbytes
+            if source is not None and size > memory:
+                pieces.clear()
+    if source is not None and size > memory:
+        return source
     return gather(pieces, matrix.shape)
 
 
-def _sparse_rows(stored: Stored, genes: NDArray[np.intp], check: ValueCheck) -> SparseRows:
+def _rows(
+    stored: Stored | Joined, genes: NDArray[np.intp], check: ValueCheck, memory: float
+) -> SparseRows | StoredRows:
     """The rows of the modelled genes; `genes` are columns of the file, -1 for a gene that it lacks."""
     n_columns = len(check.seen)
-    if np.array_equal(genes, np.arange(n_columns)):
-        return SparseRows(stored.indptr, stored.columns, stored.values, n_columns, is_sorted=stored.is_sorted)
     column_map = np.full(n_columns, -1, dtype=np.int32)
     here = np.flatnonzero(genes >= 0)
     column_map[genes[here]] = here
+    if isinstance(stored, Joined):
+        return StoredRows(stored, column_map, len(genes), n_kept=check.n_kept, memory=memory)
+    if np.array_equal(genes, np.arange(n_columns)):
+        return SparseRows(stored.indptr, stored.columns, stored.values, n_columns, is_sorted=stored.is_sorted)
     rows = SparseRows(
         stored.indptr,
         stored.columns,

@@ -103,3 +103,31 @@ def take_mapped(stored_indices, stored_values, first, last, column_map, indptr, 
                 indices[place] = column
                 values[place] = stored_values[j]
                 place += 1
+
+
+# the next two run in many threads at once, each of which has rows of its own: not every threading layer of numba could
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rename_entries(stored_indices, stored_values, stored_indptr, column_map, indptr, indices, values):
+    """As `take_mapped`, of all rows and without knowing their lengths: `indptr` is filled in, its last is the sum."""
+    place = 0
+    indptr[0] = 0
+    for i in range(stored_indptr.size - 1):
+        for j in range(stored_indptr[i], stored_indptr[i + 1]):
+            column = column_map[stored_indices[j]]
+            if column >= 0:
+                indices[place] = column
+                values[place] = stored_values[j]
+                place += 1
+        indptr[i + 1] = place
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def place_rows(piece_indptr, piece_indices, piece_values, first, indices, values):
+    """Copies each row of a piece to where `first` says."""
+    for i in range(first.size):
+        shift = first[i] - piece_indptr[i]
+        for j in range(piece_indptr[i], piece_indptr[i + 1]):
+            indices[j + shift] = piece_indices[j]
+            values[j + shift] = piece_values[j]

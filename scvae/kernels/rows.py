@@ -43,6 +43,37 @@ def take_rows(
     return new_indptr, new_indices, new_values
 
 
+def renamed(
+    indptr: NDArray[np.int64], columns: NDArray[Any], values: NDArray[Any], column_map: NDArray[np.int32] | None
+) -> Taken:
+    """All rows with their columns renamed as `take_rows` does; in one thread, and safe in many at once."""
+    if column_map is None:
+        return indptr, columns.astype(np.int32, copy=False), values.astype(np.float32, copy=False)
+    kernels = cpu_kernels()
+    if kernels is None:
+        return _take_plainly(indptr[:-1], indptr[1:], columns, values, column_map)
+    columns, values = (
+        a if a.dtype in COMPILED else a.astype(k) for a, k in ((columns, np.int64), (values, np.float32))
+    )
+    new_indptr = np.empty_like(indptr)
+    indices, numbers = np.empty(len(columns), np.int32), np.empty(len(columns), np.float32)
+    kernels.sparse.rename_entries(columns, values, indptr, column_map, new_indptr, indices, numbers)
+    n = new_indptr[-1]
+    return new_indptr, indices[:n].copy(), numbers[:n].copy()
+
+
+def place_rows(piece: Taken, first: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+    """Copies the rows of a piece into `indices` and `values`, each from `first` on; likewise."""
+    kernels = cpu_kernels()
+    if kernels is not None:
+        kernels.sparse.place_rows(*piece, first, indices, values)
+        return
+    indptr, columns, numbers = piece
+    lengths = np.diff(indptr)
+    places = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], lengths)
+    indices[places], values[places] = columns, numbers
+
+
 def keep_entries(
     indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:

@@ -5,6 +5,7 @@ from ._denoise import denoise
 from ._diagnose import diagnose
 from ._embed import embed
 from ._generate import generate
+from ._highly_variable_genes import highly_variable_genes
 from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
@@ -20,6 +21,7 @@ __all__ = [
     "diagnose",
     "embed",
     "generate",
+    "highly_variable_genes",
     "latent_genes",
     "log_likelihood",
     "map_query",

@@ -8,6 +8,8 @@ from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
+from ..data.sources import Paths, Source, opened, small
+from ..data.write_back import check_can_be_changed, write_back
 from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
 from ._read import read_cells
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def embed(
-    adata: AnnData,
+    adata: AnnData | Paths | Source,
     model: FittedModel,
     *,
     beta: float | None = None,
@@ -33,7 +35,8 @@ def embed(
     ----------
     adata
         Cells with raw data as at the fit. Genes are matched by name, in any order; genes that the model does not know
-        are ignored. The model's covariate columns must be there, with categories it knows.
+        are ignored. The model's covariate columns must be there, with categories it knows. Or files, as in `scvae.fit`,
+        whose values stay on disk.
     model
         A fitted model.
     beta
@@ -49,12 +52,13 @@ def embed(
     key_added
         Name of the slots written.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to leave `adata` alone and return a copy with the results; of files, an AnnData of the cells without
+        values and genes.
 
     Returns
     -------
     AnnData or None
-        The copy, or None. Slots written:
+        The copy, or None. Slots written, to files into themselves:
 
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
@@ -82,9 +86,17 @@ def embed(
     check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
-    cells = read_cells(adata, model, layer)
-    mean, variance = posterior_moments(model, cells, beta=beta)
-    draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None
-    target = adata.copy() if copy else adata
-    write(target, obsm={keys.mean: mean, keys.variance: variance, keys.samples: draws})
-    return target if copy else None
+    place = model.schema.layer if layer is None else None if layer == "X" else layer
+    with opened(adata, place) as source:
+        if not copy:
+            check_can_be_changed(source)
+        cells = read_cells(source.adata, model, layer, source.matrix)
+        mean, variance = posterior_moments(model, cells, beta=beta)
+        draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None
+        slots = {keys.mean: mean, keys.variance: variance, keys.samples: draws}
+        target = source.adata.copy() if copy and not source.files else source.adata
+        write(target, obsm=slots)
+    if not copy:
+        write_back(source, obsm=list(slots), varm=[], uns=[])
+        return None
+    return small(source) if source.files else target

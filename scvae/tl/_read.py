@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import listing
 from ..data.intake import SAME_LAYER, Cells, read_query
+from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..fitted import FittedModel
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None) -> Cells:
-    """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``), or from another layer."""
+def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, matrix: Joined | None = None) -> Cells:
+    """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``), or from another layer.
+
+    The values are in `matrix`, if they are not in `adata`.
+    """
     schema = model if isinstance(model, Schema) else model.schema
     if layer is None:
-        return read_query(adata, schema, layer=SAME_LAYER)
-    return read_query(adata, schema, layer=None if layer == "X" else layer)
+        return read_query(adata, schema, layer=SAME_LAYER, matrix=matrix)
+    return read_query(adata, schema, layer=None if layer == "X" else layer, matrix=matrix)
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:

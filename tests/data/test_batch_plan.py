@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.data.batches import Batch, chunks, epoch_plan, split
+from scvae.data.batches import Batch, Shuffle, WindowedPlan, chunks, epoch_plan, share_of, split
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,105 @@ def test_group_is_the_batch_column_only_if_there_is_a_batch():
     assert Batch(**parts, has_batch=True).group.tolist() == [1, 2]
     assert Batch(**parts).group.tolist() == [0, 0]
     assert len(Batch(**parts)) == 2
+
+
+SHUFFLE = Shuffle(block=8, window=100)
+
+
+def windowed(n=1000, batch_size=16, *, seed=0, epoch=0, world=1, shuffle=SHUFFLE, train=None):
+    cells = np.arange(n) * 3 if train is None else train
+    return epoch_plan(cells, batch_size, seed=seed, epoch=epoch, world=world, shuffle=shuffle)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [301, 500, 997, 1024])
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 150])
+@pytest.mark.parametrize("block", [1, 8, 33])
+def test_a_windowed_epoch_has_every_cell_once_in_nearly_equal_batches(n, batch_size, block, world):
+    plan = windowed(n, batch_size, world=world, shuffle=Shuffle(block, 100))
+    assert isinstance(plan, WindowedPlan)
+    sizes = [len(part) for part in plan]
+    assert len(plan) == len(sizes) == max(1, round(n / batch_size))
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(np.concatenate(plan)) == list(range(0, 3 * n, 3))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shares_of_the_ranks_make_up_each_batch_in_order(world):
+    for plan in (windowed(world=world), windowed(60, world=world), windowed(shuffle=None, world=world)):
+        shares = [share_of(plan, rank, world) for rank in range(world)]
+        for i, batch in enumerate(plan):
+            assert np.concatenate([share[i] for share in shares]).tolist() == batch.tolist()
+
+
+def test_shares_may_be_empty():
+    plan = epoch_plan(np.arange(2), 8, seed=0, epoch=0)
+    assert [[len(part) for part in share_of(plan, rank, 4)] for rank in range(4)] == [[1], [1], [0], [0]]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_read_blocks_of_their_own(world):
+    shuffle = Shuffle(block=8, window=128)
+    plan = windowed(2000, 32, world=world, shuffle=shuffle, train=np.arange(2000))
+    of_rank = [share_of(plan, rank, world) for rank in range(world)]
+    n_windows = -(-len(plan) // plan.batches_per_window)
+    met = np.zeros((world, 2000), bool)
+    for rank in range(world):
+        met[rank, np.concatenate(of_rank[rank])] = True
+    # neighbours that went to different ranks are edges of blocks, or of what a window gave a rank
+    edges = sum(int((met[rank, 1:] & ~met[rank, :-1]).sum()) for rank in range(world))
+    assert edges <= 2000 / 8 + 1 + n_windows * (world + 1)
+
+
+def test_a_window_is_made_of_whole_blocks_and_a_whole_number_of_batches():
+    plan = windowed(1000, 16, train=np.arange(1000))
+    size = plan.batches_per_window
+    assert size == 100 // 17  # the larger ones have 17 cells
+    for start in range(0, len(plan), size):
+        cells = np.sort(np.concatenate(plan[start : start + size]))
+        runs = np.split(cells, np.flatnonzero(np.diff(cells) != 1) + 1)
+        short = [run for run in runs if len(run) % 8]
+        assert len(short) <= 4  # the two cut by the window's edges, the first and the last block of all
+
+
+def test_blocks_end_elsewhere_in_each_epoch():
+    def starts(epoch):
+        plan = windowed(1000, 16, epoch=epoch, train=np.arange(1000))
+        cells = np.sort(np.concatenate(plan[: plan.batches_per_window]))
+        return {int(run[0]) % 8 for run in np.split(cells, np.flatnonzero(np.diff(cells) != 1) + 1) if len(run) == 8}
+
+    assert len(set().union(*(starts(epoch) for epoch in range(6)))) > 1
+
+
+def test_a_windowed_plan_is_a_function_of_its_arguments_and_can_be_entered_anywhere():
+    plan = list(windowed())
+    again = windowed()
+    for i in (40, 3, -1, 20):
+        assert again[i].tolist() == plan[i].tolist()
+    assert [part.tolist() for part in again[5:9]] == [part.tolist() for part in plan[5:9]]
+    assert len({tuple(np.concatenate(windowed(seed=s, epoch=e)).tolist()) for s in (0, 1) for e in (0, 1)}) == 4
+
+
+def test_cells_that_fit_one_window_are_in_any_order():
+    assert isinstance(windowed(100), list)
+    assert isinstance(windowed(200, world=2), list)
+    assert isinstance(windowed(101), WindowedPlan)
+
+
+def test_the_variance_of_a_batch_of_a_sorted_file_is_what_the_shuffle_says():
+    n, batch_size, shuffle = 40_000, 32, Shuffle(block=16, window=640)
+    value = np.arange(n) // 16 % 2 * 2.0 - 1.0  # block mates are alike, and blocks are not
+    means = [
+        value[part].mean()
+        for epoch in range(20)
+        for part in windowed(n, batch_size, epoch=epoch, shuffle=shuffle, train=np.arange(n))
+    ]
+    expected = shuffle.variance_ratio(batch_size, n)
+    assert expected == pytest.approx(1.75)
+    # a random phase cuts each run of 16 into two: what is alike is 16 cells at most
+    assert 1.2 < np.var(means) * batch_size < 1.1 * expected
+    assert shuffle.variance_ratio(batch_size, 640) == 1.0
+
+
+def test_validation_takes_20_000_cells_at_most():
+    assert len(split(300_000, 0.1, np.random.default_rng(0))[1]) == 20_000

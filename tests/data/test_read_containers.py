@@ -10,6 +10,7 @@ import torch
 from scvae.data import rows as rows_module
 from scvae.data.intake import read_fit, read_query
 from scvae.data.rows import DenseRows, SparseRows
+from scvae.likelihoods.base import dense
 
 NONE = {
     "layer": None,
@@ -246,11 +247,15 @@ def test_a_missing_x_names_the_layers():
         read_fit(adata, **NONE)
 
 
-def test_a_dask_array_asks_to_be_computed():
+@pytest.mark.parametrize("kind", ["counts", "real"])
+def test_a_dask_array_is_read_as_the_array_it_stands_for(kind):
     dask = pytest.importorskip("dask.array", reason="dask is not installed")
     adata = annotate(dask.from_array(truth("float32"), chunks=(4, 7)))
-    with pytest.raises(TypeError, match=r"X is a dask array; call .compute\(\)"):
-        read_fit(adata, **NONE)
+    schema, found = read_fit(adata, **{**NONE, "kind": kind})
+    expected_schema, expected = read_fit(annotate(truth("float32")), **{**NONE, "kind": kind})
+    assert schema == expected_schema
+    everything = np.arange(len(expected))
+    assert torch.equal(dense(found.rows.take(everything)), dense(expected.rows.take(everything)))
 
 
 def test_types_that_are_no_numbers_are_refused():

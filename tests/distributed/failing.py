@@ -11,9 +11,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from scenarios import data, fit, record_of
 
 import scvae
-from scenarios import data, fit, record_of
 
 FOLDER, MODE = Path(sys.argv[1]), sys.argv[2]
 RANK = int(os.environ["RANK"])

@@ -68,7 +68,9 @@ class InDouble(Feed):
     def batches(self, plan):
         for positions in plan:
             batch = self.cells.batch(positions)
-            yield Batch(in_double(batch.x), batch.library.double(), batch.codes, batch.numeric.double(), batch.has_batch)
+            yield Batch(
+                in_double(batch.x), batch.library.double(), batch.codes, batch.numeric.double(), batch.has_batch
+            )
 
 
 def in_double(x):

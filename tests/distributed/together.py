@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from scenarios import CASES, FITS, data, fit, fitted, gradients_of, record_of
 
 import scvae
 from scvae import NetworkConfig
 from scvae.data.feeds import Feed
 from scvae.distributed import RankError, joined, ranks
-from scenarios import CASES, FITS, data, fit, fitted, gradients_of, record_of
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
@@ -168,7 +168,8 @@ def main():
         "without a seed": without_a_seed,
     }
     for name, part in parts.items():
-        print(f"rank {RANK}: {name}", flush=True)
+        sys.stdout.write(f"rank {RANK}: {name}\n")  # where it stopped, if it does
+        sys.stdout.flush()
         results[name] = part()
     results["group is left"] = not torch.distributed.is_initialized()
     torch.save(results, FOLDER / f"{RANK}.pt")

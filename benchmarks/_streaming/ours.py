@@ -1,0 +1,66 @@
+"""One fit in a process of its own: `python -m _streaming.ours SETTINGS`; prints what it measured as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import anndata
+import numpy as np
+import torch
+
+import scvae
+from scvae._in_place import restore  # noqa: F401  (imported before memory is first looked at)
+
+warnings.simplefilter("ignore")
+
+
+def megabytes(name: str) -> float:
+    """Of this process; getrusage would count the process that started it too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
+
+
+def opened(path: str) -> anndata.AnnData:
+    """With the values on disk."""
+    if path.endswith(".h5ad"):
+        return anndata.read_h5ad(path, backed="r")
+    import zarr
+    from anndata.io import read_elem, sparse_dataset
+
+    root = zarr.open_group(path, mode="r")
+    return anndata.AnnData(sparse_dataset(root["X"]), read_elem(root["obs"]), read_elem(root["var"]))
+
+
+def measure(path: str, n_genes: int | None, epochs: int | None, memory: float | None, seed: int) -> dict[str, object]:
+    """Cells per second over all epochs but the first, peak memory over imports, and the held-out ELBO.
+
+    Parameters
+    ----------
+    n_genes
+        How many of the genes with the most counts are modelled; None for all.
+    memory
+        `TrainingConfig.memory`; None to read the whole file into memory first.
+    """
+    scvae.fit(scvae.datasets.simulate(n_cells=100, n_genes=20, rng=0), verbose=False, rng=0)  # imports, compilation
+    imports = megabytes("VmRSS")
+    adata = anndata.read_h5ad(path) if memory is None else opened(path)
+    mask = np.arange(adata.n_vars) < (n_genes or adata.n_vars)  # genes are sorted by their counts
+    training = scvae.TrainingConfig(epochs=epochs, patience=None, **({} if memory is None else {"memory": memory}))
+    model = scvae.fit(adata, mask_var=mask, training=training, rng=seed, verbose=False)
+    seconds = model.history["seconds"].to_numpy()
+    trained = adata.n_obs - min(round(0.1 * adata.n_obs), 20_000)
+    return {
+        "cells_per_second": trained / float(np.median(np.diff(seconds))),
+        "seconds": float(seconds[-1]),
+        "epochs": len(seconds),
+        "peak_mb": megabytes("VmHWM") - imports,
+        "held_out_elbo": model.outcome.held_out_elbo,
+        "threads": torch.get_num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -1,0 +1,347 @@
+"""Where the chunks of a one-dimensional array lie in its files, so that any of them can be read by any thread.
+
+The HDF5 library serves one thread at a time, and so its users decompress on one core. Here the library is asked once
+where each chunk is; after that, chunks are read by position from the file and decompressed by functions that let other
+threads run. Layouts that are not known here are for the libraries to read (`of_hdf5` and `of_zarr` return None).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import weakref
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Decode = Callable[[bytes], Any]  # from the bytes of a file to those of the array
+
+DEFLATE, SHUFFLE = 1, 2  # HDF5's numbers of its filters
+ZARR_CODECS = {"blosc", "gzip", "lz4", "zlib", "zstd"}
+EMPTY = 2**64 - 1  # offset of an inner chunk that a shard does not hold
+
+
+class UnknownLayoutError(ValueError):
+    """A layout that only the library can read."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Places:
+    """Where the chunks are.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    file
+        Which of them holds each chunk.
+    offset, size
+        Where in its file it begins, and how many bytes it has there.
+    """
+
+    paths: tuple[Path, ...]
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+@final
+class ChunkTable:
+    """A one-dimensional array in files, read by position.
+
+    Parameters
+    ----------
+    name
+        How messages call the array.
+    length
+        Number of elements.
+    dtype
+        Of an element, in the byte order of this machine.
+    per_chunk
+        Elements of a chunk; the last may be cut short or filled up.
+    places
+        Where each chunk is.
+    decode
+        Undoes its compression; None if there is none, and then parts of a chunk can be read.
+    """
+
+    def __init__(
+        self, name: str, length: int, dtype: np.dtype[Any], per_chunk: int, places: Places, decode: Decode | None
+    ) -> None:
+        self.name, self.length, self.dtype, self.per_chunk = name, length, dtype, per_chunk
+        self._places, self._decode = places, decode
+        self._open = _Descriptor(places.paths[0]) if len(places.paths) == 1 else None
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether a chunk can only be read as a whole."""
+        return self._decode is not None
+
+    def read(self, ranges: list[tuple[int, int]]) -> NDArray[Any]:
+        """The elements of some ranges (first, one past the last), which rise and do not overlap, one after another.
+
+        Raises
+        ------
+        OSError
+            If a chunk cannot be read or decoded; the message names it.
+        """
+        out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
+        place, known, chunk = 0, -1, np.empty(0, self.dtype)
+        for first, stop in ranges:
+            start = first
+            while start < stop:
+                number, within = divmod(start, self.per_chunk)
+                n = min(stop - start, self.per_chunk - within)
+                if self._decode is None:
+                    piece = self._stored(number, within, n)
+                else:
+                    if number != known:
+                        known, chunk = number, self._decoded(number)
+                    piece = chunk[within : within + n]
+                out[place : place + n] = piece
+                place, start = place + n, start + n
+        return out
+
+    def _stored(self, number: int, first: int, n: int) -> NDArray[Any]:
+        """Elements of a chunk that is stored as it is."""
+        return np.frombuffer(self._bytes(number, first * self.dtype.itemsize, n * self.dtype.itemsize), self.dtype)
+
+    def _decoded(self, number: int) -> NDArray[Any]:
+        assert self._decode is not None
+        raw = self._bytes(number, 0, int(self._places.size[number]))
+        n = min(self.per_chunk, self.length - number * self.per_chunk)
+        try:
+            chunk = np.frombuffer(self._decode(raw), self.dtype)
+        except _decoding_errors() as error:
+            raise self._failure(number, f"cannot be decompressed ({error})") from error
+        if len(chunk) < n:
+            raise self._failure(number, f"holds {len(chunk):,} values in place of {n:,}")
+        return chunk
+
+    def _bytes(self, number: int, first: int, n: int) -> bytes:
+        places = self._places
+        offset = int(places.offset[number]) + first
+        try:
+            if self._open is not None:
+                raw = _pread(self._open.number, n, offset)
+            else:
+                descriptor = _opened(places.paths[places.file[number]])
+                try:
+                    raw = _pread(descriptor, n, offset)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            raise self._failure(number, f"cannot be read ({error.strerror or error})") from error
+        if len(raw) < n:
+            raise self._failure(number, f"ends after {len(raw):,} of {n:,} bytes: the file was cut short")
+        return raw
+
+    def _failure(self, number: int, what: str) -> OSError:
+        path = self._places.paths[self._places.file[number]]
+        first = number * self.per_chunk
+        last = min(first + self.per_chunk, self.length) - 1
+        return OSError(f"{path}: chunk {number:,} of {self.name} (values {first:,} to {last:,}) {what}")
+
+
+@final
+class _Descriptor:
+    """An open file, closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = _opened(path)
+        weakref.finalize(self, os.close, self.number)
+
+
+def of_hdf5(dataset: Any) -> ChunkTable | None:
+    """The table of an `h5py.Dataset`; None if it can only be read by the library."""
+    try:
+        return _of_hdf5(dataset)
+    except UnknownLayoutError:
+        return None
+
+
+def _of_hdf5(dataset: Any) -> ChunkTable:
+    import h5py  # type: ignore[import-untyped]
+
+    file = dataset.file
+    path = Path(os.fsdecode(file.filename))
+    plain = dataset.ndim == 1 and not dataset.is_virtual and dataset.external is None
+    if not (plain and _is_plain(dataset.dtype) and file.driver in ("sec2", "stdio") and file.userblock_size == 0):
+        raise UnknownLayoutError(dataset.name)
+    if file.mode != "r":
+        file.flush()
+    length, name = int(dataset.shape[0]), dataset.name
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.CONTIGUOUS:
+        start = dataset.id.get_offset()
+        if start is None:
+            raise UnknownLayoutError(dataset.name)
+        places = Places((path,), np.zeros(1, np.int32), np.array([start]), np.array([dataset.nbytes]))
+        return ChunkTable(name, length, dataset.dtype, max(length, 1), places, None)
+    if properties.get_layout() != h5py.h5d.CHUNKED:
+        raise UnknownLayoutError(dataset.name)
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    decode = _of_filters(filters, dataset.dtype.itemsize)
+    found: list[Any] = []
+    dataset.id.chunk_iter(found.append)
+    per_chunk = int(dataset.chunks[0])
+    if len(found) != -(-length // per_chunk) or any(chunk.filter_mask for chunk in found):
+        raise UnknownLayoutError(dataset.name)
+    found.sort(key=lambda chunk: chunk.chunk_offset[0])
+    offset, size = (np.array([getattr(c, part) for c in found], np.int64) for part in ("byte_offset", "size"))
+    places = Places((path,), np.zeros(len(found), np.int32), offset, size)
+    return ChunkTable(name, length, dataset.dtype, per_chunk, places, decode)
+
+
+def of_zarr(folder: Path) -> ChunkTable | None:
+    """The table of a zarr array in a folder, of either format; None if it can only be read by the library."""
+    try:
+        if (folder / "zarr.json").is_file():
+            return _of_zarr_3(folder, json.loads((folder / "zarr.json").read_text(encoding="utf-8")))
+        if (folder / ".zarray").is_file():
+            return _of_zarr_2(folder, json.loads((folder / ".zarray").read_text(encoding="utf-8")))
+    except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError):  # not as expected: for zarr to judge
+        return None
+    return None
+
+
+def _of_zarr_2(folder: Path, record: dict[str, Any]) -> ChunkTable:
+    dtype = np.dtype(record["dtype"])
+    if len(record["shape"]) != 1 or not _is_plain(dtype) or record["filters"]:
+        raise UnknownLayoutError(folder.name)
+    decode: Decode | None = None
+    if record["compressor"] is not None:
+        decode = _codec(record["compressor"]["id"])
+    length, per_chunk = int(record["shape"][0]), int(record["chunks"][0])
+    paths = tuple(folder / str(i) for i in range(-(-length // per_chunk)))
+    return ChunkTable(folder.name, length, dtype, per_chunk, _whole_files(paths), decode)
+
+
+def _of_zarr_3(folder: Path, record: dict[str, Any]) -> ChunkTable:
+    codecs, grid, key = record["codecs"], record["chunk_grid"], record["chunk_key_encoding"]
+    if not isinstance(record["data_type"], str) or len(record["shape"]) != 1 or grid["name"] != "regular":
+        raise UnknownLayoutError(folder.name)
+    dtype = np.dtype(record["data_type"])
+    if not _is_plain(dtype) or key["name"] not in ("default", "v2"):
+        raise UnknownLayoutError(folder.name)
+    length, per_file = int(record["shape"][0]), int(grid["configuration"]["chunk_shape"][0])
+    separator = key.get("configuration", {}).get("separator", "/" if key["name"] == "default" else ".")
+    names = range(-(-length // per_file))
+    paths = tuple(folder / (f"c{separator}{i}" if key["name"] == "default" else str(i)) for i in names)
+    if codecs[0]["name"] != "sharding_indexed":
+        return ChunkTable(folder.name, length, dtype, per_file, _whole_files(paths), _of_codecs(codecs, dtype))
+    shards = codecs[0]["configuration"]
+    per_chunk = int(shards["chunk_shape"][0])
+    decode = _of_codecs(shards["codecs"], dtype)
+    index_codecs = [codec["name"] for codec in shards["index_codecs"]]
+    if len(codecs) > 1 or per_file % per_chunk or index_codecs not in (["bytes"], ["bytes", "crc32c"]):
+        raise UnknownLayoutError(folder.name)
+    at_end = shards.get("index_location", "end") == "end"
+    places = _in_shards(paths, per_file // per_chunk, -(-length // per_chunk), at_end, 4 * (len(index_codecs) - 1))
+    return ChunkTable(folder.name, length, dtype, per_chunk, places, decode)
+
+
+def _in_shards(paths: tuple[Path, ...], per_shard: int, n_chunks: int, at_end: bool, n_check: int) -> Places:
+    """Reads the index of each shard: offset and size of its chunks, as uint64, perhaps with a checksum behind."""
+    tables = []
+    for path in paths:
+        n_bytes = 16 * per_shard + n_check
+        with path.open("rb") as file:
+            file.seek(-n_bytes if at_end else 0, os.SEEK_END if at_end else os.SEEK_SET)
+            tables.append(np.frombuffer(file.read(n_bytes)[: 16 * per_shard], "<u8").reshape(per_shard, 2))
+    table = np.concatenate(tables)[:n_chunks] if tables else np.empty((0, 2), "<u8")
+    if (table == EMPTY).any():
+        raise UnknownLayoutError("a shard without all its chunks")
+    files = np.repeat(np.arange(len(paths), dtype=np.int32), per_shard)[:n_chunks]
+    return Places(paths, files, table[:, 0].astype(np.int64), table[:, 1].astype(np.int64))
+
+
+def _whole_files(paths: tuple[Path, ...]) -> Places:
+    size = np.array([path.stat().st_size for path in paths], np.int64)
+    return Places(paths, np.arange(len(paths), dtype=np.int32), np.zeros(len(paths), np.int64), size)
+
+
+def _of_codecs(codecs: list[dict[str, Any]], dtype: np.dtype[Any]) -> Decode | None:
+    """What undoes the codecs of zarr's format 3: None if there is nothing to undo."""
+    first, rest = codecs[0], codecs[1:]
+    little = first.get("configuration", {}).get("endian", "little") == "little" or dtype.itemsize == 1
+    if first["name"] != "bytes" or not little or len(rest) > 1:
+        raise UnknownLayoutError(str(codecs))
+    return _codec(rest[0]["name"]) if rest else None
+
+
+def _of_filters(filters: list[int], itemsize: int) -> Decode | None:
+    """What undoes the filters of HDF5, likewise."""
+    if not filters:
+        return None
+    if filters == [DEFLATE]:
+        return _inflate()
+    if filters == [SHUFFLE, DEFLATE]:
+        return functools.partial(_unshuffled, inflate=_inflate(), itemsize=itemsize)
+    raise UnknownLayoutError(str(filters))
+
+
+def _codec(name: str) -> Decode:
+    """A codec of numcodecs; what was compressed says with which settings."""
+    if name not in ZARR_CODECS:
+        raise UnknownLayoutError(name)
+    if name == "zlib":
+        return _inflate()
+    from numcodecs import get_codec  # type: ignore[import-untyped]
+
+    decode: Decode = get_codec({"id": name}).decode
+    return decode
+
+
+def _inflate() -> Decode:
+    """zlib's decompression, by Intel's faster library if that is installed."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.decompress
+    decompress: Decode = isal_zlib.decompress
+    return decompress
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """What the codecs raise."""
+    errors: list[type[Exception]] = [zlib.error, ValueError, RuntimeError, EOFError]
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return tuple(errors)
+    faster: Any = isal_zlib.error
+    return (*errors, faster)
+
+
+def _unshuffled(raw: bytes, *, inflate: Decode, itemsize: int) -> NDArray[np.uint8]:
+    """Bytes of which the first of each element come first, then the second, and so on."""
+    shuffled = np.frombuffer(inflate(raw), np.uint8)
+    return np.ascontiguousarray(shuffled.reshape(itemsize, -1).T).reshape(-1)
+
+
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether bytes in a file are elements in memory."""
+    return dtype.kind in "iufb" and dtype.isnative and sys.byteorder == "little" and hasattr(os, "pread")
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+
+
+def _pread(descriptor: int, n: int, offset: int) -> bytes:
+    """All bytes asked for, or as many as there are."""
+    raw = os.pread(descriptor, n, offset)
+    while len(raw) < n:
+        more = os.pread(descriptor, n - len(raw), offset + len(raw))
+        if not more:
+            break
+        raw += more
+    return raw

@@ -1,0 +1,246 @@
+"""Cells x genes in files: names and columns are read, values stay where they are until some cells are taken."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .._checks import check_adata, check_layer, listing
+from .._in_place import restore
+from .containers import matrix_of, name_of
+from .on_disk import Joined, on_disk
+
+FILE = "file"  # column of obs: the file of each cell, where there are several
+ENDINGS = (".h5ad", ".zarr")
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Source:
+    """Where cells come from.
+
+    Parameters
+    ----------
+    adata
+        What the user gave, or the names and columns of the cells of all files and of the genes that they share. Of one
+        file the matrices are there, too, on disk.
+    matrix
+        The values of several files; None where they are in `adata`.
+    files
+        The files, if there are any.
+    n_cells
+        Cells of each file.
+    genes
+        Names of the genes of each file, in its own order.
+    """
+
+    adata: AnnData
+    matrix: Joined | None = None
+    files: tuple[Path, ...] = ()
+    n_cells: tuple[int, ...] = ()
+    genes: tuple[pd.Index, ...] = ()
+
+
+def are_paths(given: object) -> TypeGuard[Paths]:
+    """Whether files are meant, and no AnnData."""
+    if isinstance(given, str | os.PathLike):
+        return True
+    return isinstance(given, list | tuple) and all(isinstance(path, str | os.PathLike) for path in given)
+
+
+@contextmanager
+def opened(given: object, layer: str | None) -> Iterator[Source]:
+    """An AnnData as it is, or files, open as long as the block lasts; of a source, its AnnData without the files.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it cannot be read, or the files share no genes.
+    TypeError
+        If this is neither an AnnData nor a path.
+    MissingKeyError
+        If a file has no such layer.
+    """
+    if isinstance(given, Source):
+        yield replace(given, files=(), n_cells=(), genes=())
+        return
+    if not are_paths(given):
+        yield Source(check_adata(given))
+        return
+    files = listed(given)
+    with ExitStack() as stack:
+        found = [_opened(path, stack) for path in files]
+        for path, adata in zip(files, found, strict=True):
+            check_adata(adata)
+            try:
+                check_layer(adata, layer)
+            except ValueError as error:
+                raise type(error)(f"{path}: {error}") from error
+        if len(files) == 1:
+            yield Source(found[0], None, files, (found[0].n_obs,), (found[0].var_names,))
+        else:
+            yield _joined(files, found, layer)
+
+
+def listed(given: Paths) -> tuple[Path, ...]:
+    """The files that paths mean: a folder that is no zarr store stands for the h5ad files and stores in it, by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If a file is named twice, or the names of two files are the same, or it is neither h5ad nor zarr.
+    """
+    paths = [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir() and not is_store(path):
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix in ENDINGS and entry.name[0] != ".")
+            if not inside:
+                raise FileNotFoundError(f"the folder {path} has no file that ends in .h5ad or .zarr")
+            files += inside
+        elif not path.exists():
+            raise FileNotFoundError(f"there is no file {path}; pass an h5ad file or a zarr store")
+        else:
+            files.append(path)
+    if not files:
+        raise FileNotFoundError("no file was named; pass h5ad files, zarr stores or a folder of them")
+    names = pd.Index([path.stem for path in files])
+    if names.has_duplicates:
+        raise ValueError(
+            f"several files are named {listing(names[names.duplicated()].unique())}; cells are told apart by the name "
+            "of their file, so rename all but one (or name it once)"
+        )
+    return tuple(files)
+
+
+def is_store(path: Path) -> bool:
+    """Whether this folder is a zarr store."""
+    return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def small(source: Source) -> AnnData:
+    """The cells with their columns and what was written of them, without values and genes."""
+    adata = source.adata
+    obsm = {key: value for key, value in adata.obsm.items() if isinstance(value, np.ndarray)}
+    return AnnData(obs=adata.obs.copy(), obsm=obsm, uns=dict(adata.uns))
+
+
+def _opened(path: Path, stack: ExitStack) -> AnnData:
+    """Names and columns of a file, with its matrices on disk."""
+    from anndata.io import read_elem, sparse_dataset
+
+    if path.is_file():
+        restore(path)
+    try:
+        group = _group(path, stack)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of anndata: names that occur twice are for `intake` to judge
+            adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+            places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
+            for layer, place in places.items():
+                if place not in group:
+                    continue
+                element = group[place]
+                matrix = sparse_dataset(element) if hasattr(element, "keys") else element
+                if layer is None:
+                    adata.X = matrix
+                else:
+                    adata.layers[layer] = matrix
+    except Exception as error:  # which one depends on where in the file the library was stopped
+        kind = "a zarr store" if path.is_dir() else "an h5ad file"
+        raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
+    return adata
+
+
+def _keys(group: Any, name: str) -> list[str]:
+    return list(group[name]) if name in group else []
+
+
+def _group(path: Path, stack: ExitStack) -> Any:
+    if path.is_dir():
+        import zarr
+
+        return zarr.open_group(str(path), mode="r")
+    import h5py  # type: ignore[import-untyped]
+
+    return stack.enter_context(h5py.File(path, "r"))
+
+
+def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
+    """Several files as one: the genes that all have, in the order of the first, and the cells of one after another."""
+    names = [pd.Index(adata.var_names.astype(str)) for adata in found]
+    for path, here in zip(files, names, strict=True):
+        twice = here[here.duplicated()].unique()
+        if len(twice):
+            raise ValueError(
+                f"{path} has {len(twice):,} gene names more than once ({listing(twice, 5)}); files are joined by "
+                "these: make them unique first"
+            )
+    shared = names[0]
+    for here in names[1:]:
+        shared = shared[shared.isin(here)]
+    if len(shared) == 0:
+        raise ValueError(
+            f"the {len(files):,} files share no gene: names in {files[0]} begin {listing(names[0], 3)}, in {files[-1]} "
+            f"{listing(names[-1], 3)}"
+        )
+    most = max(map(len, names))
+    if len(shared) < most:
+        warnings.warn(
+            f"{len(shared):,} genes are in all {len(files):,} files, and are used; up to {most - len(shared):,} of a "
+            "file are not",
+            UserWarning,
+            stacklevel=4,
+        )
+    parts, first_cell = [], 0
+    for path, adata, here in zip(files, found, names, strict=True):
+        where = f"{name_of(layer)} of {path}"
+        inner = on_disk(matrix_of(adata, layer), where)
+        if inner is None:
+            raise ValueError(f"{where} is stored by genes (CSC), and cells cannot be read from it; write it as CSR")
+        columns = None if here.equals(shared) else shared.get_indexer(here).astype(np.int32)
+        parts.append(replace(inner.parts[0], first_cell=first_cell, columns=columns))
+        first_cell += adata.n_obs
+    adata = AnnData(obs=_columns_of_cells(files, found), var=_columns_of_genes(files, found, shared))
+    counts, genes = tuple(each.n_obs for each in found), tuple(names)
+    return Source(adata, Joined(tuple(parts), len(shared)), files, counts, genes)
+
+
+def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:
+    """Columns that all files have, and the file; cells are named as by `anndata.concat(..., index_unique="-")`."""
+    common = [key for key in found[0].obs if all(key in adata.obs for adata in found) and key != FILE]
+    frames = []
+    for path, adata in zip(files, found, strict=True):
+        frame = adata.obs[common].copy()
+        frame.index = [f"{name}-{path.stem}" for name in adata.obs_names]
+        frame[FILE] = path.stem
+        frames.append(frame)
+    joined = pd.concat(frames)
+    for key in [*common, FILE]:  # categories that differ between files were lost
+        if joined[key].dtype == object:
+            joined[key] = joined[key].astype("category")
+    return joined
+
+
+def _columns_of_genes(files: tuple[Path, ...], found: list[AnnData], shared: pd.Index) -> pd.DataFrame:
+    """Columns in which all files agree."""
+    frames = [adata.var.set_axis(adata.var_names.astype(str)).loc[shared] for adata in found]
+    keys = [key for key in frames[0] if all(key in frame and frame[key].equals(frames[0][key]) for frame in frames)]
+    if "highly_variable" not in keys and any("highly_variable" in frame for frame in frames):
+        raise ValueError(
+            f"the {len(files):,} files do not agree on var['highly_variable']; choose the genes of all together "
+            "(scvae.tl.highly_variable_genes takes the files), or pass mask_var"
+        )
+    return frames[0][keys].copy()

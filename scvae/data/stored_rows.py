@@ -1,0 +1,134 @@
+"""Modelled values that are read from disk whenever some cells are taken."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple, final
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+
+from ..kernels.autograd import cpu_kernels
+from ..kernels.csr import CSR
+from ..kernels.rows import Taken, place_rows, renamed
+from .batches import Shuffle
+from .on_disk import Joined, Part, Raw, Run, in_threads, regular
+from .rows import Rows
+
+SMALLEST_BLOCK = 16  # cells: what reading costs beyond its bytes is then small
+CHUNKS_OF_A_BLOCK = 4  # so that of the chunks at its ends not much more than a quarter is read in vain
+LARGEST_RATIO = 2.0  # of variances, see `Shuffle.variance_ratio`; a larger block must not exceed it
+USUAL_BATCH = 256
+WINDOW_SHARE = 0.25  # of the memory allowed: one window is in use, one on its way, one is being put together
+BATCHES_PER_BLOCK_CELL = 10  # of the window; what a larger one would add no longer shows
+
+
+class _Task(NamedTuple):
+    """What a thread reads at once: runs of one file, and which of the rising positions they are."""
+
+    part: Part
+    runs: list[Run]
+    rows: slice
+
+
+@final
+class StoredRows(Rows):
+    """Rows on disk: each `take` reads and decodes them, in several threads, and keeps the modelled genes.
+
+    Parameters
+    ----------
+    source
+        Where the rows are.
+    column_map
+        int32 gene of the model for each column, -1 for a column that is not modelled.
+    n_genes
+        Number of modelled genes.
+    n_kept
+        Stored values of modelled genes, of all cells.
+    memory
+        Bytes that cells may fill at once.
+    """
+
+    def __init__(
+        self, source: Joined, column_map: NDArray[np.int32], n_genes: int, *, n_kept: int, memory: float
+    ) -> None:
+        self._source, self._n_genes, self.n_kept = source, n_genes, n_kept
+        self._maps = [
+            column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts
+        ]
+        self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in self._maps]
+        self._first_cells = np.array([part.first_cell for part in source.parts])
+        self.shuffle = self._shuffle(memory)
+        cpu_kernels()  # not for the first time in a thread
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self._source.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of modelled genes."""
+        return self._n_genes
+
+    def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
+        """See `Rows.take`."""
+        positions = np.asarray(positions, dtype=np.int64)
+        order = np.argsort(positions, kind="stable")
+        tasks = self._tasks(positions[order])
+        pieces = list(in_threads(self._read, tasks)) if len(tasks) > 1 else [self._read(task) for task in tasks]
+        lengths = np.empty(len(positions), np.int64)
+        for task, piece in zip(tasks, pieces, strict=True):
+            lengths[order[task.rows]] = np.diff(piece[0])
+        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+        pieces.reverse()
+        for task in tasks:
+            place_rows(pieces.pop(), indptr[order[task.rows]], indices, values)
+        return CSR.from_numpy(indptr, indices, values, self._n_genes)
+
+    def _tasks(self, rising: NDArray[np.int64]) -> list[_Task]:
+        of_part = np.searchsorted(self._first_cells, rising, side="right") - 1
+        tasks = []
+        for number in np.unique(of_part):
+            part = self._source.parts[number]
+            begin, end = np.searchsorted(of_part, [number, number + 1])
+            cells = rising[begin:end] - part.first_cell
+            task = part.matrix.task_of(cells)
+            edges = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), len(cells)]
+            for start, stop in pairwise(edges):
+                tasks.append(_Task(part, _runs(cells[start:stop]), slice(int(begin) + start, int(begin) + stop)))
+        return tasks
+
+    def _read(self, task: _Task) -> Taken:
+        number = int(np.searchsorted(self._first_cells, task.part.first_cell, side="right")) - 1
+        piece = renamed(*self._source.read(task.part, task.runs), self._maps[number])
+        if self._rising[number]:
+            return piece
+        indptr, indices, values = regular(Raw(*piece), self._n_genes)
+        return indptr, indices.astype(np.int32, copy=False), values
+
+    def _shuffle(self, memory: float) -> Shuffle:
+        """Blocks long enough for the chunks of the file, a window that fits the memory."""
+        cell = 8.0 * max(self.n_kept / max(self.n_cells, 1), 1.0)  # bytes
+        window = max(USUAL_BATCH, int(WINDOW_SHARE * memory / cell))
+        per_chunk = max(part.matrix.cells_per_chunk for part in self._source.parts)
+        wished = max(SMALLEST_BLOCK, math.ceil(CHUNKS_OF_A_BLOCK * per_chunk))
+        allowed = 1 + int((LARGEST_RATIO - 1) * window / USUAL_BATCH)
+        block = max(1, min(wished, allowed))
+        return Shuffle(block, min(window, BATCHES_PER_BLOCK_CELL * USUAL_BATCH * block))
+
+
+def _composed(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Of two maps, one after the other."""
+    found: NDArray[np.int32] = np.where(first >= 0, np.append(second, np.int32(-1))[first], np.int32(-1))
+    return found
+
+
+def _runs(cells: NDArray[np.int64]) -> list[Run]:
+    """Rising cells as runs of neighbours."""
+    edges = np.flatnonzero(np.diff(cells) != 1) + 1
+    starts, stops = cells[np.concatenate([[0], edges])], cells[np.concatenate([edges - 1, [len(cells) - 1]])] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))

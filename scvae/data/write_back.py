@@ -1,0 +1,142 @@
+"""Results written into the files that cells came from: each file has all of them or none, and its values stay put."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._in_place import changed_in_place
+from .sources import Source
+
+Results = Mapping[str, Mapping[str, Any]]  # group, then key; None takes a key away
+
+
+def check_can_be_changed(source: Source) -> None:
+    """Refuses files that could not be written to in the end, before anything long begins.
+
+    Raises
+    ------
+    PermissionError
+        Naming the first.
+    """
+    for path in source.files:
+        if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+            raise PermissionError(
+                f"{path} cannot be written to, and results go into it; make it writable, or pass "
+                "anndata.read_h5ad(..., backed='r'), which takes them in its place (scvae fit ... -o latent.h5ad on "
+                "the command line)"
+            )
+
+
+def write_back(
+    source: Source, *, obsm: list[str], varm: list[str], uns: list[str], var: list[str] | None = None
+) -> None:
+    """Writes slots of `source.adata` into the files, to each what is of its cells and genes.
+
+    Of `obsm` and `varm`, a key that is not there is taken away from the files. Columns `var` are of all genes.
+    """
+    adata, start = source.adata, 0
+    for path, n_cells, genes in zip(source.files, source.n_cells, source.genes, strict=True):
+        cells = slice(start, start + n_cells)
+        start += n_cells
+        places = adata.var_names.astype(str).get_indexer(genes.astype(str))
+        here = (places >= 0)[:, None]
+        results: dict[str, dict[str, Any]] = {
+            "obsm": {key: np.asarray(adata.obsm[key])[cells] if key in adata.obsm else None for key in obsm},
+            "varm": {
+                key: np.where(here, np.asarray(adata.varm[key])[places], 0) if key in adata.varm else None
+                for key in varm
+            },
+            "uns": {key: adata.uns[key] for key in uns},
+            "var": {key: _of_genes(adata.var[key].to_numpy(), places) for key in var or ()},
+        }
+        _write_zarr(path, results) if path.is_dir() else _write_h5ad(path, results)
+
+
+def add_results(file: Any, results: Results) -> None:
+    """Puts results into the groups of an open h5ad file or zarr store."""
+    from anndata.io import write_elem
+
+    for group, values in results.items():
+        if group not in file:
+            write_elem(file, group, {})
+        for key, value in values.items():
+            if value is not None:
+                write_elem(file[group], key, value)
+                if group == "var":
+                    order = [name for name in file[group].attrs["column-order"] if name != key]
+                    file[group].attrs["column-order"] = [*order, key]
+            elif key in file[group]:
+                del file[group][key]
+
+
+def _of_genes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    empty: Any = False if values.dtype == bool else np.nan
+    found: np.ndarray = np.where(places >= 0, values[places], empty)
+    return found
+
+
+def _write_h5ad(path: Path, results: Results) -> None:
+    import h5py  # type: ignore[import-untyped]
+
+    with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
+        add_results(file, results)
+
+
+def _write_zarr(path: Path, results: Results) -> None:
+    """Each element is written aside and then takes the place of the old one."""
+    import zarr
+
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
+        aside = Path(name)
+        version: dict[str, Any] = {}
+        if int(zarr.__version__.partition(".")[0]) >= 3:
+            version["zarr_format"] = 3 if (path / "zarr.json").is_file() else 2
+        made = zarr.open_group(str(aside / "new"), mode="w", **version)
+        if results["var"]:
+            shutil.copytree(path / "var", aside / "new" / "var")
+        with _quiet():
+            add_results(made, {group: values for group, values in results.items() if values})
+        for group, values in results.items():
+            if not values:
+                continue
+            if group == "var" or not (path / group).is_dir():
+                _exchange(aside / "new" / group, path / group, aside / "old")
+                continue
+            for key, value in values.items():
+                _exchange(None if value is None else aside / "new" / group / key, path / group / key, aside / "old")
+    with _quiet():
+        if _is_consolidated(path):
+            zarr.consolidate_metadata(str(path))
+
+
+def _exchange(new: Path | None, place: Path, aside: Path) -> None:
+    """One folder in the place of another, by renaming; None takes it away."""
+    aside.mkdir(exist_ok=True)
+    if place.exists():
+        place.rename(aside / f"{len(list(aside.iterdir()))}")
+    if new is not None:
+        new.rename(place)
+
+
+def _is_consolidated(path: Path) -> bool:
+    if (path / ".zmetadata").is_file():
+        return True
+    record = path / "zarr.json"
+    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("consolidated_metadata"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zarr and anndata, on formats: the store keeps the one it has
+        yield

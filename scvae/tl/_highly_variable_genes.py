@@ -1,0 +1,114 @@
+"""`highly_variable_genes`: genes to model, chosen without holding the counts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._checks import check_obs_column, check_positive, check_positive_int
+from ..data.containers import Block, blocks, matrix_of, name_of
+from ..data.counts import ValueCheck
+from ..data.gene_variance import best_genes, gene_variances
+from ..data.on_disk import on_disk
+from ..data.sources import Paths, Source, opened
+from ..data.write_back import check_can_be_changed, write_back
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+COLUMNS = ("highly_variable", "highly_variable_rank", "means", "variances", "variances_norm")
+
+
+def highly_variable_genes(
+    adata: AnnData | Paths | Source,
+    *,
+    n_top_genes: int = 2000,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    span: float = 0.3,
+) -> None:
+    """Marks the genes that vary more between cells than others of their mean, from raw counts.
+
+    The measure of Stuart et al. (2019), as in ``scanpy.pp.highly_variable_genes(flavor="seurat_v3")``, in two passes
+    over counts that may stay on disk. `scvae.fit` models the marked genes by default.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, cells x genes, or files, as in `scvae.fit`.
+    n_top_genes
+        How many genes to mark.
+    batch_key
+        Column of `adata.obs`: genes are ranked within each batch, and taken by the median of their ranks among those of
+        batches in which they are among the first `n_top_genes`; ties go to the gene that is so in more batches. Of
+        several files, ``"file"`` ranks within each.
+    layer
+        Layer that holds the counts; None for `X`.
+    span
+        Share of the genes that the curve of variance against mean looks at around each mean.
+
+    Returns
+    -------
+    None
+        Columns written to ``adata.var`` (of files, into the files; genes that others lack are not marked):
+
+        ``highly_variable``
+            bool.
+        ``highly_variable_rank``
+            float, 0 for the most variable; NaN for genes not among the first of any batch.
+        ``means``, ``variances``
+            float, of the counts.
+        ``variances_norm``
+            float, variance of the standardised counts, the mean over batches.
+
+    Raises
+    ------
+    ValueError
+        If the values are no raw counts, a batch has a single cell, or an argument is out of range; MissingKeyError if a
+        column or layer does not exist.
+    """
+    n_top_genes, span = check_positive_int(n_top_genes, "n_top_genes"), check_positive(span, "span")
+    if span > 1:
+        raise ValueError(f"span is {span:g}; pass a share of the genes, above 0 and up to 1")
+    with opened(adata, layer) as source:
+        check_can_be_changed(source)
+        cells = source.adata
+        codes = _batches(cells, batch_key)
+        matrix = matrix_of(cells, layer) if source.matrix is None else source.matrix
+        stored = on_disk(matrix, name_of(layer))
+        check = ValueCheck("counts", layer, cells, np.ones(cells.n_vars, dtype=bool))
+        is_first = True
+
+        def a_pass() -> Iterator[Block]:
+            nonlocal is_first
+            for block in blocks(matrix) if stored is None else stored.blocks():
+                if is_first:
+                    check.add(block)
+                yield block
+            is_first = False
+
+        found = gene_variances(a_pass, codes, cells.n_vars, span=span)
+        chosen, rank, _ = best_genes(found.standardised, n_top_genes)
+        share = np.bincount(codes) / len(codes)
+        mean = share @ found.mean
+        n = len(codes)
+        within = (np.bincount(codes) - 1) @ found.variance + np.bincount(codes) @ (found.mean - mean) ** 2
+        values = (chosen, rank, mean, within / (n - 1), found.standardised.mean(0))
+        for name, column in zip(COLUMNS, values, strict=True):
+            cells.var[name] = column
+    write_back(source, obsm=[], varm=[], uns=[], var=list(COLUMNS))
+
+
+def _batches(adata: AnnData, key: str | None) -> np.ndarray:
+    """Batch of each cell; all are one without a key."""
+    if key is None:
+        if adata.n_obs < 2:
+            raise ValueError("there is a single cell, which has no variance; pass more")
+        return np.zeros(adata.n_obs, np.int64)
+    names, codes = np.unique(check_obs_column(adata, key).astype(str), return_inverse=True)
+    single = np.flatnonzero(np.bincount(codes) < 2)
+    if len(single):
+        raise ValueError(f"adata.obs[{key!r}] has a single cell of {names[single[0]]!r}; merge or remove such batches")
+    return np.asarray(codes, np.int64)

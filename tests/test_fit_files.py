@@ -1,0 +1,311 @@
+"""`fit` and `embed` of files: the results go into them, and nothing else of them changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+import scvae
+from scvae import TrainingConfig
+from scvae._in_place import InPlace, changed_in_place, restore
+from scvae.data.sources import listed
+
+SHORT = {"n_latent": 3, "rng": 0, "verbose": False}
+STREAMED = TrainingConfig(epochs=2, memory=0.0)
+HELD = TrainingConfig(epochs=2)
+
+
+def cells(n=60, seed=0, n_genes=30):
+    adata = scvae.datasets.simulate(n_cells=n, n_genes=n_genes, rng=seed)
+    adata = anndata.AnnData(adata.X, adata.obs[[]], adata.var[[]])
+    adata.obs["donor"] = np.where(np.arange(n) % 2 == 0, "a", "b")
+    adata.obs["donor"] = adata.obs["donor"].astype("category")
+    adata.layers["other"] = adata.X * 2
+    adata.uns["kept"] = {"a": 1}
+    return adata
+
+
+def stored(adata, path, zarr_format=2):
+    if path.suffix == ".zarr":
+        root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on formats to come
+            anndata.io.write_elem(root, "/", adata)
+            zarr.consolidate_metadata(path)
+    else:
+        adata.write_h5ad(path, compression="gzip")
+    return path
+
+
+def reread(path):
+    return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
+
+
+def without_results(adata):
+    adata = adata.copy()
+    for key in ("X_scvae", "X_scvae_var"):
+        del adata.obsm[key]
+    del adata.uns["scvae"]
+    return adata
+
+
+def assert_same(found, expected):
+    assert (found.X != expected.X).nnz == 0
+    assert list(found.layers) == list(expected.layers)
+    for frame in ("obs", "var"):
+        assert getattr(found, frame).equals(getattr(expected, frame)), frame
+    assert list(found.uns) == list(expected.uns)
+    assert list(found.obsm) == list(expected.obsm)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("ending", "zarr_format"), [("h5ad", 0), ("zarr", 2), ("zarr", 3)])
+@pytest.mark.parametrize("training", [STREAMED, HELD], ids=["streamed", "held"])
+def test_a_file_gets_the_results_and_nothing_else(tmp_path, ending, zarr_format, training):
+    adata = cells()
+    path = stored(adata, tmp_path / f"cells.{ending}", zarr_format)
+    model = scvae.fit(path if ending == "zarr" else str(path), training=training, **SHORT)
+    found = reread(path)
+    assert_same(without_results(found), reread(stored(adata, tmp_path / f"again.{ending}", zarr_format)))
+    embedded = scvae.tl.embed(adata, model, copy=True)
+    assert np.allclose(found.obsm["X_scvae"], embedded.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+    assert found.uns["scvae"]["seed"] == 0
+    assert names_in(tmp_path) == [f"again.{ending}", f"cells.{ending}"]
+
+
+@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+def test_results_written_again_take_the_place_of_the_earlier(tmp_path, ending):
+    path = stored(cells(), tmp_path / f"cells.{ending}")
+    linear = scvae.NetworkConfig(decoder="linear")
+    scvae.fit(path, training=HELD, network=linear, **SHORT)
+    assert reread(path).varm["scvae_loadings"].shape == (30, 3)
+    model = scvae.fit(path, training=HELD, **SHORT | {"n_latent": 2})
+    found = reread(path)
+    assert "scvae_loadings" not in found.varm
+    assert found.obsm["X_scvae"].shape == (60, 2)
+    assert scvae.tl.embed(path, model, n_samples=4) is None
+    assert reread(path).obsm["X_scvae_samples"].shape == (60, 4, 2)
+
+
+def test_a_streamed_fit_is_that_of_the_same_plan_in_memory(tmp_path):
+    adata = cells(400)
+    path = stored(adata, tmp_path / "cells.h5ad")
+    longer = TrainingConfig(epochs=6)
+    held = scvae.fit(path, training=longer, **SHORT)
+    streamed = scvae.fit(path, training=TrainingConfig(epochs=6, memory=0.0), **SHORT)
+    assert streamed.outcome.held_out_elbo == pytest.approx(held.outcome.held_out_elbo, rel=0.02)
+    assert len(streamed.history) == 6
+
+
+def two_files(tmp_path):
+    """The second lacks two genes, has one more, and another order of them."""
+    first, second = cells(60), cells(50, seed=1)
+    order = np.random.default_rng(0).permutation(30)[:28]
+    more = second[:, order].copy()
+    more = anndata.AnnData(more.X, more.obs, more.var.copy())
+    more.var_names = [*more.var_names[:-1], "of its own"]
+    stored(first, tmp_path / "one.h5ad")
+    stored(more, tmp_path / "two.h5ad")
+    return first, more
+
+
+@pytest.mark.filterwarnings("ignore:27 genes are in all 2 files:UserWarning")
+@pytest.mark.parametrize("training", [STREAMED, HELD], ids=["streamed", "held"])
+def test_a_folder_is_one_set_of_cells_and_each_file_gets_its_own(tmp_path, training):
+    first, second = two_files(tmp_path)
+    model = scvae.fit(tmp_path, training=training, batch_key="file", covariate_keys=["donor"], **SHORT)
+    shared = [name for name in first.var_names if name in set(second.var_names)]
+    assert list(model.genes) == shared
+    assert model.schema.batch.categories == ("one", "two")
+    joined = anndata.concat({"one": first, "two": second}, label="file", index_unique="-")
+    embedded = scvae.tl.embed(joined, model, copy=True)
+    found = [reread(tmp_path / f"{name}.h5ad").obsm["X_scvae"] for name in ("one", "two")]
+    assert np.allclose(np.concatenate(found), embedded.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+    small = scvae.tl.embed([tmp_path / "one.h5ad", tmp_path / "two.h5ad"], model, copy=True)
+    assert small.shape == (110, 0)
+    assert list(small.obs_names) == list(embedded.obs_names)
+    assert small.obs["file"].tolist() == joined.obs["file"].tolist()
+    assert np.allclose(small.obsm["X_scvae"], embedded.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+
+
+def test_files_with_genes_of_their_own_are_told(tmp_path):
+    two_files(tmp_path)
+    with pytest.warns(UserWarning, match="27 genes are in all 2 files, and are used; up to 3 of a file are not"):
+        scvae.fit(tmp_path, training=HELD, **SHORT)
+
+
+def test_files_that_do_not_fit_together_are_refused_and_left_alone(tmp_path):
+    adata = cells()
+    adata.var_names = [f"other_{i}" for i in range(30)]
+    one, two = stored(cells(), tmp_path / "one.h5ad"), stored(adata, tmp_path / "two.h5ad")
+    before = two.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"the 2 files share no gene: names in .*one\.h5ad begin .*two\.h5ad 'other_0'"
+    ):
+        scvae.fit([one, two], **SHORT)
+    with pytest.raises(ValueError, match=r"two\.h5ad: adata.layers has no 'counts'"):
+        scvae.fit(two, layer="counts", **SHORT)
+    for i, path in enumerate((one, two)):
+        adata = cells()
+        adata.var["highly_variable"] = np.arange(30) % 2 == i
+        stored(adata, path)
+    with pytest.raises(ValueError, match=r"do not agree on var\['highly_variable'\]"):
+        scvae.fit([one, two], **SHORT)
+    adata = cells()
+    adata.X = adata.X.tocsc()
+    stored(adata, two)
+    with pytest.raises(ValueError, match=r"stored by genes \(CSC\)"):
+        scvae.fit([one, two], **SHORT)
+    two.write_bytes(before)
+    assert two.read_bytes() == before
+
+
+def test_paths_that_mean_no_cells_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        scvae.fit(tmp_path / "nothing.h5ad")
+    with pytest.raises(FileNotFoundError, match="has no file that ends in"):
+        scvae.fit(tmp_path)
+    (tmp_path / "text.h5ad").write_text("no cells")
+    with pytest.raises(ValueError, match=r"cannot read .*text\.h5ad as an h5ad file"):
+        scvae.fit(str(tmp_path / "text.h5ad"))
+    (tmp_path / "a").mkdir()
+    one, other = stored(cells(), tmp_path / "a" / "x.h5ad"), stored(cells(), tmp_path / "x.h5ad")
+    with pytest.raises(ValueError, match="several files are named 'x'"):
+        scvae.fit([one, other])
+    with pytest.raises(TypeError, match="adata is a int"):
+        scvae.fit(3)
+    assert listed(tmp_path / "a") == (one,)
+
+
+def test_a_file_that_cannot_be_written_to_is_refused_before_training(tmp_path, monkeypatch):
+    path = stored(cells(), tmp_path / "cells.h5ad")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr("scvae._fit.read_and_train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(PermissionError, match=r"cells\.h5ad cannot be written to, and results go into it"):
+        scvae.fit(path, **SHORT)
+
+
+def test_a_disk_that_fills_up_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = stored(cells(), tmp_path / "cells.h5ad")
+    before, appended = path.read_bytes(), []
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, view):
+            appended.append(len(view))
+            if len(appended) > 2:
+                raise OSError(28, "No space left on device")
+            return self.file.write(view)
+
+    begin = InPlace.__init__
+
+    def on_a_full_disk(self, path):
+        begin(self, path)
+        self._file = Full(self._file)
+
+    monkeypatch.setattr(InPlace, "__init__", on_a_full_disk)
+    with pytest.raises(
+        OSError, match=r"cannot be written into .*cells\.h5ad \(No space left on device\); it is as it was"
+    ):
+        scvae.fit(path, training=HELD, **SHORT)
+    assert path.read_bytes() == before
+    assert names_in(tmp_path) == ["cells.h5ad"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import h5py, numpy as np
+
+from scvae._in_place import changed_in_place
+
+path, steps = Path(sys.argv[1]), int(sys.argv[2])
+counted = [0]
+
+
+def step(*_):
+    counted[0] += 1
+    if counted[0] == steps:
+        os.kill(os.getpid(), 9)
+
+
+os.fsync = step
+unlink = Path.unlink
+Path.unlink = lambda self, missing_ok=False: (step(), unlink(self, missing_ok=missing_ok))
+with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
+    del file["obsm/old"]
+    file["obsm/new"] = np.arange(50_000.0)
+    file["uns/note"] = "new"
+"""
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path, step):
+    path = tmp_path / "cells.h5"
+    with h5py.File(path, "w") as file:
+        file["X/data"] = np.arange(20_000.0)
+        file["obsm/old"] = np.arange(30.0)
+        file.create_group("uns")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    run = subprocess.run([sys.executable, "-c", KILLED, path, str(step)], env=environment, check=False, timeout=100)
+    assert run.returncode == (-signal.SIGKILL if step < 6 else 0)
+    restore(path)
+    assert ".cells.h5.before" not in names_in(tmp_path)
+    with h5py.File(path) as file:
+        assert np.array_equal(file["X/data"], np.arange(20_000.0))
+        if step < 6:
+            assert np.array_equal(file["obsm/old"], np.arange(30.0))
+            assert list(file["uns"]) == []
+        else:
+            assert np.array_equal(file["obsm/new"], np.arange(50_000.0))
+            assert "old" not in file["obsm"]
+
+
+def test_changes_are_those_that_h5py_makes_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "a.h5", tmp_path / "b.h5"):
+        with h5py.File(path, "w") as file:
+            file["X"] = np.arange(5_000.0)
+    for i in range(12):
+        value, drop = rng.normal(size=int(rng.integers(1, 20_000))), i % 3 == 2
+        with h5py.File(tmp_path / "a.h5", "r+") as plain:
+            change(plain, i, value, drop)
+        with changed_in_place(tmp_path / "b.h5") as changes, h5py.File(changes, "r+") as file:
+            change(file, i, value, drop)
+        with h5py.File(tmp_path / "a.h5") as plain, h5py.File(tmp_path / "b.h5") as file:
+            assert list(plain) == list(file)
+            for name in plain:
+                assert np.array_equal(plain[name], file[name])
+
+
+def change(file, i, value, drop):
+    file[f"new_{i}"] = value
+    if drop:
+        del file[f"new_{i - 1}"]
+    file["X"][i * 100 : i * 100 + 50] = i
+
+
+def test_bytes_put_aside_that_are_damaged_are_not_put_back(tmp_path):
+    path = stored(cells(), tmp_path / "cells.h5ad")
+    before = path.read_bytes()
+    (tmp_path / ".cells.h5ad.before").write_bytes(b'{"digest": "", "pages": [[0, 2]], "size": 3}\nxx')
+    with pytest.raises(ValueError, match=r"\.cells\.h5ad\.before is damaged"):
+        scvae.fit(path, **SHORT)
+    assert path.read_bytes() == before
