@@ -69,6 +69,13 @@ def fit(
     The objective per cell is E_q[log p(x | z)] - β KL(q(z | x) || N(0, I)) (Kingma & Welling 2014; Higgins et al.
     2017), with counts x ~ NB(library size x proportions, inverse dispersion) by default (Lopez et al. 2018).
 
+    Several processes that call it together train one model: under ``torchrun --nproc-per-node 2 script.py``, or where a
+    process group of `torch.distributed` exists already. Each batch is shared out among them, with the weights, noise
+    and statistics of the whole one, so that the result is that of one process to rounding (but for dropout masks, and
+    the order of cells on disk). All pass the same arguments and data, and return the same model; rank 0 writes the
+    files. Where a process is silent for ten minutes (or ``SCVAE_TIMEOUT`` seconds, an environment variable) the others
+    end with an error that names it.
+
     Parameters
     ----------
     adata
@@ -155,6 +162,8 @@ def fit(
         If training diverges; the message names a cell.
     MemoryError
         If the device has no memory to train on even one cell at a time.
+    RankError
+        If another process failed, died or hangs; its rank is in the message.
 
     Examples
     --------

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -194,9 +195,9 @@ class Ranks:
         """The error that names the processes that do not answer a roll call, made by the store of their addresses."""
         self.failed = True
         patience = min(ROLL_CALL_SHARE * self.timeout, LONGEST_ROLL_CALL)
-        said = str(error).strip().partition("\n")[0]
+        said = re.sub(r"^\[[^]]*] *|[.] .*", "", str(error).strip().partition("\n")[0])  # without place and advice
         missing = set(range(self.world)) - {self.rank}
-        if self.world > 2 or "closed" not in said:  # of two, the other one it is
+        if self.world > 2 or not re.search("closed|reset", said):  # of two, the other one it is
             missing = _missing(self.rank, self.world, patience)
         if not missing:
             return RankError(f"the processes lost each other, though all of them live: {said}")

@@ -33,6 +33,7 @@ def begun(tmp_path_factory):
 
     with patch("scvae.train.evaluate", evaluate), pytest.raises(Killed):
         fit(data(), checkpoint=folder / "begun")
+    data(700).write_h5ad(folder / "cells.h5ad")
     return folder
 
 
@@ -115,6 +116,15 @@ def test_each_cell_goes_by_once_in_an_epoch(both, sizes):
         for batch, first, second in zip(plan, *parts, strict=True):
             assert first + second == batch if batch_size > 1 else first == second == batch
         assert sorted(cell for batch in plan for cell in batch) == list(range(n_cells))
+
+
+def test_each_process_reads_its_own_blocks_of_a_file_and_rank_0_writes_into_it(both):
+    first, second = (found["on disk"] for found in both)
+    for plan, *parts in zip(first["planned"], first["read"], second["read"], strict=True):
+        assert [a + b for a, b in zip(*parts, strict=True)] == plan
+        assert sorted(cell for batch in plan for cell in batch) == list(range(700))
+    assert first["embedding"].shape == (700, 3)
+    assert (first["embedding"] == second["embedding"]).all()
 
 
 def test_other_data_in_one_process_are_refused_by_all_with_one_message(both):

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from unittest.mock import patch
 
+import anndata
 import numpy as np
 import torch
 from scenarios import CASES, FITS, data, fit, fitted, gradients_of, record_of
@@ -41,14 +42,14 @@ class Recording(Feed):
     """A feed that keeps the positions it was asked for."""
 
     def __init__(self, feed):
-        self.feed, self.asked = feed, []
+        self.feed, self.asked, self.shuffle = feed, [], feed.shuffle
 
     def batches(self, plan):
         self.asked.append([part.tolist() for part in plan])
         yield from self.feed.batches(plan)
 
 
-def positions_of_a_fit(n_cells, batch_size):
+def positions_of_a_fit(n_cells, batch_size, path=None):
     """For each pass over a feed: the positions that this process read in each batch."""
     feeds, original = [], scvae.train.make_feed
 
@@ -62,11 +63,19 @@ def positions_of_a_fit(n_cells, batch_size):
         plans.append(plan_of(*args, **options))
         return plans[-1]
 
-    training = scvae.TrainingConfig(epochs=2, batch_size=batch_size, validation_fraction=0.0)
+    training = scvae.TrainingConfig(epochs=2, batch_size=batch_size, validation_fraction=0.0, memory=0.0)
     with patch("scvae.train.make_feed", made), patch("scvae.train.epoch_plan", planned):
-        fit(data(n_cells), training=training)
+        fit(data(n_cells) if path is None else path, training=training)
     passes = [asked for asked in feeds[0].asked if asked]
     return {"read": passes, "planned": [[part.tolist() for part in plan] for plan in plans]}
+
+
+def on_disk():
+    """More cells than fit into the window that each process reads."""
+    path = FOLDER / "cells.h5ad"
+    positions = positions_of_a_fit(700, 64, path)
+    embedding = anndata.read_h5ad(path).obsm["X_scvae"]
+    return positions | {"embedding": embedding}
 
 
 def other_data():
@@ -155,6 +164,7 @@ def main():
     parts = {
         "fits": lambda: {case: fitted(case) for case in FITS},
         "positions": lambda: {sizes: positions_of_a_fit(*sizes) for sizes in ((41, 8), (7, 8), (9, 1))},
+        "on disk": on_disk,
         "other data": lambda: refusal(fit, other_data()),
         "other seed": lambda: refusal(fit, data(), rng=3 + RANK),
         "broken data": lambda: refusal(fit, broken_data()),
