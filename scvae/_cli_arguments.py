@@ -28,6 +28,9 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
+    training.add_argument(
+        "--memory", metavar="GB", type=float, help="read counts from disk in every epoch if they need more (default: 1)"
+    )
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
     training.add_argument(

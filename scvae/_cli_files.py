@@ -164,7 +164,7 @@ def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, An
 
     None takes a key away.
     """
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     from ._files import written_whole
     from .data.write_back import add_results

@@ -113,6 +113,12 @@ class InPlace(io.RawIOBase):
         except OSError as error:
             self.failure = error
 
+    def refuse_failure(self) -> None:
+        """Raises the error that was kept from HDF5, if there was one."""
+        if self.failure is not None:
+            why = self.failure.strerror or self.failure
+            raise OSError(f"the results cannot be written into {self.path} ({why}); it is as it was") from self.failure
+
     def commit(self) -> None:
         """Makes the changes."""
         os.fsync(self._file.fileno())
@@ -149,9 +155,7 @@ def changed_in_place(path: Path) -> Iterator[InPlace]:
     file = InPlace(path)
     try:
         yield file
-        if file.failure is not None:
-            why = file.failure.strerror or file.failure
-            raise OSError(f"the results cannot be written into {path} ({why}); it is as it was") from file.failure
+        file.refuse_failure()
     except BaseException:
         file.undo()
         raise

@@ -348,7 +348,8 @@ def _keywords(given: argparse.Namespace) -> dict[str, Any]:
     if "beta" in keywords:
         betas = keywords["beta"]
         keywords["beta"] = betas[0] if len(betas) == 1 else tuple(betas)
-    training = TrainingConfig(epochs=options["epochs"]) if "epochs" in options else None
+    given_training = {name: options[name] for name in ("epochs", "memory") if name in options}
+    training = TrainingConfig(**given_training) if given_training else None
     return keywords | {"training": training, "verbose": not given.quiet}
 
 

@@ -546,7 +546,9 @@ def test_several_files_give_a_small_file_of_their_cells(atlas, inputs, tmp_path)
 
 
 def test_without_an_output_each_input_gets_its_results(atlas, tmp_path, capsys):
-    assert run("fit", "atlas", "--epochs", 2, "--n-latent", 3, "--seed", 0, "--model", "m.safetensors") == 0
+    words = ("--epochs", 2, "--memory", 0, "--n-latent", 3, "--seed", 0, "--model", "m.safetensors")
+    assert run("fit", "atlas", *words) == 0
+    assert scvae.load("m.safetensors").training_config.memory == 0.0
     assert "embedding          2 files, obsm['X_scvae']" in capsys.readouterr().out
     one, two = anndata.read_h5ad("atlas/one.h5ad"), anndata.read_zarr("atlas/two.zarr")
     assert one.obsm["X_scvae"].shape == two.obsm["X_scvae"].shape == (30, 3)

@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 import scvae
+import scvae.train
 from scvae import TrainingConfig
 from scvae._in_place import InPlace, changed_in_place, restore
 from scvae.data.sources import listed
@@ -309,3 +310,55 @@ def test_bytes_put_aside_that_are_damaged_are_not_put_back(tmp_path):
     with pytest.raises(ValueError, match=r"\.cells\.h5ad\.before is damaged"):
         scvae.fit(path, **SHORT)
     assert path.read_bytes() == before
+
+
+def results(path):
+    found = reread(path)
+    return found.obsm["X_scvae"].tobytes(), found.uns["scvae"]["history"]["validation_elbo"].tobytes()
+
+
+def test_a_file_that_is_cut_short_in_training_ends_it_and_the_run_goes_on_once_it_is_back(tmp_path, monkeypatch):
+    path = stored(cells(400), tmp_path / "cells.h5ad")
+    whole = path.read_bytes()
+    training = TrainingConfig(epochs=4, memory=0.0)
+    scvae.fit(path, training=training, **SHORT)
+    expected = results(path)
+    path.write_bytes(whole)
+    evaluate, calls = scvae.train.evaluate, []
+
+    def cut(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 2:
+            os.truncate(path, 9_000)
+        return evaluate(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scvae.train, "evaluate", cut)
+        with pytest.raises(OSError, match=r"cells\.h5ad: chunk .* while cells .* of X were read.*checkpoint"):
+            scvae.fit(path, training=training, checkpoint=tmp_path / "run", **SHORT)
+    assert len(calls) == 2
+    path.write_bytes(whole)
+    scvae.fit(path, training=training, checkpoint=tmp_path / "run", **SHORT)
+    assert results(path) == expected
+
+
+def test_a_checkpoint_is_not_resumed_with_a_file_that_was_changed(tmp_path):
+    path = stored(cells(400), tmp_path / "cells.h5ad")
+    training = TrainingConfig(epochs=2, memory=0.0)
+    scvae.fit(path, training=training, checkpoint=tmp_path / "run", **SHORT)
+    with h5py.File(path, "r+") as file:
+        values = file["X/data"]
+        values[-1] = values[-1] + 1
+    with pytest.raises(ValueError, match="belongs to another run: data differ"):
+        scvae.fit(path, training=training, checkpoint=tmp_path / "run", **SHORT)
+    with pytest.raises(ValueError, match="belongs to another run: data, training differ"):
+        scvae.fit(path, training=TrainingConfig(epochs=2, memory=1e-5), checkpoint=tmp_path / "run", **SHORT)
+
+
+def test_a_continued_fit_takes_files(tmp_path):
+    path = stored(cells(), tmp_path / "cells.h5ad")
+    model = scvae.fit(path, training=HELD, **SHORT)
+    again = scvae.fit(path, init=model, training=STREAMED, verbose=False, rng=1)
+    assert again.outcome.epochs == 2
+    embedded = scvae.tl.embed(path, again, copy=True)
+    assert np.allclose(reread(path).obsm["X_scvae"], embedded.obsm["X_scvae"], rtol=1e-5, atol=1e-6)

@@ -168,7 +168,7 @@ def of_hdf5(dataset: Any) -> ChunkTable | None:
 
 
 def _of_hdf5(dataset: Any) -> ChunkTable:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     file = dataset.file
     path = Path(os.fsdecode(file.filename))
@@ -294,7 +294,7 @@ def _codec(name: str) -> Decode:
         raise UnknownLayoutError(name)
     if name == "zlib":
         return _inflate()
-    from numcodecs import get_codec  # type: ignore[import-untyped]
+    from numcodecs import get_codec
 
     decode: Decode = get_codec({"id": name}).decode
     return decode

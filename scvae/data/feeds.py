@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 Plan = Batches
 
 CHUNK = 4096  # cells on their way to the device
+MUCH_READ_IN_VAIN = 4.0  # values read for each used
 STORE_SHARE = 0.6  # of the free memory that the cells may fill: the rest is for the training
 
 
@@ -230,20 +231,32 @@ def make_feed(cells: Cells, device: torch.device, held: Int[np.ndarray, " held"]
         if store is not None:
             return store
     if isinstance(cells.rows, StoredRows):
-        shuffle = cells.rows.shuffle
-        logger.info(
-            "cells are read from disk: blocks of %d cells, permuted in windows of %d; if like cells lie together, the "
-            "mean of a batch of %d varies %.2f times as much as in a random order",
-            shuffle.block,
-            shuffle.window,
-            USUAL_BATCH,
-            shuffle.variance_ratio(USUAL_BATCH, len(cells)),
-        )
+        _say_how(cells.rows)
         return FromDisk(cells, device, held)
     if device.type != "cuda":
         return Host(cells, device)
     logger.warning("the cells do not fit into the memory of %s; they are streamed to it batch by batch", device)
     return Streamed(cells, device)
+
+
+def _say_how(rows: StoredRows) -> None:
+    """One log line on the shuffle, and a warning where it makes much of the reading vain."""
+    shuffle = rows.shuffle
+    logger.info(
+        "cells are read from disk: blocks of %d cells, permuted in windows of %d; if like cells lie together, the mean "
+        "of a batch of %d varies %.2f times as much as in a random order; %.1f values are read for each that is used",
+        shuffle.block,
+        shuffle.window,
+        USUAL_BATCH,
+        shuffle.variance_ratio(USUAL_BATCH, rows.n_cells),
+        rows.read_per_used,
+    )
+    if rows.read_per_used > MUCH_READ_IN_VAIN:
+        logger.warning(
+            "%.0f values are read from disk for each that is used, since its chunks are large; write the file with "
+            "smaller ones, or raise TrainingConfig.memory",
+            rows.read_per_used,
+        )
 
 
 def single_pass(cells: Cells, device: torch.device) -> Feed:

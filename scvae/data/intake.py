@@ -199,7 +199,7 @@ def read_fit(
     batch, categorical, numeric = learn_columns(adata, batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
     values = matrix_of(adata, layer) if matrix is None else matrix
-    if kind == "real" and matrix is None and is_dense(values):
+    if kind == "real" and _is_dense_in_memory(values, int(mask.sum()), memory):
         genes = np.flatnonzero(mask)
         _refuse_duplicates(adata.var_names[genes])
         rows: Rows = _read_dense(values, genes, adata, layer)
@@ -266,7 +266,7 @@ def read_query(
     values = matrix_of(adata, layer) if matrix is None else matrix
     genes = _find_genes(adata, schema)
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
-    if schema.kind == "real" and matrix is None and is_dense(values):
+    if schema.kind == "real" and _is_dense_in_memory(values, len(genes), memory):
         rows: Rows = _read_dense(values, genes, adata, layer)
         return _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
     mask = np.zeros(adata.n_vars, dtype=bool)
@@ -350,6 +350,13 @@ def _rows(
     )
     # a copy of less than half of the values is worth its memory: every batch would skip over the rest otherwise
     return rows.compact() if check.n_kept < check.n_stored / 2 else rows
+
+
+def _is_dense_in_memory(matrix: Any, n_genes: int, memory: float) -> bool:
+    """Whether all values are stored, and are in memory or can be."""
+    if isinstance(matrix, Joined) or not is_dense(matrix):
+        return False
+    return isinstance(matrix, np.ndarray) or 4 * matrix.shape[0] * n_genes <= memory
 
 
 def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None) -> DenseRows:

@@ -173,7 +173,7 @@ def _group(path: Path, stack: ExitStack) -> Any:
         import zarr
 
         return zarr.open_group(str(path), mode="r")
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     return stack.enter_context(h5py.File(path, "r"))
 

@@ -55,11 +55,12 @@ class StoredRows(Rows):
         self, source: Joined, column_map: NDArray[np.int32], n_genes: int, *, n_kept: int, memory: float
     ) -> None:
         self._source, self._n_genes, self.n_kept = source, n_genes, n_kept
-        self._maps = [
-            column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts
-        ]
-        self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in self._maps]
+        maps = [column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts]
+        self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in maps]
+        # all columns in their own order need no names
+        self._maps = [None if np.array_equal(chosen, np.arange(n_genes)) else chosen for chosen in maps]
         self._first_cells = np.array([part.first_cell for part in source.parts])
+        self._per_chunk = max(part.matrix.cells_per_chunk for part in source.parts)
         self.shuffle = self._shuffle(memory)
         cpu_kernels()  # not for the first time in a thread
 
@@ -72,6 +73,11 @@ class StoredRows(Rows):
     def n_genes(self) -> int:
         """Number of modelled genes."""
         return self._n_genes
+
+    @property
+    def read_per_used(self) -> float:
+        """How many values are read for each that is in a block: chunks at its ends are read as a whole."""
+        return 1.0 + max(self._per_chunk - 1.0, 0.0) / self.shuffle.block
 
     def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
         """See `Rows.take`."""
@@ -114,8 +120,7 @@ class StoredRows(Rows):
         """Blocks long enough for the chunks of the file, a window that fits the memory."""
         cell = 8.0 * max(self.n_kept / max(self.n_cells, 1), 1.0)  # bytes
         window = max(USUAL_BATCH, int(WINDOW_SHARE * memory / cell))
-        per_chunk = max(part.matrix.cells_per_chunk for part in self._source.parts)
-        wished = max(SMALLEST_BLOCK, math.ceil(CHUNKS_OF_A_BLOCK * per_chunk))
+        wished = max(SMALLEST_BLOCK, math.ceil(CHUNKS_OF_A_BLOCK * self._per_chunk))
         allowed = 1 + int((LARGEST_RATIO - 1) * window / USUAL_BATCH)
         block = max(1, min(wished, allowed))
         return Shuffle(block, min(window, BATCHES_PER_BLOCK_CELL * USUAL_BATCH * block))

@@ -86,7 +86,7 @@ def _of_genes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _write_h5ad(path: Path, results: Results) -> None:
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
         add_results(file, results)

@@ -58,8 +58,10 @@ def renamed(
     new_indptr = np.empty_like(indptr)
     indices, numbers = np.empty(len(columns), np.int32), np.empty(len(columns), np.float32)
     kernels.sparse.rename_entries(columns, values, indptr, column_map, new_indptr, indices, numbers)
-    n = new_indptr[-1]
-    return new_indptr, indices[:n].copy(), numbers[:n].copy()
+    n = int(new_indptr[-1])
+    if n == len(columns):
+        return new_indptr, indices, numbers
+    return new_indptr, indices[:n].copy(), numbers[:n].copy()  # so that the rest can be freed
 
 
 def place_rows(piece: Taken, first: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32]) -> None:

@@ -68,6 +68,14 @@ def highly_variable_genes(
     ValueError
         If the values are no raw counts, a batch has a single cell, or an argument is out of range; MissingKeyError if a
         column or layer does not exist.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> scvae.tl.highly_variable_genes(adata, n_top_genes=40)
+    >>> int(adata.var["highly_variable"].sum())
+    40
     """
     n_top_genes, span = check_positive_int(n_top_genes, "n_top_genes"), check_positive(span, "span")
     if span > 1:

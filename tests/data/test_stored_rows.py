@@ -14,11 +14,12 @@ from scipy import sparse
 
 from scvae.data import on_disk as module
 from scvae.data.batches import Shuffle, chunks, epoch_plan
-from scvae.data.feeds import FromDisk, Host, make_feed, single_pass
+from scvae.data.feeds import FromDisk, Host, make_feed, single_pass, store_on
 from scvae.data.intake import read_fit, read_query
-from scvae.data.rows import SparseRows
+from scvae.data.rows import DenseRows, SparseRows
 from scvae.data.stored_rows import StoredRows
 from scvae.kernels import rows as kernel_rows
+from scvae.likelihoods.base import dense
 
 CPU = torch.device("cpu")
 N_CELLS, N_GENES = 90, 40
@@ -179,6 +180,31 @@ def test_a_query_finds_its_genes_by_name_in_any_order(tmp_path):
     assert_same_rows(read_query(backed(tmp_path, other), schema, memory=0.0).rows, read_query(other, schema).rows)
 
 
+def test_real_values_that_do_not_fit_are_read_as_those_that_do(tmp_path):
+    values = np.random.default_rng(0).normal(size=(N_CELLS, N_GENES)).astype(np.float32)
+    adata = adata_of(values)
+    options = {
+        "layer": None,
+        "mask_var": MASKS["half"],
+        "batch_key": None,
+        "covariate_keys": [],
+        "size_factor_key": None,
+    }
+    stored = backed(tmp_path, adata)
+    for memory, kind in ((0.0, StoredRows), (4.0 * N_CELLS * 20, DenseRows)):
+        _, found = read_fit(stored, **options, kind="real", memory=memory)
+        assert isinstance(found.rows, kind)
+        taken = found.rows.take(np.array([5, 3, 88]))
+        assert torch.equal(dense(taken), torch.from_numpy(values[[5, 3, 88]][:, ::2]))
+
+
+def test_a_device_that_can_hold_the_cells_gets_them_from_disk_once(tmp_path):
+    adata = adata_of(matrix())
+    source, memory = read(backed(tmp_path, adata))[1], read(adata)[1]
+    found, expected = (store_on(cells, CPU).everything for cells in (source, memory))
+    assert torch.equal(dense(found.x), dense(expected.x))
+
+
 def test_without_numba_the_rows_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_rows, "cpu_kernels", lambda: None)
     adata = adata_of(matrix())
@@ -242,12 +268,29 @@ def test_the_next_window_is_read_while_one_is_in_use(tmp_path, monkeypatch):
     stream.close()
 
 
-def test_larger_chunks_make_larger_blocks(tmp_path):
-    adata = adata_of(matrix())
-    large = read(backed(tmp_path, adata, "gzip"), memory=0.0)[1].rows
-    assert large.shuffle.window >= 1
-    small = read(backed(tmp_path, adata, "small chunks"))[1].rows
-    assert small._source.parts[0].matrix.cells_per_chunk < large._source.parts[0].matrix.cells_per_chunk
+@pytest.mark.parametrize(("per_chunk", "block", "window"), [(1, 16, 40_960), (50, 200, 62_500), (500, 245, 62_500)])
+def test_blocks_grow_with_the_chunks_of_the_file_and_windows_with_the_memory(
+    tmp_path, monkeypatch, per_chunk, block, window
+):
+    monkeypatch.setattr(module.CompressedOnDisk, "cells_per_chunk", per_chunk)
+    rows = read(backed(tmp_path, adata_of(matrix())))[1].rows
+    rows.n_kept = 100 * N_CELLS  # 800 bytes a cell
+    shuffle = rows._shuffle(200e6)
+    assert (shuffle.block, shuffle.window) == (block, window)
+    assert shuffle.variance_ratio(256, 10**6) <= 2.0
+
+
+def test_the_log_tells_of_the_shuffle_and_of_reading_in_vain(tmp_path, monkeypatch, caplog):
+    rows = read(backed(tmp_path, adata_of(matrix())))[1]
+    with caplog.at_level("INFO"):
+        make_feed(rows, CPU)
+    assert "blocks of 2 cells, permuted in windows of 256" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "its chunks are large" in caplog.text
+    rows.rows._per_chunk = 3.0
+    caplog.clear()
+    make_feed(rows, CPU)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_file_cut_short_while_in_use_is_told_with_file_chunk_and_cells(tmp_path):
