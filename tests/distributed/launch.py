@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LIMIT = 240  # seconds: far beyond what is needed, for machines that do other things as well
+LIMIT = 600  # seconds: far beyond what is needed, for machines that do other things as well
 
 
 def environment(timeout):
@@ -20,7 +20,7 @@ def environment(timeout):
     }
 
 
-def torchrun(*arguments, timeout=60, options=()):
+def torchrun(*arguments, timeout=180, options=()):
     """Two processes of this interpreter; `timeout` is after how many seconds a silent one is given up."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     return subprocess.run(
@@ -33,7 +33,7 @@ def torchrun(*arguments, timeout=60, options=()):
     )
 
 
-def by_hand(n, *arguments, timeout=60):
+def by_hand(n, *arguments, timeout=180):
     """`n` processes that nobody ends when one of them dies: the exit codes and outputs of all."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
