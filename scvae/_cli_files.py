@@ -123,11 +123,13 @@ class Results:
 
 
 @contextmanager
-def results_of(inputs: list[Path], output: Path | None, layer: str | None) -> Iterator[Results]:
+def results_of(
+    inputs: list[Path], output: Path | None, layer: str | None, *, is_writer: bool = True
+) -> Iterator[Results]:
     """Opens what a command reads, and writes its results when the block ends well.
 
     Of one h5ad file into a copy of it; of others into a file of the cells without values; without an output into the
-    inputs, which the command does itself.
+    inputs, which the command does itself. Of several processes that work on the cells, one is the writer.
     """
     from ._files import written_whole
     from .data import sources
@@ -145,11 +147,14 @@ def results_of(inputs: list[Path], output: Path | None, layer: str | None) -> It
         with opened(inputs[0], layer) as adata:
             results = Results(adata, adata, str(output))
             yield results
-        write_copy(inputs[0], output, results.found)
+        if is_writer:
+            write_copy(inputs[0], output, results.found)
         return
     with sources.opened(inputs, layer) as source:
         results = Results(source, source.adata, str(output))
         yield results
+        if not is_writer:
+            return
         with written_whole(output) as temporary:
             sources.small(source).write_h5ad(temporary, compression="gzip")
 

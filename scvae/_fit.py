@@ -29,6 +29,7 @@ from .data.on_disk import Joined
 from .data.schema import Schema
 from .data.sources import Paths, Source, opened
 from .data.write_back import check_can_be_changed, write_back
+from .distributed import joined, ranks
 from .fitted import FittedModel, check_model, in_use
 from .inference import posterior_moments
 from .likelihoods import KIND, NAMES, LikelihoodName
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
 
+@joined()
 def fit(
     adata: AnnData | Paths | Source,
     *,
@@ -66,6 +68,13 @@ def fit(
 
     The objective per cell is E_q[log p(x | z)] - β KL(q(z | x) || N(0, I)) (Kingma & Welling 2014; Higgins et al.
     2017), with counts x ~ NB(library size x proportions, inverse dispersion) by default (Lopez et al. 2018).
+
+    Several processes that call it together train one model: under ``torchrun --nproc-per-node 2 script.py``, or where a
+    process group of `torch.distributed` exists already. Each batch is shared out among them, with the weights, noise
+    and statistics of the whole one, so that the result is that of one process to rounding (but for dropout masks, and
+    the order of cells on disk). All pass the same arguments and data, and return the same model; rank 0 writes the
+    files. Where a process is silent for ten minutes (or ``SCVAE_TIMEOUT`` seconds, an environment variable) the others
+    end with an error that names it.
 
     Parameters
     ----------
@@ -153,6 +162,8 @@ def fit(
         If training diverges; the message names a cell.
     MemoryError
         If the device has no memory to train on even one cell at a time.
+    RankError
+        If another process failed, died or hangs; its rank is in the message.
 
     Examples
     --------
@@ -164,7 +175,7 @@ def fit(
     """
     keys = Keys(key_added)
     with opened(adata, layer or (init.schema.layer if init else None)) as source:
-        check_can_be_changed(source)
+        ranks().first(lambda: check_can_be_changed(source))
         model, cells = read_and_train(
             source.adata,
             layer=layer,
@@ -185,7 +196,10 @@ def fit(
             matrix=source.matrix,
         )
         write_results(source.adata, model, cells, keys)
-    write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
+    ranks().gather(None)  # nobody reads the files any more
+    with ranks().all_or_none():
+        if ranks().is_first:
+            write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
     return model
 
 
@@ -226,8 +240,8 @@ def read_and_train(
         )
     target = resolve_device(device)
     if checkpoint is not None:
-        check_place(checkpoint)
-    seed = _seed(rng, checkpoint)
+        ranks().first(lambda: check_place(checkpoint))
+    seed = shared_seed(rng, checkpoint)
     if init is not None:
         return continue_fit(
             adata,
@@ -281,7 +295,7 @@ def write_results(
 
     With `more` in the record.
     """
-    mean, variance = posterior_moments(model, cells, beta=beta)
+    mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
     obsm = {keys.mean: mean, keys.variance: variance}
     uns = {keys.uns: record_of(model) | dict(more or {})}
     write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
@@ -343,8 +357,12 @@ def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Sch
         )
 
 
+def shared_seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
+    """The seed asked for; where none is, that of the run to resume, or fresh entropy, the same in all processes."""
+    return ranks().first(lambda: _seed(rng, checkpoint)) if rng is None else seed_of(rng)
+
+
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
-    """The seed asked for; where none is, that of the run to resume, or fresh entropy."""
     if rng is None and checkpoint is not None and Path(checkpoint).exists():
         return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
     return seed_of(rng)

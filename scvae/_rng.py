@@ -43,6 +43,11 @@ def torch_generators(n: int, seed: int, *stream: int, device: torch.device | str
         yield generator.manual_seed(int(state >> np.uint64(1)))
 
 
+def generator_of_rank(generator: torch.Generator, rank: int) -> torch.Generator:
+    """A generator of its own for each of several processes, which follows from the seed of one that they share."""
+    return torch_generator(generator.initial_seed(), rank, device=generator.device)
+
+
 @contextmanager
 def igraph_random_state(seed: int) -> Iterator[None]:
     """Lets igraph draw from a generator of its own; afterwards it draws from Python's `random` again, its default."""

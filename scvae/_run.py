@@ -29,7 +29,9 @@ from .data.feeds import single_pass
 from .data.intake import Cells
 from .data.libraries import LibrarySizes
 from .data.schema import Schema
+from .data.stored_rows import StoredRows
 from .data.summary import summarize
+from .distributed import ranks
 from .fitted import ACTIVE_ABOVE, FittedModel, Outcome, beta_range, in_use
 from .inference import posterior_moments
 from .kernels.csr import CSR
@@ -172,10 +174,11 @@ def train_network(
         "seed": settings.seed,
         "network": to_json(settings.network),
         "training": to_json(settings.training),
-        "data": _content(settings.schema, cells) if checkpoint is not None else None,
+        "data": _content(settings.schema, cells) if checkpoint is not None or ranks().world > 1 else None,
     }
     if start is not None:
         identity["start"] = start
+    ranks().agree({name: json.dumps(value) for name, value in identity.items()})
     progress, ended = train(
         network,
         cells,
@@ -188,7 +191,7 @@ def train_network(
         verbose=verbose,
         only=only,
     )
-    if ended == "interrupted":
+    if ended == "interrupted" and ranks().is_first:
         _say(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
     return progress, ended
 
@@ -285,7 +288,8 @@ def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) ->
     judged = held_out if len(held_out) else train_cells
     device = next(network.parameters()).device
     log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))
-    return evaluate(network, single_pass(cells, device), judged, log_beta, seed=settings.seed, device=device)
+    feed = single_pass(cells, device)
+    return evaluate(network, feed, judged, log_beta, seed=settings.seed, device=device, together=ranks())
 
 
 def _content(schema: Schema, cells: Cells) -> str:
@@ -293,11 +297,18 @@ def _content(schema: Schema, cells: Cells) -> str:
     digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
     for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
         digest.update(np.ascontiguousarray(array).tobytes())
-    for part in chunks(len(cells), EVALUATION_CHUNK):
+    for part in _looked_at(cells):
         x = cells.rows.take(part)
         for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _looked_at(cells: Cells) -> list[Int[np.ndarray, " cells"]]:
+    """All cells in pieces; of cells on disk, whose sums are known, only some: to read all takes as long as an epoch."""
+    if not isinstance(cells.rows, StoredRows):
+        return chunks(len(cells), EVALUATION_CHUNK)
+    return [np.unique(np.linspace(0, len(cells) - 1, EVALUATION_CHUNK).astype(np.int64))]
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 
 from ._checks import check_adata, check_choice, check_obs_column
-from ._fit import fit, read_and_train, write_results
+from ._fit import fit, read_and_train, shared_seed, write_results
 from ._html import columns, page, paragraph
 from ._keys import Keys
 from ._progress import passing, progress_bar
@@ -26,6 +26,7 @@ from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from .data.intake import Cells
 from .diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from .diagnostics.recommendation import recommend
+from .distributed import joined, ranks
 from .fitted import FittedModel
 from .likelihoods import LikelihoodName
 from .tl._betas import evenly_spaced, given_betas
@@ -83,6 +84,7 @@ class BetaPath:
         return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
 
 
+@joined()
 def tune_beta(
     adata: AnnData,
     *,
@@ -218,10 +220,10 @@ def tune_beta(
         models: tuple[FittedModel, ...] = (model,)
         cells = read_cells(adata, model, layer)
     else:
-        seed = seed_of(rng)
+        seed = shared_seed(rng, None)
         models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
     yardstick = make_yardstick(models[0], cells, labels, seed=seed)
-    table = _table(models, yardstick, points, seed=seed, verbose=verbose)
+    table = _table(models, yardstick, points, seed=seed, verbose=verbose and ranks().is_first)
     recommended = recommend(table)
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"

@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ._interrupt import Interrupt
 from .config import TrainingConfig
 from .data.feeds import Feed, Plan, Resident, upload
+from .distributed import ALONE, Ranks
 from .model import VAE
 from .nn.blocks import BatchNorm, Dropout
 from .optimizer import Adam
+from .parallel import ParallelStep
 from .step import Dials, EagerStep, update
 
 logger = logging.getLogger(__name__)
@@ -129,9 +132,20 @@ class CapturedStep:
 
 
 def make_step(
-    model: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, device: torch.device
-) -> EagerStep | CapturedStep:
-    """The fastest way to run a step with this network, feed and device; a log line where that is not a CUDA graph."""
+    model: VAE,
+    optimizer: Adam,
+    feed: Feed,
+    config: TrainingConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    interrupt: Interrupt | None = None,
+) -> EagerStep | CapturedStep | ParallelStep:
+    """The fastest way to run a step with this network, feed and device; a log line where that is not a CUDA graph.
+
+    Of several processes, which torch's engine keeps together from the host, each step runs by itself.
+    """
+    if ranks.world > 1:
+        return ParallelStep(model, optimizer, feed, config, device, ranks, interrupt or Interrupt())
     if isinstance(feed, Resident):
         if is_capturable(model):
             return CapturedStep(model, optimizer, feed, config)

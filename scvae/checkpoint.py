@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ._files import read_tensors, write_tensors
+from .distributed import ALONE, Ranks
 from .model import VAE
 from .optimizer import Adam
 
@@ -70,8 +71,22 @@ def resume(
     model: VAE,
     optimizer: Adam,
     identity: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Puts progress, weights and optimizer back to where `save_checkpoint` found them."""
+    """Puts progress, weights and optimizer back to where `save_checkpoint` found them.
+
+    Of several processes the first reads the file, which the others need not have.
+    """
+    tensors, saved = ranks.first(lambda: _read(path, identity))
+    for name, value in saved["progress"].items():
+        setattr(progress, name, value)
+    model.load_state_dict(_under("model", tensors))
+    progress.best_weights = _under("best", tensors)
+    optimizer.load(_under("optimizer", tensors))
+
+
+def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the record of the checkpoint of this very run."""
     tensors, saved = read_tensors(path, CHECKPOINT)
     differing = sorted(name for name in identity if saved["identity"].get(name) != identity[name])
     if differing:
@@ -79,11 +94,7 @@ def resume(
             f"checkpoint {path} belongs to another run: {', '.join(differing)} differ. "
             "Delete it to start again, or pass another path."
         )
-    for name, value in saved["progress"].items():
-        setattr(progress, name, value)
-    model.load_state_dict(_under("model", tensors))
-    progress.best_weights = _under("best", tensors)
-    optimizer.load(_under("optimizer", tensors))
+    return tensors, saved
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ An error in what the user gave ends with one line on stderr and exit code 2; out
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options that name files to write
 KEYWORDS = (
     "layer",
     "mask_var",
@@ -84,13 +86,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_place: _complain("warning", message)
         try:
-            given.run(given)
+            _run(given)
         except KeyboardInterrupt:
             return INTERRUPTED
         except (ValueError, OSError, FloatingPointError) as error:
             _complain("error", error)
             return USAGE_ERROR
     return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Runs a command, in all processes at once where torchrun has started several."""
+    if not _is_launched():
+        given.run(given)
+        return
+    if given.run not in (_fit, _tune_beta):
+        raise ValueError("this command runs in one process; only fit and tune-beta can be started by torchrun")
+
+    from .distributed import joined
+
+    with joined():
+        given.run(given)
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return not _is_launched() or os.environ.get("RANK", "0") == "0"
 
 
 @final
@@ -230,11 +255,14 @@ def _fit(given: argparse.Namespace) -> None:
 
     keys = Keys(given.key_added)
     keywords = _keywords(given)
-    with results_of(given.input, given.output, getattr(given, "layer", None)) as results:
+    layer = getattr(given, "layer", None)
+    with results_of(given.input, given.output, layer, is_writer=_is_first()) as results:
         model = fit(results.cells, **keywords)
         results.take(lambda adata: _results(adata, keys))
-        if given.model is not None:
+        if given.model is not None and _is_first():
             model.save(given.model)
+    if not _is_first():
+        return
     if given.quiet:
         return
     outcome = model.outcome
@@ -266,12 +294,14 @@ def _tune_beta(given: argparse.Namespace) -> None:
         path = tune_beta(adata, **_keywords(given))
         results = _results(adata, keys)
         n_cells = adata.n_obs
-        if given.plot is not None:
+        if given.plot is not None and _is_first():
             with written_whole(given.plot) as temporary:
                 _draw(adata, given.key_added, temporary)
-        if given.explorer is not None:
+        if given.explorer is not None and _is_first():
             results["obsm"][keys.beta_umaps] = _explore(adata, path.model, keys, given)
             results["uns"][keys.uns] = adata.uns[keys.uns]
+    if not _is_first():
+        return
     if given.model is not None:
         path.model.save(given.model)
     write_copy(given.input, given.output, results)
@@ -290,13 +320,13 @@ def _tune_beta(given: argparse.Namespace) -> None:
     _print_rows(rows | {name: place for name, place in places if place})
 
 
-def _check_files(
-    given: argparse.Namespace, written: tuple[str, ...] = ("model", "plot", "explorer", "checkpoint")
-) -> None:
+def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) -> None:
     """Refuses what could not be read, or written in the end, before a training begins."""
     inputs = given.input if isinstance(given.input, list) else [given.input]
     for path in inputs:
         check_input(path, may_be_folder=isinstance(given.input, list))
+    if not _is_first():
+        return
     outputs = {f"--{name}": getattr(given, name, None) for name in written}
     check_paths_differ({"output": given.output} | outputs)
     for source in inputs:
@@ -429,4 +459,6 @@ def _one_line(message: object) -> str:
 
 
 def _complain(kind: str, message: object) -> None:
-    print(f"scvae: {kind}: {_one_line(message)}", file=sys.stderr)
+    """One line, of the first of several processes; of another one only where the first is not there to say it."""
+    if _is_first() or 0 in getattr(message, "missing", ()):
+        print(f"scvae: {kind}: {_one_line(message)}", file=sys.stderr)

@@ -14,6 +14,7 @@ from ._rng import numpy_generator, torch_generator
 from .data.batches import Batch, chunks
 from .data.feeds import single_pass
 from .data.intake import Cells
+from .distributed import ALONE, Ranks
 from .fitted import FittedModel
 from .kernels.context import working_on
 from .latent import DiagonalNormal
@@ -31,17 +32,22 @@ BoundKind = Literal["iw", "elbo"]
 
 @torch.no_grad()
 def posterior_moments(
-    model: FittedModel, cells: Cells, *, beta: float | None = None
+    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks = ALONE
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
-    """Posterior means and variances of each cell, float32."""
+    """Posterior means and variances of each cell, float32; several processes embed a share each, and return all."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
     size = EMBEDDING_CHUNK if cells.missing is None else max(1, REFINED_AT_ONCE // cells.rows.n_genes)
+    some = together.part(len(chunks(len(cells), size)))
     with working_on(model.device):
-        for positions, batch in batches_of(model, cells, size, beta=beta):
+        for positions, batch in batches_of(model, cells, size, beta=beta, some=some):
             posterior = posterior_of(model, batch, beta=beta)
             mean[positions] = posterior.mean.cpu().numpy()
             variance[positions] = posterior.variance.cpu().numpy()
+    mine = slice(some.start * size, some.stop * size)
+    for start, *moments in together.gather((mine.start, mean[mine], variance[mine])) if together.world > 1 else ():
+        for whole, piece in zip((mean, variance), moments, strict=True):
+            whole[start : start + len(piece)] = piece
     return mean, variance
 
 
@@ -82,11 +88,14 @@ def log_likelihood_bound(
 
 
 def batches_of(
-    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
+    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None, some: slice = slice(None)
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β."""
+    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β.
+
+    All batches, or `some` of them.
+    """
     at = model.beta_of(beta)
-    plan = chunks(len(cells), size)
+    plan = chunks(len(cells), size)[some]
     for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
         betas = model.network.betas
         yield positions, batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from .data.batches import Batch
 from .latent import standard_normal_log_prob
 from .model import VAE
+from .sharing import shared, total
 
 DRAWS_BUDGET = 2**22  # rows x genes of one pass over several draws
 
@@ -72,9 +73,13 @@ def loss(
     """
     if free_bits == 0.0 and capacity is None:
         return ((cell_weight * beta) @ terms.kl).sum() - terms.weighted_log_likelihood
-    total_weight = cell_weight.sum()
-    penalty = kl_penalty(cell_weight @ terms.kl / total_weight, free_bits=free_bits, capacity=capacity)
-    return beta * total_weight * penalty - terms.weighted_log_likelihood
+    total_weight, kl = cell_weight.sum(), cell_weight @ terms.kl
+    share = shared()
+    if share is not None:  # the mean is that of all processes' cells, and each has one part of its penalty
+        total_weight, kl = total(total_weight), total(kl)
+    penalty = kl_penalty(kl / total_weight, free_bits=free_bits, capacity=capacity)
+    whole = beta * total_weight * penalty
+    return (whole if share is None else whole / share.world) - terms.weighted_log_likelihood
 
 
 def kl_penalty(

@@ -119,16 +119,29 @@ def update(
     Tensor
         As each of `EagerStep.run`.
     """
+    objective, log_likelihood, kl = objective_of(model, batch, noise, cell_weight, generator, dials, config)
+    optimizer.zero_grad()
+    objective.backward()
+    skip = optimizer.step(dials.learning_rate, objective)
+    return torch.stack([log_likelihood, kl, skip])
+
+
+def objective_of(
+    model: VAE,
+    batch: Batch,
+    noise: Float[Tensor, "cells latent"],
+    cell_weight: Float[Tensor, " cells"],
+    generator: torch.Generator | None,
+    dials: Dials,
+    config: TrainingConfig,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The loss of a batch, as in `update`, and its weighted log-likelihood and KL without a gradient."""
     terms = evidence_terms(model, batch, noise, cell_weight, generator)
     beta = dials.kl_weight
     if model.betas is not None and batch.log_beta is not None:
         beta = beta * model.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
-    optimizer.zero_grad()
-    objective.backward()
-    skip = optimizer.step(dials.learning_rate, objective)
-    kl = (cell_weight @ terms.kl.detach()).sum()
-    return torch.stack([cell_weight @ terms.log_likelihood, kl, skip])
+    return objective, cell_weight @ terms.log_likelihood, (cell_weight @ terms.kl.detach()).sum()
 
 
 def make_optimizer(model: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ._interrupt import Interrupt, Interrupted
 from ._progress import Bar, progress_bar
 from ._rng import numpy_generator, torch_generator, torch_generators
 from .captured import make_step
@@ -23,6 +24,7 @@ from .config import TrainingConfig
 from .data.batches import chunks, epoch_plan, split
 from .data.feeds import Feed, Plan, make_feed
 from .data.intake import Cells
+from .distributed import ALONE, Ranks, ranks
 from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
@@ -65,6 +67,8 @@ def train(
 ) -> tuple[Progress, Ending]:
     """Trains `model` in place and leaves it in evaluation mode with the weights to keep.
 
+    Where there are several processes (see `scvae.distributed`), all of them train it together, and end alike.
+
     Parameters
     ----------
     model
@@ -101,33 +105,42 @@ def train(
         If several steps in a row give a loss or a gradient that is not finite.
     MemoryError
         If the device has no memory for a step of a single cell. Before that, batches are halved: an epoch that ran out
-        of memory starts again from the weights as they are.
+        of memory starts again from the weights as they are. (Several processes do not do so: one may have memory left.)
+    RankError
+        If another process failed, died or hangs.
     ValueError
         If the checkpoint belongs to another run.
     """
+    together = ranks()
+    interrupt = Interrupt(is_held_back=together.world > 1)
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
     n_epochs, batch_size, peak = make_recipe(config, len(training))
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
     optimizer = make_optimizer(model, len(training), only)
     feed = make_feed(cells, device, held=validation)
-    step = make_step(model, optimizer, feed, config, device)
+    step = make_step(model, optimizer, feed, config, device, together, interrupt)
     progress = Progress()
-    if checkpoint is not None and Path(checkpoint).exists():
-        resume(checkpoint, progress, model, optimizer, identity)
+    if checkpoint is not None and together.first(Path(checkpoint).exists):
+        resume(checkpoint, progress, model, optimizer, identity, together)
 
-    bar = progress_bar(n_epochs, initial=progress.epoch, unit="epochs", verbose=verbose)
+    shown = verbose and together.is_first
+    bar = progress_bar(n_epochs, initial=progress.epoch, unit="epochs", verbose=shown)
     started = time.perf_counter() - progress.seconds
+    interrupt.hold_back()
     try:
         while progress.epoch < n_epochs and not out_of_patience(progress, n_epochs, config):
             model.train(only is None)
-            plan = epoch_plan(training, batch_size, seed=seed, epoch=progress.epoch, shuffle=feed.shuffle)
+            order = {"seed": seed, "epoch": progress.epoch, "world": together.world}
+            plan = epoch_plan(training, batch_size, **order, shuffle=feed.shuffle)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
             dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
-                with working_on(device, tf32=True):
+                with working_on(device, tf32=True), together.stepping():
                     statistics = step.run(plan, dials, generators)
             except torch.OutOfMemoryError as error:
+                if together.world > 1:
+                    raise MemoryError(f"{error}; lower TrainingConfig.batch_size, or take more devices") from error
                 batch_size = halved(plan, error)
                 continue
             reading = read(statistics, progress.failures_in_a_row)
@@ -136,21 +149,27 @@ def train(
             if reading.gave_up is not None:
                 raise failure(model, cells, plan[reading.gave_up], progress.epoch + 1)
 
-            held_out = evaluate(model, feed, validation, log_beta, seed=seed, device=device)
+            held_out = evaluate(model, feed, validation, log_beta, seed=seed, device=device, together=together)
             progress.epoch += 1
-            progress.seconds = time.perf_counter() - started
+            progress.seconds = together.gather(time.perf_counter() - started)[0]
             record(progress, reading, held_out, dials[-1])
             ranked = progress.epoch > config.warmup * n_epochs
             keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
-                save_checkpoint(checkpoint, progress, model, optimizer, identity)
+                with together.all_or_none():
+                    if together.is_first:
+                        save_checkpoint(checkpoint, progress, model, optimizer, identity)
         ended: Ending = "finished" if progress.epoch == n_epochs else "stopped early"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if together.world > 1 and not isinstance(stop, Interrupted):
+            raise  # the others know nothing of it
         ended = "interrupted"
     finally:
+        interrupt.release()
         bar.close()
     model.load_state_dict(progress.best_weights or model.state_dict())
+    together.take_from_first(list(model.state_dict().values()))
     model.eval()
     return progress, ended
 
@@ -193,17 +212,20 @@ def evaluate(
     *,
     seed: int,
     device: torch.device,
+    together: Ranks = ALONE,
 ) -> Evaluation:
     """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call.
 
-    A model of many β is told which to take for each cell.
+    A model of many β is told which to take for each cell. Several processes take a share of the cells each, and all
+    return the same.
     """
     model.eval()
     sums, kl = [torch.zeros((), device=device)], torch.zeros(model.n_latent, device=device)
     weighted = torch.zeros((), device=device)
     parts = chunks(len(positions), EVALUATION_CHUNK)
+    mine = range(len(parts))[together.part(len(parts))]
     with working_on(device):
-        for i, cells in enumerate(feed.batches([positions[part] for part in parts])):
+        for i, cells in zip(mine, feed.batches([positions[parts[i]] for i in mine]), strict=True):
             batch = cells
             if log_beta is not None and model.betas is not None:
                 batch = cells.at(model.betas, log_beta[parts[i]].to(device))
@@ -215,12 +237,10 @@ def evaluate(
             if batch.log_beta is not None:
                 weighted += batch.log_beta.exp() @ terms.kl.sum(1)
     n = len(positions) or math.nan
-    return Evaluation(
-        sum(torch.stack(sums).tolist()) / n,
-        float(kl.sum()) / n,
-        kl.cpu() / n,
-        None if log_beta is None else float(weighted) / n,
-    )
+    everyone = together.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu()))
+    log_likelihood, kl_times_beta = (sum(column) for column in list(zip(*everyone, strict=True))[:2])
+    kl = torch.stack([of_one for *_, of_one in everyone]).sum(0)
+    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, None if log_beta is None else kl_times_beta / n)
 
 
 def record(progress: Progress, reading: Reading, held_out: Evaluation, dials: Dials) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import batch_norm
 from ..config import Norm
 from ..kernels.autograd import csr_matmul
 from ..kernels.csr import CSR
+from ..sharing import shared, total
 
 
 class Weights(nn.Module):
@@ -91,7 +92,10 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation that falls back to its running statistics for a batch of one cell."""
+    """Batch normalisation that falls back to its running statistics for a batch of one cell.
+
+    Of a batch that lies in several processes the statistics are those of the whole batch, wherever its cells are.
+    """
 
     running_mean: Tensor
     running_variance: Tensor
@@ -105,10 +109,27 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(width))
 
     def forward(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        share = shared()
+        if self.training and share is not None:
+            return self._across_processes(rows, counts=share.counts)
         training = self.training and len(rows) > 1
         return batch_norm(
             rows, self.running_mean, self.running_variance, self.weight, self.bias, training, self.momentum, self.eps
         )
+
+    def _across_processes(self, rows: Float[Tensor, "rows width"], *, counts: bool) -> Float[Tensor, "rows width"]:
+        """The same with sums over all processes: torch's `SyncBatchNorm` runs on CUDA devices only."""
+        share = 1.0 if counts else 0.0
+        n = total(rows.new_full((), share * len(rows)))
+        if n <= 1:
+            mean, variance = self.running_mean, self.running_variance
+        else:
+            mean = total(share * rows.sum(0)) / n
+            variance = total(share * (rows - mean).square().sum(0)) / n
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_variance.lerp_(variance * n / (n - 1), self.momentum)
+        return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 def make_norm(name: Norm, width: int) -> nn.Module:

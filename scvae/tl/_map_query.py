@@ -13,6 +13,7 @@ from .._keys import Keys
 from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
+from ..distributed import joined
 from ..fitted import FittedModel, check_model
 from ._read import read_cells, with_batch_key
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@joined()
 def map_query(
     adata: AnnData,
     model: FittedModel,

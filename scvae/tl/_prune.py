@@ -8,6 +8,7 @@ from .._checks import check_positive_int
 from .._fit import write_results
 from .._keys import Keys
 from .._run import prune_cells
+from ..distributed import joined
 from ..fitted import FittedModel, check_model
 from ._read import read_cells
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@joined()
 def prune(
     adata: AnnData,
     model: FittedModel,

@@ -1,0 +1,89 @@
+"""On one process nothing happens, and shares are cut so that nothing is lost; more processes: `tests/distributed`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import scvae
+from scvae import cli
+from scvae._interrupt import Interrupt
+from scvae.distributed import ALONE, Ranks, joined, ranks
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 41])
+def test_shares_are_those_of_array_split(world, n):
+    things = np.arange(n)
+    shares = [things[Ranks(rank, world).part(n)] for rank in range(world)]
+    for share, expected in zip(shares, np.array_split(things, world), strict=True):
+        np.testing.assert_array_equal(share, expected)
+
+
+def test_one_process_is_alone_and_first():
+    assert ranks() is ALONE
+    assert ALONE.is_first
+    assert (ALONE.rank, ALONE.world) == (0, 1)
+
+
+@pytest.mark.parametrize("variables", [{}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}])
+def test_no_process_group_is_made_for_one_process(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with joined():
+        assert not torch.distributed.is_initialized()
+
+
+def test_one_process_says_its_own_words_only():
+    assert ALONE.gather("word") == ["word"]
+    assert ALONE.first(lambda: 3) == 3
+    ALONE.agree({"seed": "3"})
+    with ALONE.all_or_none(), ALONE.stepping():
+        pass
+
+
+def test_errors_of_one_process_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="closed"), joined(), ALONE.stepping():
+        raise RuntimeError("connection closed")
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-3", "inf", "nan"])
+def test_a_time_out_that_is_none_is_refused(monkeypatch, given):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SCVAE_TIMEOUT", given)
+    adata = scvae.datasets.simulate(n_cells=20, n_genes=10, truth=False, rng=0)
+    with pytest.raises(ValueError, match=f"SCVAE_TIMEOUT is {given!r}; set it to a number of seconds"):
+        scvae.fit(adata, verbose=False)
+
+
+def test_ctrl_c_is_held_back_once_and_then_let_through(monkeypatch):
+    moments = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr("scvae._interrupt.time.monotonic", lambda: next(moments))
+    interrupt = Interrupt(is_held_back=True)
+    interrupt._ask()
+    interrupt._ask()  # torchrun and the terminal may both pass on the same one
+    assert interrupt.asked_at == 10.0
+    with pytest.raises(KeyboardInterrupt):
+        interrupt._ask()
+
+
+@pytest.mark.parametrize("command", ["embed", "diagnose"])
+def test_commands_for_one_process_are_refused_under_torchrun(monkeypatch, capsys, tmp_path, command):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    output = ["-o", str(tmp_path / "out.h5ad")]
+    assert cli.main([command, str(tmp_path / "in.h5ad"), "--model", str(tmp_path / "model"), *output]) == 2
+    assert "this command runs in one process" in capsys.readouterr().err
+
+
+def test_only_the_first_process_complains(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["embed", str(tmp_path / "in.h5ad"), "--model", "m", "-o", str(tmp_path / "o.h5ad")]) == 2
+        said.append(capsys.readouterr().err)
+    assert said[0].startswith("scvae: error: ")
+    assert said[1] == ""
