@@ -37,11 +37,14 @@ def cells(n=60, seed=0, n_genes=30):
 
 def stored(adata, path, zarr_format=2):
     if path.suffix == ".zarr":
-        root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+        version = {"zarr_format": zarr_format} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
+        if zarr_format == 3 and not version:
+            pytest.skip("zarr 2 has no format 3")
+        root = zarr.open_group(str(path), mode="w", **version)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on formats to come
             anndata.io.write_elem(root, "/", adata)
-            zarr.consolidate_metadata(path)
+            zarr.consolidate_metadata(str(path))
     else:
         adata.write_h5ad(path, compression="gzip")
     return path
