@@ -95,7 +95,7 @@ def test_without_room_for_one_cell_the_error_says_what_to_do(room_for):
 def test_steps_of_one_size_take_the_smaller_size_too(room_for, monkeypatch):
     """The step that fills batches up, as on a CUDA device."""
     device = torch.device("cpu")
-    monkeypatch.setattr(scvae.train, "make_feed", lambda cells, _: store_on(cells, device))
+    monkeypatch.setattr(scvae.train, "make_feed", lambda cells, *_, **options: store_on(cells, device))
     kinds, original = [], CapturedStep.run
     monkeypatch.setattr(CapturedStep, "run", lambda self, *a: kinds.append(type(self)) or original(self, *a))
     done = room_for(7)

@@ -41,7 +41,10 @@ CASES = {
 }
 FITS = {
     "nb": {},
-    "batch norm": {"network": NetworkConfig(width=16, norm="batch")},
+    "batch norm": {
+        "network": NetworkConfig(width=16, norm="batch"),
+        "training": TrainingConfig(epochs=40, batch_size=32, patience=None),
+    },
     "many betas": {"beta": (0.1, 10.0)},
     "auto": {"n_latent": "auto"},
     "early stop": {

@@ -78,12 +78,12 @@ def test_a_fit_ends_where_that_of_one_process_does(both, case):
             assert record[name] == expected[name]
         if case in ("no validation", "batch norm"):
             # a bias before batch normalisation has no gradient but rounding, which Adam makes steps of: they change
-            # nothing in training, but the mean runs after them
+            # nothing in training, but the running mean has caught up with them only at the end
             assert record["history"]["train_elbo"] == pytest.approx(expected["history"]["train_elbo"], abs=NATS)
         elif case != "early stop":  # where rounding decides in which epoch it stops
             elbo = "validation_elbo"
             assert record["history"][elbo] == pytest.approx(expected["history"][elbo], abs=NATS)
-        if case not in ("no validation", "batch norm"):
+        if case != "no validation":
             assert record["held_out_elbo"] == pytest.approx(expected["held_out_elbo"], abs=NATS)
 
 
