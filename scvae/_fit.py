@@ -174,6 +174,8 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    if init is not None:
+        check_model(init, "init")
     with opened(adata, layer or (init.schema.layer if init else None)) as source:
         ranks().first(lambda: check_can_be_changed(source))
         model, cells = read_and_train(
@@ -226,7 +228,6 @@ def read_and_train(
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
     if init is not None:
-        check_model(init, "init")
         check_agreement(
             init,
             mask_var=mask_var,
