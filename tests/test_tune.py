@@ -323,7 +323,8 @@ def test_arguments_shared_with_fit_are_those_of_fit():
     assert set(found) - set(fit) == {"model", "betas", "labels_key", "method"}
     for name in set(fit) & set(found):
         assert found[name].default == fit[name].default
-        assert found[name].annotation == fit[name].annotation
+        if name != "adata":  # fit takes files, too
+            assert found[name].annotation == fit[name].annotation
 
 
 def test_the_record_is_shown_with_the_recommendation_marked(tuned):
