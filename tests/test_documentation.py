@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import json
@@ -61,13 +62,20 @@ def fitted():
 
 
 @pytest.mark.parametrize(("title", "code"), QUESTIONS, ids=[title for title, _ in QUESTIONS])
-def test_the_answer_to_a_question_runs(title, code, fitted, tmp_path, monkeypatch):
+def test_the_answer_to_a_question_runs_and_does_something(title, code, fitted, tmp_path, monkeypatch, digest):
     adata, model, short = fitted
     monkeypatch.chdir(tmp_path)
     for name in ("fit", "tune_beta"):  # in a short training, and without bars
         call = functools.partial(getattr(scvae, name), n_latent=4, training=short, rng=0)
         monkeypatch.setattr(scvae, name, lambda *args, call=call, **given: call(*args, **given | {"verbose": False}))
-    exec(code, {"scvae": scvae, "adata": adata.copy(), "model": model})
+    names = {"scvae": scvae, "adata": adata.copy(), "model": model}
+    *statements, last = ast.parse(code).body
+    exec(compile(ast.Module(statements, []), title, "exec"), names)
+    if isinstance(last, ast.Expr):  # what a notebook would show
+        shown = eval(compile(ast.Expression(last.value), title, "eval"), names)
+    else:
+        shown = exec(compile(ast.Module([last], []), title, "exec"), names)
+    assert shown is not None or digest(names["adata"]) != digest(adata)
 
 
 def test_tutorials_are_notebooks_with_outputs_and_a_title():

@@ -56,6 +56,7 @@ class CountLaw:
 
 
 def count_law(likelihood: Head, theta: Floats, zero_probability: float) -> CountLaw:
+    """The law of a head's counts; `theta` is the inverse dispersion of each gene, for those that have one."""
     laws = {
         "nb": CountLaw(theta),
         "zinb": CountLaw(theta, zero_probability),
