@@ -19,11 +19,12 @@ from ._devices import resolve_device
 from ._files import check_place, read_tensors
 from ._keys import Keys
 from ._progress import passing
+from ._record import record_of
 from ._rng import SeedLike, seed_of
 from ._run import Settings, fit_cells, prune_cells, usage
 from ._slots import write
 from .checkpoint import CHECKPOINT
-from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig, to_json
+from .config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from .data.intake import Cells, read_fit
 from .data.on_disk import Joined
 from .data.schema import Schema
@@ -376,42 +377,3 @@ def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes la
         return None
     rows = model.genes.get_indexer(adata.var_names.astype(str))
     return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))
-
-
-def record_of(model: FittedModel) -> dict[str, Any]:
-    """uns[key]: only types that h5ad and zarr files can hold, so None becomes "none" and tuples arrays."""
-    schema, outcome = model.schema, model.outcome
-    covariates = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
-    params: dict[str, Any] = {
-        "likelihood": model.likelihood,
-        "n_latent": model.n_latent,
-        "beta": np.array(model.beta) if isinstance(model.beta, tuple) else model.beta,
-        "layer": schema.layer,
-        "batch_key": schema.batch.key if schema.batch else None,
-        "covariate_keys": np.array(covariates, dtype=str),
-        "size_factor_key": schema.size_factor_key,
-        "n_genes": len(schema.genes),
-        "network": to_json(model.network_config),
-        "training": to_json(model.training_config),
-    }
-    return {
-        "params": _storable(params),
-        "history": {name: column.to_numpy(copy=True) for name, column in model.history.items()},
-        "beta_attained": outcome.beta_attained,
-        "converged": outcome.converged,
-        "reason": outcome.reason,
-        "best_epoch": outcome.best_epoch,
-        "held_out_elbo": outcome.held_out_elbo,
-        "kl_per_dimension": np.array(outcome.kl_per_dimension),
-        "active_dimensions": outcome.active_dimensions,
-        "pruned_from": outcome.pruned_from or "none",
-        "skipped_steps": outcome.skipped_steps,
-        "seed": model.seed,
-        "seconds": outcome.seconds,
-        "versions": dict(model.versions),
-    }
-
-
-def _storable(values: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: _storable(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: "none" if value is None else value for name, value in plain.items()}

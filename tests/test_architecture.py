@@ -42,7 +42,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"captured"},
     {"train"},
     {"_run", "diagnostics", "differential"},
-    {"_continue", "layouts"},
+    {"_continue", "_record", "layouts"},
     {"_fit"},
     {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
     {"_tune"},

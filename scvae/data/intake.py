@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,22 +16,20 @@ from anndata import AnnData
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionArray
-from pandas.api.types import is_bool_dtype
 
-from .._checks import check_adata, check_var_column, listing
+from .._checks import check_adata
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries
 from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
 from .counts import ValueCheck, check_finite
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors
+from .genes import find_genes, gene_mask, refuse_duplicates
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
 from .stored_rows import StoredRows
 
-LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
-DEFAULT_MASK = "highly_variable"
 MEMORY = 1e9  # bytes that the values of cells on disk may fill
 
 
@@ -195,13 +192,13 @@ def read_fit(
     keys = covariate_names(batch_key, covariate_keys)
     if kind == "real" and size_factor_key is not None:
         raise ValueError("size_factor_key has no meaning for real values; leave it out, or pass counts")
-    mask = _gene_mask(adata, mask_var)
+    mask = gene_mask(adata, mask_var)
     batch, categorical, numeric = learn_columns(adata, batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
     values = matrix_of(adata, layer) if matrix is None else matrix
     if kind == "real" and _is_dense_in_memory(values, int(mask.sum()), memory):
         genes = np.flatnonzero(mask)
-        _refuse_duplicates(adata.var_names[genes])
+        refuse_duplicates(adata.var_names[genes])
         rows: Rows = _read_dense(values, genes, adata, layer)
         library = np.ones(adata.n_obs, dtype=np.float32)
     else:
@@ -212,7 +209,7 @@ def read_fit(
             raise ValueError(
                 f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); nothing can be learnt"
             )
-        _refuse_duplicates(adata.var_names[genes])
+        refuse_duplicates(adata.var_names[genes])
         rows = _rows(stored, genes, check, memory)
         check.finish(rows)
         library = _library(check, kind, factors)
@@ -264,7 +261,7 @@ def read_query(
     check_adata(adata)
     layer = schema.layer if isinstance(layer, SchemaLayer) else layer
     values = matrix_of(adata, layer) if matrix is None else matrix
-    genes = _find_genes(adata, schema)
+    genes = find_genes(adata, schema)
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
     if schema.kind == "real" and _is_dense_in_memory(values, len(genes), memory):
         rows: Rows = _read_dense(values, genes, adata, layer)
@@ -373,66 +370,3 @@ def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str
         check_finite(narrow, start, name_of(layer), adata.obs_names, adata.var_names)
         values[start : start + len(chunk)] = narrow[:, genes]
     return DenseRows(values)
-
-
-def _gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
-    """One bool per gene."""
-    if mask_var is None:
-        if DEFAULT_MASK not in adata.var.columns:
-            return np.ones(adata.n_vars, dtype=bool)
-        mask_var = DEFAULT_MASK
-    if isinstance(mask_var, str):
-        name, values = f"adata.var[{mask_var!r}]", check_var_column(adata, mask_var)
-    else:
-        name, values = "mask_var", mask_var
-        if isinstance(values, pd.Series) and not values.index.equals(adata.var_names):
-            raise ValueError("mask_var is a Series whose index is not adata.var_names; reindex it or pass .to_numpy()")
-    mask = pd.Series(np.asarray(values) if not isinstance(values, pd.Series) else values)
-    if len(mask) != adata.n_vars:
-        raise ValueError(f"{name} has {len(mask):,} values for {adata.n_vars:,} genes; pass one bool per gene")
-    if mask.isna().any():
-        raise ValueError(f"{name} has {int(mask.isna().sum()):,} missing values; fill them with True or False")
-    if not is_bool_dtype(mask) and not mask.map(lambda value: isinstance(value, bool | np.bool_)).all():
-        raise ValueError(f"{name} has type {mask.dtype}; pass True or False for each gene, e.g. values > 0")
-    chosen: NDArray[np.bool_] = mask.to_numpy(dtype=bool)
-    if not chosen.any():
-        raise ValueError(f"{name} chooses none of the {adata.n_vars:,} genes; mark the genes to model with True")
-    return chosen
-
-
-def _refuse_duplicates(names: pd.Index) -> None:
-    twice = names[names.duplicated()].unique()
-    if len(twice):
-        raise ValueError(
-            f"{len(twice):,} names occur more than once among the genes to model ({listing(twice, 5)}); "
-            "call adata.var_names_make_unique() first, since genes are found by their names later"
-        )
-
-
-def _find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
-    """The column of each modelled gene, -1 where `adata` lacks it."""
-    wanted = pd.Index(schema.genes, dtype=object)
-    names = pd.Index([str(name) for name in adata.var_names], dtype=object)
-    columns = np.flatnonzero(names.isin(wanted))
-    _refuse_duplicates(names[columns])
-    places = names[columns].get_indexer(wanted)
-    genes: NDArray[np.intp] = np.where(places >= 0, np.append(columns, -1)[places], -1)
-    missing = wanted[genes < 0]
-    if len(missing) == 0:
-        return genes
-    n_found = len(wanted) - len(missing)
-    found = f"{n_found:,} of the {len(wanted):,} modelled genes ({100 * n_found / len(wanted):.1f} %)"
-    if n_found == 0:
-        raise ValueError(
-            f"adata has none of the {len(wanted):,} modelled genes: its names begin {listing(names, 3)}, the model's "
-            f"{listing(wanted, 3)}; set adata.var_names to the same kind of name"
-        )
-    if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
-        why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
-        raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
-    warnings.warn(
-        f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}",
-        UserWarning,
-        stacklevel=3,
-    )
-    return genes

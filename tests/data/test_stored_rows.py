@@ -170,7 +170,7 @@ def test_rows_of_a_dask_array_are_computed_block_by_block(kind):
     assert_same_rows(found.rows, read(adata_of(x))[1].rows)
     computed.clear()
     found.rows.take(np.array([21, 22, 60]))
-    assert computed == [(20, 50), (57, 90)]
+    assert sorted(computed) == [(20, 50), (57, 90)]  # threads compute them, in any order
 
 
 def test_a_query_finds_its_genes_by_name_in_any_order(tmp_path):

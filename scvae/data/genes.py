@@ -1,0 +1,82 @@
+"""Which columns of a matrix are the genes to model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype
+
+from .._checks import check_var_column, listing
+from .schema import Schema
+
+LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
+DEFAULT_MASK = "highly_variable"
+
+
+def gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
+    """One bool per gene."""
+    if mask_var is None:
+        if DEFAULT_MASK not in adata.var.columns:
+            return np.ones(adata.n_vars, dtype=bool)
+        mask_var = DEFAULT_MASK
+    if isinstance(mask_var, str):
+        name, values = f"adata.var[{mask_var!r}]", check_var_column(adata, mask_var)
+    else:
+        name, values = "mask_var", mask_var
+        if isinstance(values, pd.Series) and not values.index.equals(adata.var_names):
+            raise ValueError("mask_var is a Series whose index is not adata.var_names; reindex it or pass .to_numpy()")
+    mask = pd.Series(np.asarray(values) if not isinstance(values, pd.Series) else values)
+    if len(mask) != adata.n_vars:
+        raise ValueError(f"{name} has {len(mask):,} values for {adata.n_vars:,} genes; pass one bool per gene")
+    if mask.isna().any():
+        raise ValueError(f"{name} has {int(mask.isna().sum()):,} missing values; fill them with True or False")
+    if not is_bool_dtype(mask) and not mask.map(lambda value: isinstance(value, bool | np.bool_)).all():
+        raise ValueError(f"{name} has type {mask.dtype}; pass True or False for each gene, e.g. values > 0")
+    chosen: NDArray[np.bool_] = mask.to_numpy(dtype=bool)
+    if not chosen.any():
+        raise ValueError(f"{name} chooses none of the {adata.n_vars:,} genes; mark the genes to model with True")
+    return chosen
+
+
+def refuse_duplicates(names: pd.Index) -> None:
+    """Refuses genes to model that could not be found by their names later."""
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{len(twice):,} names occur more than once among the genes to model ({listing(twice, 5)}); "
+            "call adata.var_names_make_unique() first, since genes are found by their names later"
+        )
+
+
+def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
+    """The column of each modelled gene, -1 where `adata` lacks it; how many are found is checked, and warned of."""
+    wanted = pd.Index(schema.genes, dtype=object)
+    names = pd.Index([str(name) for name in adata.var_names], dtype=object)
+    columns = np.flatnonzero(names.isin(wanted))
+    refuse_duplicates(names[columns])
+    places = names[columns].get_indexer(wanted)
+    genes: NDArray[np.intp] = np.where(places >= 0, np.append(columns, -1)[places], -1)
+    missing = wanted[genes < 0]
+    if len(missing) == 0:
+        return genes
+    n_found = len(wanted) - len(missing)
+    found = f"{n_found:,} of the {len(wanted):,} modelled genes ({100 * n_found / len(wanted):.1f} %)"
+    if n_found == 0:
+        raise ValueError(
+            f"adata has none of the {len(wanted):,} modelled genes: its names begin {listing(names, 3)}, the model's "
+            f"{listing(wanted, 3)}; set adata.var_names to the same kind of name"
+        )
+    if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
+        why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
+        raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
+    warnings.warn(
+        f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}",
+        UserWarning,
+        stacklevel=3,
+    )
+    return genes
