@@ -11,18 +11,8 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any
 
-from ._cli_arguments import (
-    add_files,
-    add_force,
-    add_input,
-    add_key_added,
-    add_layer,
-    add_more_output,
-    add_settings,
-    add_sources,
-)
 from ._cli_files import (
     check_input,
     check_output,
@@ -33,15 +23,14 @@ from ._cli_files import (
     results_of,
     write_copy,
 )
+from ._cli_parser import USAGE_ERROR, make_parser, one_line
 from ._keys import Keys
-from ._version import __version__
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from .fitted import FittedModel
 
-USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options that name files to write
 KEYWORDS = (
@@ -81,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version`` (code 0), and if the arguments cannot be understood (code 2).
     """
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *_place: _complain("warning", message)
@@ -97,16 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     """Runs a command, in all processes at once where torchrun has started several."""
+    run = COMMANDS[given.command]
     if not _is_launched():
-        given.run(given)
+        run(given)
         return
-    if given.run not in (_fit, _tune_beta):
+    if given.command not in {"fit", "tune-beta"}:
         raise ValueError("this command runs in one process; only fit and tune-beta can be started by torchrun")
 
     from .distributed import joined
 
     with joined():
-        given.run(given)
+        run(given)
 
 
 def _is_launched() -> bool:
@@ -116,136 +106,6 @@ def _is_launched() -> bool:
 def _is_first() -> bool:
     """Whether this process is the one that writes files and prints."""
     return not _is_launched() or os.environ.get("RANK", "0") == "0"
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; `error` is the place that argparse provides for that."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"scvae: error: {_one_line(message)} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="scvae",
-        description="Variational autoencoders for single-cell counts: from raw counts to an embedding.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"scvae {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_fit(commands)
-    _add_tune_beta(commands)
-    _add_embed(commands)
-    _add_diagnose(commands)
-    _add_demo(commands)
-    return parser
-
-
-def _add_fit(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "fit",
-        help="train a model on h5ad files or zarr stores and write the embedding",
-        description="Trains a model on raw counts and writes the embedding: into the files themselves, or elsewhere.",
-        epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit).",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add_sources(parser)
-    model = add_settings(parser)
-    model.add_argument(
-        "--beta",
-        metavar="BETA",
-        type=float,
-        nargs="+",
-        help="weight of the KL term, at least 0; two, LOW HIGH, for a model of every β between",
-    )
-    add_more_output(parser)
-    parser.set_defaults(run=_fit, model=None)
-
-
-def _add_tune_beta(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "tune-beta",
-        help="look at many weights of the KL term, and write the embedding at the one recommended",
-        description="Trains a model for many weights β of the KL term, measures the embedding at each, and writes a "
-        "copy of the file with the table and the embedding at the β recommended.",
-        epilog="What is not given is as in scvae.tune_beta. In Python: help(scvae.tune_beta).",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add_files(parser)
-    model = add_settings(parser)
-    model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to look at, two at least")
-    model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
-    model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
-    output = add_more_output(parser)
-    output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
-    output.add_argument(
-        "--explorer", metavar="FILE", type=Path, help="write a page that moves the cells along β here (html)"
-    )
-    parser.set_defaults(run=_tune_beta, model=None, plot=None, explorer=None)
-
-
-def _add_embed(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "embed",
-        help="embed the cells of h5ad files or zarr stores with a saved model",
-        description="Writes the embedding that a saved model gives to cells: into their files, or elsewhere.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add_sources(parser)
-    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
-    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to embed at")
-    add_key_added(parser)
-    parser.set_defaults(run=_embed, beta=None)
-
-
-def _add_diagnose(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "diagnose",
-        help="say what is wrong with a saved model, if anything, and what to do",
-        description="Examines a saved model on the cells of an h5ad file and prints a report: the verdict, the "
-        "measurements behind it, and for each disease its cause and remedy.",
-        epilog="What is not given is as in scvae.tl.diagnose. In Python: help(scvae.tl.diagnose).",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    add_input(parser)
-    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
-    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to examine")
-    parser.add_argument("--n-cells", metavar="N", type=int, help="look at so many cells at most")
-    parser.add_argument(
-        "--compare-heads", action="store_true", help="fit nb, zinb and poisson too, and tell which fits the counts"
-    )
-    parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
-    add_key_added(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUTPUT",
-        type=Path,
-        default=None,
-        help="h5ad file to write, the input with the report",
-    )
-    add_force(parser)
-    parser.set_defaults(run=_diagnose)
-
-
-def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="fit, cluster and draw the bundled 2,700 blood cells",
-        description="Fits, clusters and draws the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--out-dir", metavar="FOLDER", type=Path, default=Path("demo"), help="where to write (default: demo)"
-    )
-    parser.set_defaults(run=_demo)
 
 
 def _fit(given: argparse.Namespace) -> None:
@@ -454,11 +314,10 @@ def _print_rows(rows: Mapping[str, object]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
-
-
 def _complain(kind: str, message: object) -> None:
     """One line, of the first of several processes; of another one only where the first is not there to say it."""
     if _is_first() or 0 in getattr(message, "missing", ()):
-        print(f"scvae: {kind}: {_one_line(message)}", file=sys.stderr)
+        print(f"scvae: {kind}: {one_line(message)}", file=sys.stderr)
+
+
+COMMANDS = {"fit": _fit, "tune-beta": _tune_beta, "embed": _embed, "diagnose": _diagnose, "demo": _demo}

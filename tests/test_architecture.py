@@ -45,7 +45,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"_continue", "_record", "layouts"},
     {"_fit"},
     {"_cli_arguments", "_cli_files", "_demo", "datasets", "pl", "tl"},
-    {"_tune"},
+    {"_cli_parser", "_tune"},
     {"cli"},
     {"__main__", ""},
 ]
