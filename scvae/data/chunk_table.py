@@ -188,10 +188,10 @@ def _of_hdf5(dataset: Any) -> ChunkTable:
     if properties.get_layout() != h5py.h5d.CHUNKED:
         raise UnknownLayoutError(dataset.name)
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    decode = _of_filters(filters, dataset.dtype.itemsize)
+    per_chunk = int(dataset.chunks[0])
+    decode = _of_filters(filters, dataset.dtype.itemsize, per_chunk)
     found: list[Any] = []
     dataset.id.chunk_iter(found.append)
-    per_chunk = int(dataset.chunks[0])
     if len(found) != -(-length // per_chunk) or any(chunk.filter_mask for chunk in found):
         raise UnknownLayoutError(dataset.name)
     found.sort(key=lambda chunk: chunk.chunk_offset[0])
@@ -216,10 +216,10 @@ def _of_zarr_2(folder: Path, record: dict[str, Any]) -> ChunkTable:
     dtype = np.dtype(record["dtype"])
     if len(record["shape"]) != 1 or not _is_plain(dtype) or record["filters"]:
         raise UnknownLayoutError(folder.name)
+    length, per_chunk = int(record["shape"][0]), int(record["chunks"][0])
     decode: Decode | None = None
     if record["compressor"] is not None:
-        decode = _codec(record["compressor"]["id"])
-    length, per_chunk = int(record["shape"][0]), int(record["chunks"][0])
+        decode = _codec(record["compressor"]["id"], dtype.itemsize * per_chunk)
     paths = tuple(folder / str(i) for i in range(-(-length // per_chunk)))
     return ChunkTable(folder.name, length, dtype, per_chunk, _whole_files(paths), decode)
 
@@ -236,10 +236,11 @@ def _of_zarr_3(folder: Path, record: dict[str, Any]) -> ChunkTable:
     names = range(-(-length // per_file))
     paths = tuple(folder / (f"c{separator}{i}" if key["name"] == "default" else str(i)) for i in names)
     if codecs[0]["name"] != "sharding_indexed":
-        return ChunkTable(folder.name, length, dtype, per_file, _whole_files(paths), _of_codecs(codecs, dtype))
+        decode = _of_codecs(codecs, dtype, per_file)
+        return ChunkTable(folder.name, length, dtype, per_file, _whole_files(paths), decode)
     shards = codecs[0]["configuration"]
     per_chunk = int(shards["chunk_shape"][0])
-    decode = _of_codecs(shards["codecs"], dtype)
+    decode = _of_codecs(shards["codecs"], dtype, per_chunk)
     index_codecs = [codec["name"] for codec in shards["index_codecs"]]
     if len(codecs) > 1 or per_file % per_chunk or index_codecs not in (["bytes"], ["bytes", "crc32c"]):
         raise UnknownLayoutError(folder.name)
@@ -268,46 +269,45 @@ def _whole_files(paths: tuple[Path, ...]) -> Places:
     return Places(paths, np.arange(len(paths), dtype=np.int32), np.zeros(len(paths), np.int64), size)
 
 
-def _of_codecs(codecs: list[dict[str, Any]], dtype: np.dtype[Any]) -> Decode | None:
+def _of_codecs(codecs: list[dict[str, Any]], dtype: np.dtype[Any], per_chunk: int) -> Decode | None:
     """What undoes the codecs of zarr's format 3: None if there is nothing to undo."""
     first, rest = codecs[0], codecs[1:]
     little = first.get("configuration", {}).get("endian", "little") == "little" or dtype.itemsize == 1
     if first["name"] != "bytes" or not little or len(rest) > 1:
         raise UnknownLayoutError(str(codecs))
-    return _codec(rest[0]["name"]) if rest else None
+    return _codec(rest[0]["name"], dtype.itemsize * per_chunk) if rest else None
 
 
-def _of_filters(filters: list[int], itemsize: int) -> Decode | None:
+def _of_filters(filters: list[int], itemsize: int, per_chunk: int) -> Decode | None:
     """What undoes the filters of HDF5, likewise."""
     if not filters:
         return None
     if filters == [DEFLATE]:
-        return _inflate()
+        return _inflate(itemsize * per_chunk)
     if filters == [SHUFFLE, DEFLATE]:
-        return functools.partial(_unshuffled, inflate=_inflate(), itemsize=itemsize)
+        return functools.partial(_unshuffled, inflate=_inflate(itemsize * per_chunk), itemsize=itemsize)
     raise UnknownLayoutError(str(filters))
 
 
-def _codec(name: str) -> Decode:
-    """A codec of numcodecs; what was compressed says with which settings."""
+def _codec(name: str, n_bytes: int) -> Decode:
+    """A codec of numcodecs, for chunks of so many bytes; what was compressed says with which settings."""
     if name not in ZARR_CODECS:
         raise UnknownLayoutError(name)
     if name == "zlib":
-        return _inflate()
+        return _inflate(n_bytes)
     from numcodecs import get_codec
 
     decode: Decode = get_codec({"id": name}).decode
     return decode
 
 
-def _inflate() -> Decode:
-    """zlib's decompression, by Intel's faster library if that is installed."""
+def _inflate(n_bytes: int) -> Decode:
+    """zlib's decompression, by Intel's faster library if that is installed, into a buffer of the right size at once."""
     try:
         from isal import isal_zlib
     except ImportError:
-        return zlib.decompress
-    decompress: Decode = isal_zlib.decompress
-    return decompress
+        return functools.partial(zlib.decompress, bufsize=n_bytes)
+    return functools.partial(isal_zlib.decompress, bufsize=n_bytes)
 
 
 def _decoding_errors() -> tuple[type[Exception], ...]:

@@ -58,11 +58,18 @@ class Slices:
 
 
 class OnDisk(ABC):
-    """Cells x columns of one file."""
+    """Cells x columns of one file.
+
+    Attributes
+    ----------
+    indptr
+        Where the stored values of each cell begin, and the last one's end; None where only reading tells.
+    """
 
     name: str
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+    indptr: NDArray[np.int64] | None = None
 
     @property
     @abstractmethod
@@ -95,7 +102,7 @@ class CompressedOnDisk(OnDisk):
         self, name: str, indptr: NDArray[Any], columns: ChunkTable | Slices, values: ChunkTable | Slices, n_columns: int
     ) -> None:
         self.name, self.shape, self.dtype = name, (len(indptr) - 1, n_columns), values.dtype
-        self.indptr = np.asarray(indptr, np.int64)
+        self.indptr: NDArray[np.int64] = np.asarray(indptr, np.int64)
         self._columns, self._values = columns, values
         n_stored = min(columns.length, values.length)
         if self.indptr[0] != 0 or (np.diff(self.indptr) < 0).any() or self.indptr[-1] > n_stored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple, final
 
@@ -84,19 +85,48 @@ class StoredRows(Rows):
         positions = np.asarray(positions, dtype=np.int64)
         order = np.argsort(positions, kind="stable")
         tasks = self._tasks(positions[order])
-        pieces = list(in_threads(self._read, tasks)) if len(tasks) > 1 else [self._read(task) for task in tasks]
+        coming = in_threads(self._read, tasks) if len(tasks) > 1 else map(self._read, tasks)
         lengths = np.empty(len(positions), np.int64)
-        for task, piece in zip(tasks, pieces, strict=True):
-            lengths[order[task.rows]] = np.diff(piece[0])
+        if self._keeps_all:
+            lengths[order] = self._stored(positions[order])
+        else:
+            pieces = list(coming)
+            for task, piece in zip(tasks, pieces, strict=True):
+                lengths[order[task.rows]] = np.diff(piece[0])
+            coming = _handed_out(pieces)
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-        pieces.reverse()
-        for task in tasks:
-            place_rows(pieces.pop(), indptr[order[task.rows]], indices, values)
+        for task, piece in zip(tasks, coming, strict=True):
+            place_rows(piece, indptr[order[task.rows]], indices, values)
         return CSR.from_numpy(indptr, indices, values, self._n_genes)
 
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether all stored values are those of a row, so that it is known where each row goes before it is read.
+
+        Pieces are then done with as soon as they come, and their memory serves the next ones: memory that is fresh from
+        the system costs as much time as decoding into it.
+        """
+        known = all(part.matrix.indptr is not None for part in self._source.parts)
+        return known and self._source.is_regular and all(chosen is None for chosen in self._maps)
+
+    def _stored(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Stored values of each of some cells, where that is known."""
+        of_part = self._part_of(cells)
+        lengths = np.empty(len(cells), np.int64)
+        for number in np.unique(of_part):
+            part, here = self._source.parts[number], of_part == number
+            rows, indptr = cells[here] - part.first_cell, part.matrix.indptr
+            assert indptr is not None
+            lengths[here] = indptr[rows + 1] - indptr[rows]
+        return lengths
+
+    def _part_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the files holds each cell."""
+        return np.searchsorted(self._first_cells, cells, side="right") - 1
+
     def _tasks(self, rising: NDArray[np.int64]) -> list[_Task]:
-        of_part = np.searchsorted(self._first_cells, rising, side="right") - 1
+        of_part = self._part_of(rising)
         tasks = []
         for number in np.unique(of_part):
             part = self._source.parts[number]
@@ -109,7 +139,7 @@ class StoredRows(Rows):
         return tasks
 
     def _read(self, task: _Task) -> Taken:
-        number = int(np.searchsorted(self._first_cells, task.part.first_cell, side="right")) - 1
+        number = int(self._part_of(np.array([task.part.first_cell]))[0])
         piece = renamed(*self._source.read(task.part, task.runs), self._maps[number])
         if self._rising[number]:
             return piece
@@ -124,6 +154,13 @@ class StoredRows(Rows):
         allowed = 1 + int((LARGEST_RATIO - 1) * window / USUAL_BATCH)
         block = max(1, min(wished, allowed))
         return Shuffle(block, min(window, BATCHES_PER_BLOCK_CELL * USUAL_BATCH * block))
+
+
+def _handed_out(pieces: list[Taken]) -> Iterator[Taken]:
+    """One after another, each forgotten here as it goes."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
 
 
 def _composed(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:

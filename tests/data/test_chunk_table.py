@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import types
+import zlib
 
 import h5py
 import numpy as np
@@ -244,7 +244,7 @@ def test_a_chunk_of_zarr_that_has_gone_is_told(tmp_path):
 def test_without_isal_zlib_reads_the_same(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "isal", None)
     assert_reads(gzip_table(tmp_path), numbers("int32"))
-    assert isinstance(chunk_table._inflate(), types.BuiltinFunctionType)
+    assert chunk_table._inflate(100).func is zlib.decompress
 
 
 def test_a_file_deleted_while_open_can_still_be_read(tmp_path):
