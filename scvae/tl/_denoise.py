@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._checks import check_adata, check_not_negative, check_positive
+from .._checks import check_not_negative, check_positive
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
 from .._slots import write
 from ..data.intake import Cells
+from ..data.sources import Paths, are_paths, opened
 from ..decoding import Target, batch_codes, expression, gene_positions, posterior_draws
 from ..fitted import FittedModel, check_model
 from ..kernels.context import working_on
@@ -51,7 +52,7 @@ class _Request:
 
 
 def denoise(
-    adata: AnnData,
+    adata: AnnData | Paths,
     model: FittedModel,
     *,
     genes: Sequence[str] | pd.Index | np.ndarray | None = None,
@@ -78,7 +79,8 @@ def denoise(
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name.
+        Cells with raw data as at the fit; genes are matched by name. Or files, as in `scvae.fit`, whose values stay on
+        disk; what is denoised then goes to a `path`.
     model
         A fitted model.
     genes
@@ -169,45 +171,57 @@ def denoise(
     """
     check_model(model)
     keys = Keys(key_added)
-    check_adata(adata)
-    earlier = earlier_record(adata, keys.uns)
     place = None if path is None else check_store(path, overwrite=overwrite)
     if place is None and overwrite:
         raise ValueError("overwrite=True has no effect without path; leave it out")
     if place is not None and copy:
         raise ValueError("copy=True has no effect with path, which leaves adata alone; leave it out")
-    columns = model.genes.get_indexer(adata.var_names.astype(str)) if genes is None else gene_positions(model, genes)
-    if genes is None and not _is_permutation(columns, len(model.genes)):
-        columns = np.arange(len(model.genes))
-    request = _Request(
-        columns=columns,
-        target=Target(
-            genes=_chosen(columns, model),
-            batches=() if transform_batch is None else batch_codes(model, transform_batch, "transform_batch"),
-            library=_library(library_size, model),
-        ),
-        n_samples=_checked_samples(n_samples, interval),
-        interval=interval,
-        threshold=None if threshold is None else _checked_threshold(threshold, model),
-        seed=seed_of(rng),
-        beta=model.beta_of(beta),
-    )
-    cells = read_cells(adata, model, layer)
-    wanted = model.genes[columns]
-    if place is not None:
-        with store(place, request.names, adata.obs_names, wanted, request.threshold) as on_disk:
-            _fill(on_disk, model, cells, request)
-        return None
-    memory: Arrays | SparseMatrices = (
-        Arrays(request.names, len(cells), len(wanted))
-        if request.threshold is None
-        else SparseMatrices(request.names, request.threshold)
-    )
-    _fill(memory, model, cells, request)
-    target = adata.copy() if copy else adata
-    record = _record(model, request, library_size)
-    _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
+    if place is None and are_paths(adata):
+        raise ValueError(
+            "denoised values of cells in files are not written into the files; pass path='denoised.zarr', or an AnnData"
+        )
+    stored = model.schema.layer if layer is None else None if layer == "X" else layer
+    with opened(adata, stored) as source:
+        cells_in = source.adata
+        earlier = earlier_record(cells_in, keys.uns)
+        columns = _columns(cells_in, model, genes)
+        request = _Request(
+            columns=columns,
+            target=Target(
+                genes=_chosen(columns, model),
+                batches=() if transform_batch is None else batch_codes(model, transform_batch, "transform_batch"),
+                library=_library(library_size, model),
+            ),
+            n_samples=_checked_samples(n_samples, interval),
+            interval=interval,
+            threshold=None if threshold is None else _checked_threshold(threshold, model),
+            seed=seed_of(rng),
+            beta=model.beta_of(beta),
+        )
+        cells = read_cells(cells_in, model, layer, source.matrix)
+        wanted = model.genes[columns]
+        if place is not None:
+            with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:
+                _fill(on_disk, model, cells, request)
+            return None
+        memory: Arrays | SparseMatrices = (
+            Arrays(request.names, len(cells), len(wanted))
+            if request.threshold is None
+            else SparseMatrices(request.names, request.threshold)
+        )
+        _fill(memory, model, cells, request)
+        target = cells_in.copy() if copy else cells_in
+        record = _record(model, request, library_size)
+        _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
     return target if copy else None
+
+
+def _columns(adata: AnnData, model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray | None) -> np.ndarray:
+    """Which modelled genes are wanted: those named, or all, in the order of `adata` where it has just these."""
+    if genes is not None:
+        return gene_positions(model, genes)
+    columns: np.ndarray = model.genes.get_indexer(adata.var_names.astype(str))
+    return columns if _is_permutation(columns, len(model.genes)) else np.arange(len(model.genes))
 
 
 def _fill(destination: Destination, model: FittedModel, cells: Cells, request: _Request) -> None:

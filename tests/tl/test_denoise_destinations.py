@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -107,6 +108,36 @@ def test_a_store_holds_what_a_layer_would(tmp_path, monkeypatch, digest, thresho
         np.testing.assert_allclose(
             *(t.toarray() if sparse.issparse(t) else t for t in (found, expected[:, ::-1])), rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("threshold", [None, 0.02])
+def test_cells_in_files_are_denoised_into_a_store_and_their_values_stay_on_disk(tmp_path, threshold):
+    adata, model = case()
+    paths = [tmp_path / "a.h5ad", tmp_path / "b.zarr"]
+    adata[:20].copy().write_h5ad(paths[0], compression="gzip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of anndata, on the zarr format it writes
+        adata[20:].copy().write_zarr(paths[1])
+    before = paths[0].read_bytes()
+    scvae.tl.denoise(paths, model, path=tmp_path / "out.zarr", threshold=threshold, n_samples=3)
+    found = ad.read_zarr(tmp_path / "out.zarr")
+    expected = scvae.tl.denoise(adata, model, threshold=threshold, n_samples=3, copy=True).layers["scvae_denoised"]
+    dense = [x.toarray() if sparse.issparse(x) else x for x in (found.X, expected)]
+    np.testing.assert_allclose(*dense, rtol=1e-5)
+    assert sparse.issparse(found.X) == (threshold is not None)
+    assert [name.rpartition("-")[0] for name in found.obs_names] == list(adata.obs_names)
+    assert list(found.var_names) == list(adata.var_names)
+    assert paths[0].read_bytes() == before
+
+
+def test_denoised_values_of_files_need_a_store_to_go_to(tmp_path):
+    adata, model = case()
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(ValueError, match=r"not written into the files; pass path='denoised\.zarr'"):
+        scvae.tl.denoise(tmp_path / "a.h5ad", model)
+    with pytest.raises(FileNotFoundError, match=r"b\.h5ad"):
+        scvae.tl.denoise(tmp_path / "b.h5ad", model, path=tmp_path / "out.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad"]
 
 
 def test_a_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
