@@ -51,7 +51,8 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
         "fit",
         help="train a model on h5ad files or zarr stores and write the embedding",
         description="Trains a model on raw counts and writes the embedding: into the files themselves, or elsewhere.",
-        epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit).",
+        epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit). In several processes: torchrun "
+        "--nproc-per-node 2 -m scvae fit in.h5ad -o out.h5ad",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
