@@ -131,6 +131,7 @@ def map_cells(
         learning_rate=MAPPING_RATE,
         free_bits=0.0,
         capacity=None,
+        consistency=0.0,  # the reference's conditions are not among these cells
     )
     settings = replace(settings, training=mapping)
     for name, parameter in wider.network.named_parameters():

@@ -63,6 +63,19 @@ class VAE(nn.Module):
             filled = self._filled_in(batch, batch.missing, z)
         return self._posterior(*filled, batch, generator)
 
+    def encode_expected(self, z: Float[Tensor, "cells latent"], batch: Batch) -> DiagonalNormal:
+        """q of what the decoder expects of cells at z, under the conditions and at the library sizes of the batch.
+
+        The values of the batch are not looked at. Gradients reach the encoder only, and nothing is dropped.
+        """
+        with torch.no_grad():
+            features = self.features(z, batch)
+            if batch.missing is not None:
+                share = self.likelihood.expected_input(features, batch, batch.missing)[1]
+                batch = dataclasses.replace(batch, library=batch.library / share)
+            x, covariates = self.likelihood.expected_encoder_input(features, batch)
+        return self._posterior(x, covariates, batch, None)
+
     def _posterior(
         self,
         x: CSR | Float[Tensor, "cells genes"],
@@ -91,7 +104,7 @@ class VAE(nn.Module):
 
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""
-        draws, knots = z.shape[0] // len(batch), batch.knots
+        draws, knots = z.shape[0] // max(len(batch), 1), batch.knots
         conditions = self.conditions(batch).repeat(draws, 1)
         features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
         return features

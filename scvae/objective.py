@@ -29,11 +29,14 @@ class Terms:
         KL(q(z | x) || N(0, 1)) of each cell and latent dimension.
     weighted_log_likelihood
         Weighted sum of the log-likelihoods over cells: carries the gradient.
+    draws
+        The draw of the latent of each cell, without a gradient.
     """
 
     log_likelihood: Float[Tensor, " cells"]
     kl: Float[Tensor, "cells latent"]
     weighted_log_likelihood: Float[Tensor, ""]
+    draws: Float[Tensor, "cells latent"]
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
@@ -53,8 +56,9 @@ def evidence_terms(
     Kingma & Welling 2014, equation 7. A generator turns dropout on.
     """
     posterior = model.encode(batch, generator)
-    log_prob = model.log_likelihood(posterior.reparameterize(noise), batch, cell_weight)
-    return Terms(log_prob.per_row, posterior.kl_to_standard_normal(), log_prob.total)
+    z = posterior.reparameterize(noise)
+    log_prob = model.log_likelihood(z, batch, cell_weight)
+    return Terms(log_prob.per_row, posterior.kl_to_standard_normal(), log_prob.total, z.detach())
 
 
 def loss(

@@ -106,17 +106,17 @@ class ParallelStep:
         self, batch: Batch, n_cells: int, part: slice, generator: torch.Generator, dials: Dials
     ) -> Float[Tensor, "4"]:
         """One step with this process's part of a batch of `n_cells`."""
-        counts = part.stop > part.start
-        mine = part if counts else slice(0, 1)
+        share = Shared(self.ranks.world, n_cells, part)
+        mine = part if share.counts else slice(0, 1)
         noise = torch.randn(n_cells, self.model.n_latent, generator=generator, device=self.device)[mine]
         if self.model.betas is not None:
             offset = torch.rand((), generator=generator, device=self.device)
             batch = batch.at(self.model.betas, self.model.betas.draw(n_cells, offset)[mine])
-        weight = torch.full((len(batch),), 1.0 / n_cells if counts else 0.0, device=self.device)
+        weight = torch.full((len(batch),), 1.0 / n_cells if share.counts else 0.0, device=self.device)
         masks = generator_of_rank(generator, self.ranks.rank)
         stop = torch.tensor(float(self.interrupt.asked_at is not None), device=self.device)
         self.objective.zero_grad()
-        with sharing(Shared(self.ranks.world, counts)):
+        with sharing(share):
             self.parallel(batch, noise, weight, masks, dials, stop).backward()
         assert self.objective.said.grad is not None
         objective, log_likelihood, kl, stopping = self.objective.said.grad

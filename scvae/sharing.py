@@ -44,12 +44,20 @@ class Shared:
     ----------
     world
         How many.
-    counts
-        Whether the cells here are part of the batch; if not, they are there only to have the processes do the same.
+    n_cells
+        Cells of the whole batch.
+    part
+        Where in it the cells here are. If nowhere, there is one cell, only to have the processes do the same.
     """
 
     world: int
-    counts: bool
+    n_cells: int
+    part: slice
+
+    @property
+    def counts(self) -> bool:
+        """Whether the cells here are part of the batch."""
+        return bool(self.part.stop > self.part.start)
 
 
 _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)

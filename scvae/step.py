@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checkpoint import NonFiniteLossError
 from .config import TrainingConfig
+from .consistency import inconsistency
 from .data.batches import Batch
 from .data.feeds import Feed, Plan
 from .data.intake import Cells
@@ -141,6 +142,9 @@ def objective_of(
     if model.betas is not None and batch.log_beta is not None:
         beta = beta * model.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
+    if config.consistency > 0 and model.conditions.n_columns > 0:
+        weight = config.consistency * beta * cell_weight
+        objective = objective + inconsistency(model, terms.draws, batch, weight)
     return objective, cell_weight @ terms.log_likelihood, (cell_weight @ terms.kl.detach()).sum()
 
 

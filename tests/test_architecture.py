@@ -36,7 +36,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     {"likelihoods"},
     {"nn"},
     {"model"},
-    {"checkpoint", "fitted", "objective", "refinement"},
+    {"checkpoint", "consistency", "fitted", "objective", "refinement"},
     {"inference", "label_transfer", "step", "surgery"},
     {"decoding", "parallel"},
     {"captured"},

@@ -89,7 +89,7 @@ def test_expected_input_is_close_to_the_expectation_of_log1p_counts():
     )
     for table, probability in laws.values():
         expected = (probability * np.log1p(scale * counts)).sum(0)
-        said = expected_log1p(table, torch.arange(4), torch.tensor([scale]))[0].numpy()
+        said = expected_log1p(table, torch.tensor([scale]), torch.arange(4))[0].numpy()
         np.testing.assert_allclose(table.zero_probability[0], probability[0], rtol=1e-5)
         np.testing.assert_allclose(said, expected, rtol=0.1)
         # the log1p of the mean would be too high

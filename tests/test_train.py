@@ -17,7 +17,7 @@ from scvae import NetworkConfig, NonFiniteLossError, TrainingConfig
 from scvae.checkpoint import Progress
 from scvae.train import (
     Evaluation,
-    capacity_at,
+    dials_at,
     final_objective,
     keep_weights,
     out_of_patience,
@@ -99,9 +99,11 @@ def test_capacity_draws_the_kl_to_its_target():
 
 
 def test_capacity_rises_with_the_warmup():
-    config = TrainingConfig(capacity=6.0, warmup=0.5)
-    assert [capacity_at(done, config) for done in (0.25, 0.5, 0.75, 1.0)] == [3.0, 6.0, 6.0, 6.0]
-    assert capacity_at(0.5, TrainingConfig()) is None
+    def capacities(config):
+        return [dials_at(step, 4, 1.0, 1e-3, 0.5, config).capacity for step in range(4)]
+
+    assert capacities(TrainingConfig(capacity=6.0)) == [3.0, 6.0, 6.0, 6.0]
+    assert capacities(TrainingConfig()) == [None] * 4
 
 
 # which weights are kept, and when training stops

@@ -84,6 +84,12 @@ class Likelihood(nn.Module, ABC):
         """
 
     @abstractmethod
+    def expected_encoder_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        """What the encoder may expect to see of cells with these features and library sizes, whatever their values."""
+
+    @abstractmethod
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Distribution:
@@ -156,7 +162,7 @@ def of_genes(
 
 def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
     """Repeats per-cell values for the draws of each cell: row i is cell i % cells."""
-    draws = n_rows // values.shape[0]
+    draws = n_rows // max(values.shape[0], 1)
     return values if draws == 1 else values.repeat(draws, *[1] * (values.dim() - 1))
 
 

@@ -80,6 +80,11 @@ class Bernoulli(Likelihood):
         expected = probability[:, missing]
         return expected, (1.0 - expected.sum(1) / probability.sum(1)).clamp_min(LEAST_SHARE)
 
+    def expected_encoder_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        return self.distribution(features, batch).mean, log_library(batch, self.mean_log_depth)[:, None]
+
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> BernoulliTable:

@@ -91,6 +91,11 @@ class Gaussian(Likelihood):
     ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
         return self.output(features)[:, missing], torch.ones_like(batch.library)
 
+    def expected_encoder_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        return self.output(features), batch.library.new_zeros(len(batch), 0)
+
     def log_scale(
         self, log_beta: Float[Tensor, " cells"] | None = None
     ) -> Float[Tensor, " genes"] | Float[Tensor, "cells genes"]:

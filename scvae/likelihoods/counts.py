@@ -135,14 +135,14 @@ def measured_share(logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " 
 
 
 def expected_log1p(
-    table: CountTable, missing: Int[Tensor, " missing"], scale: Float[Tensor, " cells"]
-) -> Float[Tensor, "cells missing"]:
-    """E log1p(scale * count) of some genes, as if all counts above 0 were their mean.
+    table: CountTable, scale: Float[Tensor, " cells"], genes: Int[Tensor, " chosen"] | None = None
+) -> Float[Tensor, "cells genes"]:
+    """E log1p(scale * count) of all genes or some, as if all counts above 0 were their mean.
 
     The log1p of the mean would be too high: most counts are 0, and log1p is concave.
     """
-    mean = table.mean[:, missing]
-    above_zero = (1.0 - table.zero_probability[:, missing]).clamp_min(torch.finfo(mean.dtype).eps)
+    mean = of_genes(table.mean, genes)
+    above_zero = (1.0 - of_genes(table.zero_probability, genes)).clamp_min(torch.finfo(mean.dtype).eps)
     return above_zero * torch.log1p(scale[:, None] * mean / above_zero)
 
 
@@ -181,7 +181,13 @@ class CountLikelihood(Likelihood):
         share = measured_share(self.output(features), missing)
         whole = dataclasses.replace(batch, library=batch.library / share)
         log_depth = log_library(whole, self.mean_log_library)
-        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+        return expected_log1p(self.distribution(features, whole), torch.exp(-log_depth), missing), share
+
+    def expected_encoder_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        log_depth = log_library(batch, self.mean_log_library)
+        return expected_log1p(self.distribution(features, batch), torch.exp(-log_depth)), log_depth[:, None]
 
     @abstractmethod
     def distribution(
@@ -319,7 +325,13 @@ class ZeroInflated(Likelihood):
         share = measured_share(self.base.output(features), missing)
         whole = dataclasses.replace(batch, library=batch.library / share)
         log_depth = log_library(whole, self.base.mean_log_library)
-        return expected_log1p(self.distribution(features, whole), missing, torch.exp(-log_depth)), share
+        return expected_log1p(self.distribution(features, whole), torch.exp(-log_depth), missing), share
+
+    def expected_encoder_input(
+        self, features: Float[Tensor, "cells features"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        log_depth = log_library(batch, self.base.mean_log_library)
+        return expected_log1p(self.distribution(features, batch), torch.exp(-log_depth)), log_depth[:, None]
 
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None

@@ -91,3 +91,20 @@ def test_several_categories_and_numbers_at_once_leave_the_embedding():
     types = adata.obs["cell_type"].to_numpy()
     same = types[neighbours_of(adata.obsm["X_scvae"])] == types[:, None]
     assert same.mean() > 0.9
+
+
+def test_the_encoder_forgets_the_batch_where_it_learns_to_place_one_cell_alike_under_any(unbalanced):
+    types, batches = (unbalanced.obs[key].cat.codes.to_numpy() for key in ("cell_type", "batch"))
+    told = []
+    for consistency in (0.0, 1.0):
+        training = scvae.TrainingConfig(epochs=15, consistency=consistency)  # too few for the ELBO alone
+        scvae.fit(unbalanced, batch_key="batch", training=training, rng=0, verbose=False)
+        z = unbalanced.obsm["X_scvae"]
+        of_types = [
+            cross_val_score(
+                LogisticRegression(), z[types == t], batches[types == t], scoring="balanced_accuracy"
+            ).mean()
+            for t in np.unique(types[types > 1])
+        ]
+        told.append(np.mean(of_types))
+    assert told[1] < told[0] - 0.05
