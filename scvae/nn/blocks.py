@@ -51,7 +51,8 @@ class Linear(nn.Module):
         outputs = torch.addmm(self.bias, rows, self.weight)
         if knots is None:
             return outputs
-        return (knots[:, :, None] * outputs.unflatten(1, (-1, self.n_outputs))).sum(1)
+        mixed: Tensor = (knots[:, :, None] * outputs.unflatten(1, (-1, self.n_outputs))).sum(1)
+        return mixed
 
     @torch.no_grad()
     def drop_inputs(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
