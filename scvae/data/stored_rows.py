@@ -16,6 +16,7 @@ from ..kernels.csr import CSR
 from ..kernels.rows import Taken, place_rows, renamed
 from .batches import Shuffle
 from .on_disk import Joined, Part, Raw, Run, in_threads, regular
+from .recycled import Recycled
 from .rows import Rows
 
 SMALLEST_BLOCK = 16  # cells: what reading costs beyond its bytes is then small
@@ -63,6 +64,7 @@ class StoredRows(Rows):
         self._first_cells = np.array([part.first_cell for part in source.parts])
         self._per_chunk = max(part.matrix.cells_per_chunk for part in source.parts)
         self.shuffle = self._shuffle(memory)
+        self._memory = Recycled()
         cpu_kernels()  # not for the first time in a thread
 
     @property
@@ -95,7 +97,7 @@ class StoredRows(Rows):
                 lengths[order[task.rows]] = np.diff(piece[0])
             coming = _handed_out(pieces)
         indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+        indices, values = (self._memory.empty(int(indptr[-1]), kind) for kind in (np.int32, np.float32))
         for task, piece in zip(tasks, coming, strict=True):
             place_rows(piece, indptr[order[task.rows]], indices, values)
         return CSR.from_numpy(indptr, indices, values, self._n_genes)
