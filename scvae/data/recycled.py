@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 SLACK = 1.05  # windows of as many cells differ a little in their number of values
-MOST_SPARE = 4  # indices and values of two windows
+MOST_SPARE = 2  # indices and values of a window: while one is in use, another is read
 
 
 @final
