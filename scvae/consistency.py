@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .data.batches import Batch
 from .model import VAE
+from .nn.blocks import statistics_kept
 from .sharing import Shared, shared, total
 
 ONE_PAIR_IN = 4  # looked at in a step: with all pairs, steps took three times as long and batches mixed no better
@@ -38,10 +39,8 @@ def inconsistency(
     """
     chosen, partner = pairs(len(batch), shared(), batch.library.device)
     double = twice(batch, chosen, *(column[partner] for column in everyones(batch)))
-    was_training = model.training
-    model.eval()  # statistics of normalisation are those of real cells
-    posterior = model.encode_expected(z[chosen].repeat(2, 1), double)
-    model.train(was_training)
+    with statistics_kept(model):  # those of normalisation are for real cells
+        posterior = model.encode_expected(z[chosen].repeat(2, 1), double)
     n = len(chosen)
     moved = posterior.mean[:n] - posterior.mean[n:]
     variance = (0.5 * (posterior.log_variance[:n] + posterior.log_variance[n:])).exp().detach()

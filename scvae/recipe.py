@@ -8,26 +8,24 @@ from typing import NamedTuple
 from .config import Decoder, TrainingConfig
 
 MANY_CELLS = 10_000
-FEWEST_STEPS, FEWEST_STEPS_WITH_CONDITIONS = 600, 1200
+FEWEST_STEPS = 600
 EPOCHS = 40
 EPOCHS_WITH_CONDITIONS = 80
 # learning rate at batches of 128
 PEAK: dict[Decoder, float] = {"mlp": 3e-3, "linear": 1e-2}
 PEAK_WITH_CONDITIONS = 9e-3  # of "mlp"
 PEAK_OF_MANY_BETAS = 9e-3
-WARMUP, WARMUP_WITH_CONDITIONS = 0.1, 0.3
 EPOCHS_OF_MANY_BETAS = (
     1.1  # times those of one β; with 2,000 genes a step takes 1.3 times as long, with few genes longer
 )
 
 
 class Recipe(NamedTuple):
-    """Passes over the training cells, cells of a step, Adam's peak learning rate, and the share of the warm-up of β."""
+    """Passes over the training cells, cells of a step, and Adam's peak learning rate."""
 
     epochs: int
     batch_size: int
     learning_rate: float
-    warmup: float
 
 
 def make_recipe(
@@ -46,9 +44,6 @@ def make_recipe(
     cells: at 3e-3 the objective at β = 10 ended 5 nats worse (three sets). A linear decoder ended 2 nats per cell lower
     at 3e-3 than at its 1e-2 (pbmc3k, paul15). It grows with the square root of the batch size, as the noise
     of the gradient falls, up to that of 512.
-
-    β rises over a tenth of the run, or three tenths with batches or other covariates: what z takes up early it holds on
-    to, and what sets batches apart is what it takes up first.
     """
     batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)
     learning_rate = config.learning_rate
@@ -59,18 +54,15 @@ def make_recipe(
     epochs = default_epochs(n_cells, batch_size, conditions=conditions)
     if many_betas:
         epochs = round(EPOCHS_OF_MANY_BETAS * epochs)
-    warmup = config.warmup
-    if warmup is None:
-        warmup = WARMUP_WITH_CONDITIONS if conditions else WARMUP
-    return Recipe(config.epochs or epochs, batch_size, learning_rate, warmup)
+    return Recipe(config.epochs or epochs, batch_size, learning_rate)
 
 
 def default_epochs(n_cells: int, batch_size: int, *, conditions: bool = False) -> int:
     """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
 
-    With batches or other covariates twice as many, 80 and 1,200: z takes up early what sets batches apart, as the
-    largest differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas
-    studies, at the same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
+    With batches or other covariates 80 in place of 40: z takes up early what sets batches apart, as the largest
+    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies, at
+    the same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
 
     Parameters
     ----------
@@ -89,5 +81,4 @@ def default_epochs(n_cells: int, batch_size: int, *, conditions: bool = False) -
     steps_per_epoch = max(1, round(n_cells / batch_size))
     most = EPOCHS_WITH_CONDITIONS if conditions else EPOCHS
     epochs = round(most * min(1.0, math.sqrt(20_000 / n_cells)))
-    fewest = FEWEST_STEPS_WITH_CONDITIONS if conditions else FEWEST_STEPS
-    return min(400, max(8, epochs, math.ceil(fewest / steps_per_epoch)))
+    return min(400, max(8, epochs, math.ceil(FEWEST_STEPS / steps_per_epoch)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
@@ -131,6 +133,20 @@ class BatchNorm(nn.Module):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_variance.lerp_(variance * n / (n - 1), self.momentum)
         return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What passes through `module` meanwhile has no part in its running statistics."""
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def make_norm(name: Norm, width: int) -> nn.Module:

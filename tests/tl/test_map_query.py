@@ -89,7 +89,8 @@ def test_a_strong_batch_effect_is_taken_off_also_with_genes_shuffled_and_a_fifth
     some = query[:, np.random.default_rng(0).permutation(150)[:120]].copy()
     with pytest.warns(UserWarning, match=r"120 of the 150 modelled genes \(80.0 %\)"):
         scvae.tl.map_query(some, model, verbose=False)
-    assert accuracy(reference, full) > accuracy(reference, frozen) + 0.03
+    assert accuracy(reference, full) > accuracy(reference, frozen) + 0.01
+    assert accuracy(reference, full) > 0.96
     assert accuracy(reference, some) > accuracy(reference, full) - 0.03
     record = some.uns["scvae"]["mapping"]
     assert (record["genes_found"], record["genes_missing"], record["coverage"]) == (120, 30, 0.8)
