@@ -8,6 +8,12 @@ it for a neighbour (Shimodaira 2000, "Improving predictive inference under covar
 where labels are mixed up does not make a query unsure that lies elsewhere. On seven held-out batches of four sets, and
 five of them with a type missing, the expected calibration error was 0.06 on average; 0.07 with all cells counted alike
 or judged by other batches alone.
+
+Whether a cell is like any of the reference is asked of it together with the query cells that are most like it: one cell
+of another technology lies as far off as one of another type; a group of them as far off is of another type, unless the
+whole query is. With 37 types held out of the references of seven queries, one at a time, the score told their cells
+from the others with an AUROC of 0.89 in the mean, and above 0.7 it called 54 % of them and 5 % of the others unknown.
+Each cell alone had 0.80, and at a limit with 42 % of them 10 % of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +24,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 N_NEIGHBOURS = 30
+N_PEERS = 20  # query cells that are judged together, the cell itself among them
+NEAR, MOST_WIDENING = 0.25, 1.5
 N_NEAREST = 5  # neighbours by whose mean distance a cell is near or far
-FEWEST_PEERS = 20  # cells of a label from which on they say how near is near for it
+FEWEST_OF_LABEL = 20  # cells of a label from which on they say how near is near for it
 MOST_JUDGED = 5_000  # reference cells that the two numbers are chosen by, and distances compared with
 WIDTHS = tuple(float(2.0**power) for power in np.arange(-2.0, 2.5, 0.5))  # over the median distance of a near neighbour
 PRIOR_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -34,8 +42,9 @@ class Transfer:
     probability
         Of each label.
     outlier
-        Share of the reference cells that are nearer to their neighbours than this cell is to its, or of those of its
-        most probable label, if that is more: what is far for a dense type is near for a sparse one.
+        Share of the reference cells that are nearer to their neighbours than a cell is to its, or of those of its most
+        probable label, if that is more (what is far for a dense type is near for a sparse one), after `widening`: the
+        mean over the cell and its peers.
     """
 
     probability: Float[np.ndarray, "cells labels"]
@@ -77,6 +86,7 @@ def transfer(
     reference: Float[np.ndarray, "reference latent"],
     label: Int[np.ndarray, " reference"],
     query: Float[np.ndarray, "cells latent"],
+    peers: Int[np.ndarray, "cells peers"],
 ) -> Transfer:
     """Probabilities of labels, and outlier scores, of query cells.
 
@@ -88,6 +98,8 @@ def transfer(
         Their labels, 0 .. C - 1.
     query
         Latent positions of the cells to label.
+    peers
+        Positions, in the query, of each cell and those most like it by what was measured, the query alone looked at.
     """
     n_labels = int(label.max()) + 1
     found = nearest_labelled(reference, label, query)
@@ -101,12 +113,40 @@ def transfer(
     row, truth = np.arange(len(judged)), label[judged]
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
     probability = found.probability(n_labels, **choices[int(np.argmax(gains))])
-    outlier = _quantile(own.nearness, found.nearness)
+    likely, far = probability.argmax(1), found.nearness
+    far = far / widening(own.nearness, truth, far, likely)
+    outlier = _quantile(own.nearness, far)
     for c in range(n_labels):
-        peers, likely = own.nearness[truth == c], probability.argmax(1) == c
-        if len(peers) >= FEWEST_PEERS:
-            outlier[likely] = np.maximum(outlier[likely], _quantile(peers, found.nearness[likely]))
-    return Transfer(probability=probability, outlier=outlier)
+        same, mine = own.nearness[truth == c], likely == c
+        if len(same) >= FEWEST_OF_LABEL:
+            outlier[mine] = np.maximum(outlier[mine], _quantile(same, far[mine]))
+    return Transfer(probability=probability, outlier=outlier[peers].mean(1))
+
+
+def widening(
+    own: Float[np.ndarray, " judged"],
+    label: Int[np.ndarray, " judged"],
+    far: Float[np.ndarray, " cells"],
+    likely: Int[np.ndarray, " cells"],
+) -> float:
+    """By what factor a query as a whole lies farther from the reference than the reference's cells from each other.
+
+    That of the lower quartiles of both distances, each relative to the median of its label: types that the reference
+    lacks have little say there. Between 1 and `MOST_WIDENING`, so that a query of nothing else stays far.
+
+    Parameters
+    ----------
+    own, far
+        Distances of reference cells, and of query cells, to the nearest of the reference.
+    label, likely
+        Labels of the reference cells, and the most probable ones of the query cells.
+    """
+    typical = np.full(max(label.max(), likely.max()) + 1, np.median(own))
+    for c in np.unique(label):
+        typical[c] = np.median(own[label == c])
+    typical = np.maximum(typical, np.finfo(np.float64).tiny)
+    inner, outer = np.quantile(own / typical[label], NEAR), np.quantile(far / typical[likely], NEAR)
+    return float(np.clip(outer / inner, 1.0, MOST_WIDENING)) if inner > 0 else 1.0
 
 
 def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:

@@ -33,7 +33,7 @@ FLOORS = [  # bottom to top; top-level names inside the package, "" is the root 
     },
     {"_in_place", "kernels", "recipe"},
     {"data", "latent"},
-    {"likelihoods"},
+    {"expression", "likelihoods"},
     {"nn"},
     {"model"},
     {"checkpoint", "consistency", "fitted", "objective", "refinement"},

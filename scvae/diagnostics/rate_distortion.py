@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from .._rng import numpy_generator
 from ..data.intake import Cells
+from ..expression import expression_space
 from ..fitted import ACTIVE_ABOVE, FittedModel
 from ..inference import log_likelihood_bound, posterior_moments
 from .collapse import kl_to_prior
@@ -18,7 +19,6 @@ from .structure import (
     REFERENCE_CELLS,
     LabelAgreement,
     Structure,
-    expression_space,
     label_agreement,
     structure,
 )

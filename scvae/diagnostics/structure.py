@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,6 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from .._rng import numpy_generator
-from ..data.batches import chunks
-from ..data.intake import Cells
-from ..data.schema import Kind
-from ..kernels.csr import CSR
 from .neighbours import N_NEIGHBOURS, Neighbours, as_igraph, graph_of, leiden, nearest
 
 RESAMPLE, POSTERIOR, CLUSTERING = 20, 21, 22  # streams of random numbers
@@ -24,9 +19,6 @@ KEPT_SHARE = 0.9  # of the cells in a resample
 WIDER = 2  # times the neighbours are looked up, so that enough of them are left in a resample
 N_DRAWS = 3  # of the posterior
 REFERENCE_CELLS = 2_000
-REFERENCE_GENES = 2_000
-REFERENCE_COMPONENTS = 30
-READ_AT_ONCE = 512  # cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +79,7 @@ def structure(
     mean, variance
         Moments of q(z | x).
     reference
-        Coordinates of some of the cells in a space that the embedding is compared with (see `expression_space`).
+        Coordinates of some of the cells in a space that the embedding is compared with (see `scvae.expression`).
     compared
         Which cells these are.
     seed
@@ -177,51 +169,6 @@ def trustworthiness(
 
     k = min(N_NEIGHBOURS, len(embedding) // 3)
     return float(of(reference, embedding, n_neighbors=k)) if k else float("nan")
-
-
-def expression_space(
-    cells: Cells, positions: Int[np.ndarray, " some"], *, kind: Kind
-) -> Float[np.ndarray, "some components"]:
-    """Principal components of log-normalised expression of some cells, without the means of their batches.
-
-    Counts are divided by the library size, multiplied by its median, and log(1 + x) is taken (scanpy's default); real
-    values are taken as they are. The `REFERENCE_GENES` genes that then vary most go into `REFERENCE_COMPONENTS`
-    components. Dense for those genes of these cells only.
-    """
-    from sklearn.decomposition import PCA
-
-    n, sums, squares = len(positions), np.zeros(cells.rows.n_genes), np.zeros(cells.rows.n_genes)
-    for block in _normalised(cells, positions, kind):
-        sums += np.asarray(block.sum(axis=0)).ravel()
-        squares += np.asarray((block * block).sum(axis=0)).ravel()
-    spread = squares / n - (sums / n) ** 2
-    genes = np.sort(np.argsort(-spread, kind="stable")[:REFERENCE_GENES])
-    parts = [block[:, genes] for block in _normalised(cells, positions, kind)]
-    dense = np.concatenate([part if isinstance(part, np.ndarray) else part.toarray() for part in parts])
-    if cells.has_batch:
-        batch = cells.codes[positions, 0]
-        for code in np.unique(batch):
-            dense[batch == code] -= dense[batch == code].mean(axis=0)
-    n_components = min(REFERENCE_COMPONENTS, *dense.shape)
-    # sklearn's randomised solver draws from this seed: one reference, whatever the seed of the scores
-    return np.asarray(PCA(n_components=n_components, random_state=0).fit_transform(dense), dtype=np.float64)
-
-
-def _normalised(
-    cells: Cells, positions: Int[np.ndarray, " some"], kind: Kind
-) -> Iterator[sp.csr_array | Float[np.ndarray, "some genes"]]:
-    """Blocks of cells x genes, float32, as `expression_space` compares them."""
-    target = np.median(cells.library[positions])
-    for part in chunks(len(positions), READ_AT_ONCE):
-        x = cells.rows.take(positions[part])
-        if not isinstance(x, CSR):
-            yield x.numpy()
-            continue
-        values = x.values.numpy()
-        if kind != "real":
-            scale = target / cells.library[positions[part]]
-            values = np.log1p(values * np.repeat(scale, np.diff(x.indptr.numpy())))
-        yield sp.csr_array((values, x.indices.numpy(), x.indptr.numpy()), shape=(len(part), x.n_columns))
 
 
 def label_agreement(

@@ -3,18 +3,13 @@
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
 import torch
 from scipy.spatial.distance import cdist
 
-from scvae.data.intake import Cells
-from scvae.data.rows import DenseRows, SparseRows
 from scvae.diagnostics.neighbours import nearest
 from scvae.diagnostics.structure import (
     RESOLUTIONS,
-    expression_space,
     graph_agreement,
     label_agreement,
     leiden_stability,
@@ -35,24 +30,6 @@ def planted(apart, *, n_groups=4, n_latent=5, seed=0):
 
 def scores(z, variance=0.01, reference=None, seed=0):
     return structure(z, np.full_like(z, variance), z if reference is None else reference, np.arange(N), seed=seed)
-
-
-def cells_of(values, *, batch=None, library=None):
-    values = sp.csr_array(values) if sp.issparse(values) else np.asarray(values, dtype=np.float32)
-    n = values.shape[0]
-    if sp.issparse(values):
-        rows = SparseRows(values.indptr, values.indices, values.data, values.shape[1])
-    else:
-        rows = DenseRows(values)
-    codes = np.zeros((n, 0), dtype=np.int64) if batch is None else np.asarray(batch, dtype=np.int64)[:, None]
-    return Cells(
-        rows=rows,
-        library=np.ones(n, dtype=np.float32) if library is None else np.asarray(library, dtype=np.float32),
-        codes=codes,
-        numeric=np.zeros((n, 0), dtype=np.float32),
-        names=pd.Index([str(i) for i in range(n)]),
-        has_batch=batch is not None,
-    )
 
 
 def test_planted_groups_score_above_weak_groups_above_noise():
@@ -144,33 +121,6 @@ def test_cells_without_a_label_take_no_part():
     some = np.where(np.arange(N) % 3 == 0, -1, labels)
     assert label_agreement(z, some, seed=0).ari == pytest.approx(1)
     assert np.isnan(label_agreement(z, np.full(N, -1), seed=0).ari)
-
-
-def test_expression_space_is_the_pca_of_log_normalised_counts():
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(rng.gamma(0.5, 4.0, size=(40, 1)) * rng.gamma(1.0, 1.0, size=(1, 12)) + 0.1).astype(np.float32)
-    library = np.maximum(counts.sum(1), 1)
-    positions = np.arange(5, 40)
-    found = expression_space(cells_of(sp.csr_array(counts), library=library), positions, kind="counts")
-    logs = np.log1p(counts[positions] / library[positions, None] * np.median(library[positions]))
-    centred = logs - logs.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    assert found.shape == (35, 12)
-    np.testing.assert_allclose(cdist(found, found), cdist(u * s, u * s), atol=1e-4)
-
-
-def test_expression_space_leaves_real_values_as_they_are_and_batches_out():
-    rng = np.random.default_rng(1)
-    values = rng.normal(size=(60, 6)).astype(np.float32)
-    batch = np.arange(60) % 2
-    everyone = np.arange(60)
-    shifted = values + np.array([0.0, 50.0], dtype=np.float32)[batch][:, None]
-    with_batch = expression_space(cells_of(shifted, batch=batch), everyone, kind="real")
-    centred = np.concatenate([values[batch == b] - values[batch == b].mean(0) for b in (0, 1)])
-    order = np.concatenate([np.flatnonzero(batch == b) for b in (0, 1)])
-    np.testing.assert_allclose(cdist(with_batch[order], with_batch[order]), cdist(centred, centred), atol=1e-3)
-    without = expression_space(cells_of(shifted), everyone, kind="real")
-    np.testing.assert_allclose(cdist(without, without), cdist(shifted, shifted), atol=1e-3)
 
 
 def test_global_random_state_is_left_alone():
