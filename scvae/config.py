@@ -97,7 +97,8 @@ class TrainingConfig:
         modelled genes need more, training reads them from disk again in every epoch, in blocks of neighbouring cells,
         permuted in a window of about a quarter of this.
     warmup
-        Fraction of the run over which β rises linearly from 0 to its final value.
+        Fraction of the run over which β rises linearly from 0 to its final value; None for 0.1, or with batches or
+        covariates 0.5, but 40 epochs at most.
     warmup_cycles
         How many times it does so within that fraction, staying at its final value between two rises for as long as a
         rise takes (Fu et al. 2019). Several cycles need a long warm-up: 0.5, say.
@@ -129,7 +130,7 @@ class TrainingConfig:
     learning_rate: float | None = None
     validation_fraction: float = 0.1
     memory: float = 1.0
-    warmup: float = 0.1
+    warmup: float | None = None
     warmup_cycles: int = 1
     patience: float | None = 0.5
     free_bits: float = 0.0
@@ -145,7 +146,8 @@ class TrainingConfig:
             _check_integer(self, name, at_least=1)
         _check_number(self, "validation_fraction", low=0.0, below=1.0)
         _check_number(self, "memory", low=0.0)
-        _check_number(self, "warmup", low=0.0, below=1.0)
+        if self.warmup is not None:
+            _check_number(self, "warmup", low=0.0, below=1.0)
         for name in ("free_bits", "consistency"):
             _check_number(self, name, low=0.0)
         for name in ("learning_rate", "patience", "capacity"):

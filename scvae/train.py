@@ -28,7 +28,7 @@ from .distributed import ALONE, Ranks, ranks
 from .kernels.context import working_on
 from .model import VAE
 from .objective import evidence_terms, kl_penalty
-from .recipe import make_recipe
+from .recipe import Recipe, make_recipe
 from .schedules import beta_at, one_cycle
 from .step import Dials, Reading, failure, make_optimizer, read
 
@@ -114,7 +114,8 @@ def train(
     together = ranks()
     interrupt = Interrupt(is_held_back=together.world > 1)
     training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
-    n_epochs, batch_size, peak = make_recipe(config, len(training))
+    recipe = make_recipe(config, len(training))
+    n_epochs, batch_size = recipe.epochs, recipe.batch_size
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
     optimizer = make_optimizer(model, len(training), only)
     feed = make_feed(cells, device, held=validation)
@@ -133,7 +134,7 @@ def train(
             order = {"seed": seed, "epoch": progress.epoch, "world": together.world}
             plan = epoch_plan(training, batch_size, **order, shuffle=feed.shuffle)
             first, n_steps = progress.epoch * len(plan), n_epochs * len(plan)
-            dials = [dials_at(first + i, n_steps, beta, peak, config) for i in range(len(plan))]
+            dials = [dials_at(first + i, n_steps, beta, recipe, config) for i in range(len(plan))]
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
             try:
                 with working_on(device, tf32=True), together.stepping():
@@ -153,7 +154,7 @@ def train(
             progress.epoch += 1
             progress.seconds = together.gather(time.perf_counter() - started)[0]
             record(progress, reading, held_out, dials[-1])
-            ranked = progress.epoch > config.warmup * n_epochs
+            ranked = progress.epoch > recipe.warmup * n_epochs
             keep_weights(progress, model, final_objective(held_out, beta, config), ranked=ranked)
             show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
@@ -186,14 +187,14 @@ def halved(plan: Plan, error: torch.OutOfMemoryError) -> int:
     return size // 2
 
 
-def dials_at(step: int, n_steps: int, beta: float, peak: float, config: TrainingConfig) -> Dials:
-    """Where the dials stand at one of the steps, counted from 0; `peak` is the highest learning rate."""
+def dials_at(step: int, n_steps: int, beta: float, recipe: Recipe, config: TrainingConfig) -> Dials:
+    """Where the dials stand at one of the steps, counted from 0."""
     done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
-    warmup = config.warmup
+    warmup = recipe.warmup
     return Dials(
         kl_weight=beta_at(done, beta=beta, warmup=warmup, cycles=config.warmup_cycles),
         capacity=None if config.capacity is None else beta_at(done, beta=config.capacity, warmup=warmup),
-        learning_rate=one_cycle(step / n_steps, peak=peak),
+        learning_rate=one_cycle(step / n_steps, peak=recipe.learning_rate),
     )
 
 

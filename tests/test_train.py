@@ -15,6 +15,7 @@ import scvae.step
 import scvae.train
 from scvae import NetworkConfig, NonFiniteLossError, TrainingConfig
 from scvae.checkpoint import Progress
+from scvae.recipe import make_recipe
 from scvae.train import (
     Evaluation,
     dials_at,
@@ -100,7 +101,7 @@ def test_capacity_draws_the_kl_to_its_target():
 
 def test_capacity_rises_with_the_warmup():
     def capacities(config):
-        return [dials_at(step, 4, 1.0, 1e-3, config).capacity for step in range(4)]
+        return [dials_at(step, 4, 1.0, make_recipe(config, 100), config).capacity for step in range(4)]
 
     assert capacities(TrainingConfig(capacity=6.0, warmup=0.5)) == [3.0, 6.0, 6.0, 6.0]
     assert capacities(TrainingConfig()) == [None] * 4

@@ -159,7 +159,7 @@ def _beta_too_large(model: FittedModel, seen: Examination) -> Finding | None:
 
 
 def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
-    if model.training_config.warmup > 0 or seen.beta == 0 or not _holds_little(model, seen):
+    if model.training_config.warmup != 0 or seen.beta == 0 or not _holds_little(model, seen):
         return None
     return Finding(
         name="warm-up missing",
@@ -169,7 +169,7 @@ def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
             "first step on"
         ),
         cause="dimensions that the decoder does not use yet are pressed onto the prior, and stay there",
-        remedy="TrainingConfig(warmup=0.1) is the default; 0.3 or free_bits=0.1 help further",
+        remedy="leave TrainingConfig.warmup at its default; 0.5 or free_bits=0.1 help further",
     )
 
 
