@@ -43,7 +43,7 @@ FITS = {
     "nb": {},
     "batch norm": {
         "network": NetworkConfig(width=16, norm="batch"),
-        "training": TrainingConfig(epochs=40, batch_size=32, patience=None),
+        "training": TrainingConfig(epochs=40, batch_size=32, warmup=0.1, patience=None),
     },
     "many betas": {"beta": (0.1, 10.0)},
     "auto": {"n_latent": "auto"},
@@ -127,7 +127,7 @@ def fit(adata, **options):
         "n_latent": 3,
         "batch_key": "batch",
         "network": NetworkConfig(width=16),
-        "training": TrainingConfig(epochs=5, batch_size=32),
+        "training": TrainingConfig(epochs=5, batch_size=32, warmup=0.1),
         "verbose": False,
     }
     return scvae.fit(adata, **defaults | options)
