@@ -25,7 +25,7 @@ EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # stream of the random numbers of log-likelihood bounds
 LATENT = 5  # of the draws of an embedding
 REFINED_AT_ONCE = 2**20  # cells x genes
-REFINING_STEPS = 50
+REFINING_STEPS = 10  # of 50, labels by neighbours lost 0.003 in the mean, and 0.03 where it is most (six queries)
 
 BoundKind = Literal["iw", "elbo"]
 
@@ -55,8 +55,8 @@ def posterior_moments(
 def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
     """q(z | x, s) of each cell of a batch that stands at this β.
 
-    Where genes are missing, no encoder has been trained on the like of these cells: its q is where the best one is
-    looked for, of the genes that are there.
+    Where genes are missing, no encoder has been trained on the like of these cells: from its q a few steps lead towards
+    the best one by the genes that are there.
     """
     posterior = model.network.encode(batch)
     if batch.missing is None:
