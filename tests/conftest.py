@@ -1,11 +1,16 @@
 """Fixtures that several test modules share."""
 
 import hashlib
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
+
+# of several pytest-xdist workers, each has its share of the cores
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 def _bytes_of(value):

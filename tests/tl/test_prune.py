@@ -64,7 +64,7 @@ def test_pbmc3k_keeps_its_held_out_elbo():
     wide = fit(adata, 30)
     narrow = scvae.tl.prune(adata, wide, verbose=False)
     assert wide.outcome.active_dimensions == narrow.n_latent < 30
-    assert abs(held_out_elbo(adata, narrow) - held_out_elbo(adata, wide)) < 0.5
+    assert held_out_elbo(adata, narrow) > held_out_elbo(adata, wide) - 0.5
 
 
 def test_the_old_model_stays_as_it_was(pruned):

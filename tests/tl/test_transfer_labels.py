@@ -107,8 +107,11 @@ def test_a_study_of_the_pancreas_is_labelled_with_calibrated_uncertainty():
     logged = sc.pp.log1p(sc.pp.normalize_total(reference, target_sum=1e4, copy=True), copy=True)
     sc.pp.highly_variable_genes(logged, n_top_genes=1000, batch_key="batch")
     reference.var["highly_variable"] = logged.var["highly_variable"]
-    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False)
-    mapped = scvae.tl.map_query(query, model, verbose=False)
-    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=1.0)
-    assert (query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean() > 0.8
-    assert calibration_error(query, query.obs["cell_type"]) < 0.1
+    right = []
+    for seed in (0, 1):  # which moves the share by 0.03
+        model = scvae.fit(reference, batch_key="batch", rng=seed, verbose=False)
+        mapped = scvae.tl.map_query(query, model, verbose=False)
+        scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=1.0)
+        right.append((query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean())
+        assert calibration_error(query, query.obs["cell_type"]) < 0.1
+    assert np.mean(right) > 0.8, right
