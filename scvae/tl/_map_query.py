@@ -44,7 +44,7 @@ def map_query(
 
     Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood, and in
     training the encoder is given what the decoder expects of them. The embedding then is the best posterior of what was
-    measured, approached by ten steps of the gradient from where the encoder puts a cell (`scvae.tl.embed` does the same).
+    measured, approached in ten steps of the gradient from where the encoder puts a cell (so does `scvae.tl.embed`).
 
     Parameters
     ----------
