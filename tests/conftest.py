@@ -9,8 +9,11 @@ import pytest
 import torch
 from scipy import sparse
 
-# of several pytest-xdist workers, each has its share of the cores
-torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# of several pytest-xdist workers, each has its share of the cores, and so have the processes that it starts
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def _bytes_of(value):
