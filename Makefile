@@ -14,7 +14,7 @@ demo: $(VENV)/.demo-stamp
 	$(BIN)/scvae demo
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 # in fresh kernels, and writes them back with their outputs
 tutorials: $(VENV)/.test-stamp

@@ -13,7 +13,8 @@ from scipy import sparse
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # a thread too many waits by turning
+        os.environ.setdefault(name, str(torch.get_num_threads()))
 
 
 def _bytes_of(value):

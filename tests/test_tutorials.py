@@ -14,6 +14,7 @@ pytest.importorskip("nbclient", reason="nbclient executes tutorials; install the
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+pytestmark = pytest.mark.xdist_group("kernels")  # of two that start at once, one may take the other's port
 
 
 def _load_runner():
