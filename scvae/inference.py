@@ -25,7 +25,7 @@ EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # stream of the random numbers of log-likelihood bounds
 LATENT = 5  # of the draws of an embedding
 REFINED_AT_ONCE = 2**20  # cells x genes
-REFINING_STEPS = 10  # of 50, labels by neighbours lost 0.003 in the mean, and 0.03 where it is most (six queries)
+REFINING_STEPS = 10  # of six queries 0.862 of the labels by neighbours were right after 10, 0.859 after 20 and after 50
 
 BoundKind = Literal["iw", "elbo"]
 

@@ -43,8 +43,8 @@ def map_query(
     covariates are learnt in the same way.
 
     Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood, and in
-    training the encoder is given what the decoder expects of them. The embedding then is the best posterior of what was
-    measured, approached in ten steps of the gradient from where the encoder puts a cell (so does `scvae.tl.embed`).
+    training the encoder is given what the decoder expects of them. A cell is then embedded ten steps of the gradient
+    from where the encoder puts it, towards the best posterior by what was measured (`scvae.tl.embed` does the same).
 
     Parameters
     ----------

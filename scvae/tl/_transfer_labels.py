@@ -84,9 +84,9 @@ def transfer_labels(
         ``obs["<key_added>_outlier"]``
             Share of the reference cells that are nearer to their five nearest neighbours than a cell is to its five
             nearest reference cells, in [0, 1]; of all of them, or of those of its most probable label, if that is more:
-            the mean over this cell and the 19 query cells most like it. Of types held out of seven references the
-            default limit called half of the cells unknown, all of a distinct type and hardly one of a type like
-            another, and 5 % of the cells of other types; sort by this column where the question matters.
+            the mean over this cell and the 19 query cells most like it. Of 37 types held out of eight references the
+            default limit called half of the cells unknown, nearly all of a distinct type and hardly one of a type
+            like another, and 6 % of the cells of other types; sort by this column where the question matters.
 
     Raises
     ------
