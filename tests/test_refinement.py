@@ -42,8 +42,9 @@ def test_cells_that_lack_genes_are_embedded_by_what_was_measured(monkeypatch):
         encoded = model.network.encode(lacking.batch(np.arange(60))).mean.numpy()
     off = np.abs(encoded - exact(x)[0])
     assert off.max() > 0.2
-    mean, _ = posterior_moments(model, lacking)
-    assert np.abs(mean - exact(x)[0]).mean() < 0.5 * off.mean()
+    mean, variance = posterior_moments(model, lacking)
+    assert np.abs(mean - exact(x)[0]).mean() < 0.4 * off.mean()
+    np.testing.assert_allclose(variance, np.broadcast_to(exact(x)[1], mean.shape), rtol=0.15)
     # the few steps of the default go most of the way, more steps all of it
     monkeypatch.setattr("scvae.inference.REFINING_STEPS", 50)
     mean, variance = posterior_moments(model, lacking)
