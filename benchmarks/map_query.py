@@ -5,11 +5,11 @@ Usage: python benchmarks/map_query.py [DATA.h5ad=BATCH ...] [--only ours peers u
 
 Each file holds raw counts in X, the genes to model, labels in obs["cell_type"] and batches in obs["batch"]; BATCH is
 held out. (benchmarks/beta_path.py --prepare makes such files.) Labels of the query are judged by its 15 nearest
-neighbours in the reference's latent space, of cells whose type the reference has; once with all genes, once with the
+neighbours in the reference's latent space, of cells whose type the reference has; once with all genes, thrice with the
 genes shuffled and a random fifth of them gone.
 
-ours: scvae.fit on the reference and scvae.tl.map_query, with the expected calibration error (ten bins) of
-scvae.tl.transfer_labels; `frozen` is the encoder of the fit as it is; 30 principal components of the log-normalised
+ours: scvae.fit on the reference and scvae.tl.map_query, with the accuracy of scvae.tl.transfer_labels and its expected
+calibration error (ten bins); `frozen` is the encoder of the fit as it is; 30 principal components of the log-normalised
 reference, query projected.
 peers: scvi-tools' SCVI (nb) and load_query_data, as it comes and with the settings of the scArches tutorial; 200 epochs
 without weight decay on the query. It runs in the interpreter that --peer-python names.
@@ -37,7 +37,7 @@ import anndata as ad
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent / "_map_query"))
-from task import NAMELESS, Row, Task
+from task import DRAWS, NAMELESS, Row, Task
 
 RESULTS = Path(__file__).parent / "results" / "map_query"
 N_COMPONENTS = 30
@@ -58,8 +58,7 @@ def ours(path: Path, held_out: str, seed: int) -> Iterator[Row]:
         mapped = scvae.tl.map_query(query, model, verbose=False)
         row[f"{kind}_seconds"] = time.perf_counter() - started
         row[f"{kind}_accuracy"] = task.accuracy(reference.obsm["X_scvae"], query.obsm["X_scvae"])
-        if kind == "full":
-            row |= transferred(query, mapped, reference)
+        row |= {f"{kind}_{name}": value for name, value in transferred(query, mapped, reference).items()}
     yield row
     blind = task.queries["full"].copy()
     blind.obs["batch"] = reference.obs["batch"].iloc[0]  # the encoder does not see it
@@ -131,10 +130,10 @@ def without(task: Task, absent: str, seed: int) -> Row:
     }
 
 
-def peers(path: Path, held_out: str, python: str, threads: int) -> Iterator[Row]:
+def peers(path: Path, held_out: str, seed: int, python: str, threads: int) -> Iterator[Row]:
     script = Path(__file__).parent / "_map_query" / "peer.py"
     for settings in ("default", "scarches"):
-        command = [python, str(script), str(path), held_out, settings, "0", str(threads)]
+        command = [python, str(script), str(path), held_out, settings, str(seed), str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             hint = " Does it have scvi-tools? --peer-python names one that has."
@@ -145,11 +144,11 @@ def peers(path: Path, held_out: str, python: str, threads: int) -> Iterator[Row]
 def rows_of(part: str, arguments: argparse.Namespace) -> Iterator[Row]:
     for name in arguments.tasks:
         path, _, held_out = name.partition("=")
-        if part == "peers":
-            yield from peers(Path(path), held_out, arguments.peer_python, arguments.threads)
-            continue
         for seed in range(arguments.seeds):
-            yield from (ours if part == "ours" else unknown)(Path(path), held_out, seed)
+            if part == "peers":
+                yield from peers(Path(path), held_out, seed, arguments.peer_python, arguments.threads)
+            else:
+                yield from (ours if part == "ours" else unknown)(Path(path), held_out, seed)
 
 
 def mean(rows: list[Row], value: str) -> str:
@@ -157,26 +156,54 @@ def mean(rows: list[Row], value: str) -> str:
     return f"{statistics.fmean(values):.3f}" if values else ""
 
 
-def print_accuracy(rows: list[Row]) -> None:
+def draws(rows: list[Row], value: str) -> str:
+    """The mean over draws of the missing genes and, in brackets, that of each over the seeds."""
+    by_draw = [[row[key] for row in rows if key in row] for key in (f"missing_{draw}_{value}" for draw in range(DRAWS))]
+    means = [statistics.fmean(values) for values in by_draw if values]
+    return f"{statistics.fmean(means):.3f} ({', '.join(f'{found:.3f}' for found in means)})" if means else ""
+
+
+def print_tables(rows: list[Row]) -> None:
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        tasks.setdefault(f"{row['set']}, {row['held_out'].split('|')[0]} ({row['cells']:,})", []).append(row)
     methods = [
         m for m in ("scvae", "frozen", "scvi_scarches", "scvi_default", "pca") if any(r["method"] == m for r in rows)
     ]
-    for kind, title in (("full", "all genes"), ("missing", "shuffled, a fifth of the genes gone")):
-        print(f"\n| query, {title} | " + " | ".join(methods) + " |\n" + "|---" * (len(methods) + 1) + "|")
-        for task in dict.fromkeys((row["set"], row["held_out"], row["cells"]) for row in rows):
-            mine = [row for row in rows if (row["set"], row["held_out"], row["cells"]) == task]
-            shown = [mean([row for row in mine if row["method"] == m], f"{kind}_accuracy") for m in methods]
-            print(f"| {task[0]}, {task[1].split('|')[0]} ({task[2]:,}) | " + " | ".join(shown) + " |")
-    print("\n| query | calibration error | seconds: fit, map | the same, SCVI (scArches) |\n|---|---|---|---|")
-    for task in dict.fromkeys((row["set"], row["held_out"]) for row in rows):
-        mine, peer = (
-            [row for row in rows if (row["set"], row["held_out"], row["method"]) == (*task, m)]
-            for m in ("scvae", "scvi_scarches")
-        )
-        seconds = [f"{mean(side, 'fit_seconds')}, {mean(side, 'full_seconds')}" for side in (mine, peer)]
-        print(
-            f"| {task[0]}, {task[1].split('|')[0]} | {mean(mine, 'calibration_error')} | " + " | ".join(seconds) + " |"
-        )
+    print_header("query, all genes", methods)
+    for task, mine in tasks.items():
+        print_line(task, [mean(of(mine, method), "full_accuracy") for method in methods])
+    methods = [method for method in methods if method != "frozen"]
+    print_header("query, shuffled, a fifth of the genes gone: mean (by draw)", methods)
+    for task, mine in tasks.items():
+        print_line(task, [draws(of(mine, method), "accuracy") for method in methods])
+    print_header(
+        "query, labels transferred",
+        ["all genes", "a fifth gone: mean (by draw)", "calibration error: all", "a fifth gone"],
+    )
+    for task, mine in tasks.items():
+        ours = of(mine, "scvae")
+        accuracy = [mean(ours, "full_transfer_accuracy"), draws(ours, "transfer_accuracy")]
+        errors = [mean(ours, "full_calibration_error"), draws(ours, "calibration_error").split(" ")[0]]
+        print_line(task, accuracy + errors)
+    print_header("query, seconds", ["fit, map", "the same, SCVI (scArches)"])
+    for task, mine in tasks.items():
+        sides = (of(mine, method) for method in ("scvae", "scvi_scarches"))
+        print_line(task, [f"{mean(side, 'fit_seconds')}, {mean(side, 'full_seconds')}" for side in sides])
+
+
+def of(rows: list[Row], method: str) -> list[Row]:
+    return [row for row in rows if row["method"] == method]
+
+
+def print_header(first: str, columns: list[str]) -> None:
+    print()
+    print_line(first, columns)
+    print_line("---", ["---"] * len(columns))
+
+
+def print_line(first: str, values: list[str]) -> None:
+    print(f"| {first} | " + " | ".join(values) + " |")
 
 
 def print_unknown(rows: list[Row]) -> None:
@@ -219,7 +246,7 @@ def main() -> None:
         if (RESULTS / f"{part}.json").exists()
     }
     if "ours" in found or "peers" in found:
-        print_accuracy([*found.get("ours", []), *found.get("peers", [])])
+        print_tables([*found.get("ours", []), *found.get("peers", [])])
     if "unknown" in found:
         print_unknown(found["unknown"])
 
