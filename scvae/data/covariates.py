@@ -93,7 +93,8 @@ def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
     """
     columns, new = [], []
     for column in schema.categoricals:
-        found = _categories(column.key, _complete(adata, column.key)).categories
+        values = _complete(adata, column.key)
+        found = _as_known(pd.Series(_categories(column.key, values).categories, dtype=object), column).unique()
         more = tuple(name for name in found if name not in column.categories)
         new.append(Categorical(column.key, more))
         columns.append(Categorical(column.key, column.categories + more, column.mapped + (more if mapped else ())))
@@ -114,7 +115,7 @@ def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
     """
     codes = np.empty((adata.n_obs, len(schema.categoricals)), dtype=np.int64)
     for place, column in enumerate(schema.categoricals):
-        names = _complete(adata, column.key).astype(object).map(str)
+        names = _as_known(_complete(adata, column.key).astype(object).map(str), column)
         codes[:, place] = pd.Index(column.categories).get_indexer(pd.Index(names, dtype=object))
         unknown = names[codes[:, place] < 0]
         if len(unknown):
@@ -174,6 +175,16 @@ def _categories(key: str, column: pd.Series) -> Categorical:
     else:
         present = sorted(column.astype(object).unique(), key=None if is_numeric_dtype(column) else str)
     return Categorical(key, tuple(dict.fromkeys(str(name) for name in present)))
+
+
+def _as_known(names: pd.Series, known: Categorical) -> pd.Series:
+    """The names as the model has them, where they differ from its own as 0.0 does from 0.
+
+    pandas turns integers into floats wherever some rows had no value for a while.
+    """
+    other = {name: name[:-2] if name.endswith(".0") else f"{name}.0" for name in names.unique()}
+    written = {name: twin for name, twin in other.items() if name not in known.categories and twin in known.categories}
+    return names.replace(written) if written else names
 
 
 def _numbers(key: str, column: pd.Series) -> NDArray[np.float64]:

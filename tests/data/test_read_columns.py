@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scvae._checks import MissingKeyError
+from scvae.data.covariates import widened
 from scvae.data.intake import read_fit, read_query
 from scvae.data.schema import Categorical, Numeric, Schema
 
@@ -273,3 +274,18 @@ def test_the_schema_of_a_fit_is_plain_enough_for_json():
     adata = cells_and_genes(batch=[1, 1, 2, 2, 3, 3], age=np.arange(6, dtype=np.float32))
     schema, _ = fit(adata, batch_key="batch", covariate_keys=["age"])
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+
+
+@pytest.mark.parametrize(("fitted", "later"), [(int, float), (float, int)])
+def test_whole_numbers_name_the_same_categories_as_integers_and_as_floats(fitted, later):
+    adata = ad.AnnData(np.ones((6, 2), np.float32), obs=pd.DataFrame({"b": [0, 1, 2, 0, 1, 2]}, index=list("abcdef")))
+    adata.obs["b"] = adata.obs["b"].astype(fitted)
+    schema, _ = read_fit(
+        adata, layer=None, mask_var=None, batch_key="b", covariate_keys=(), size_factor_key=None, kind="counts"
+    )
+    adata.obs["b"] = adata.obs["b"].astype(later)
+    assert read_query(adata, schema).codes[:, 0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert widened(adata, schema, mapped=True) == schema
+    adata.obs["b"] = np.array([0, 1, 2, 0, 1, 7], dtype=later)
+    with pytest.warns(UserWarning, match="single cell"):
+        assert widened(adata, schema, mapped=True).batch.mapped == (str(later(7)),)
