@@ -89,9 +89,10 @@ def continue_fit(
     """Trains a model on `adata` from the weights of `model`: the new model, and the cells as it read them."""
     schema = widened(adata, model.schema, mapped=False)
     memory = 1e9 * (training or model.training_config).memory
-    cells = read_query(adata, schema, layer=SAME_LAYER if layer is None else layer, matrix=matrix, memory=memory)
+    read = SAME_LAYER if layer is None else None if layer == "X" else layer
+    cells = read_query(adata, schema, layer=read, matrix=matrix, memory=memory)
     if layer is not None:
-        schema = replace(schema, layer=layer)
+        schema = replace(schema, layer=None if layer == "X" else layer)
     fitted = fit_more(model, cells, schema, training, seed=seed, device=device, checkpoint=checkpoint, verbose=verbose)
     return fitted, cells
 

@@ -86,7 +86,7 @@ def fit(
         epoch. Several files are one set of cells: of the genes that all have, of the columns of `obs` that all have,
         and ``"file"``, the file of each cell. (The command line passes a `Source`, and writes the results itself.)
     layer
-        Layer that holds the data; None for `X`.
+        Layer that holds the data; None for `X` (with `init`: for the layer of the model, and ``"X"`` for `X`).
     mask_var
         Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` where
         that column exists, and all genes otherwise. Genes without a count are left out. All genes stay in `adata`.
@@ -177,7 +177,8 @@ def fit(
     keys = Keys(key_added)
     if init is not None:
         check_model(init, "init")
-    with opened(adata, layer or (init.schema.layer if init else None)) as source:
+    stored = layer if init is None or layer is not None else init.schema.layer
+    with opened(adata, None if init is not None and stored == "X" else stored) as source:
         ranks().first(lambda: check_can_be_changed(source))
         model, cells = read_and_train(
             source.adata,

@@ -106,3 +106,14 @@ def test_arguments_that_agree_with_the_model_are_taken():
         verbose=False,
     )
     assert more.n_latent == 4
+
+
+def test_a_model_of_a_layer_can_go_on_from_x():
+    adata = cells(120)
+    adata.layers["counts"] = adata.X.copy()
+    quick = {"verbose": False, "training": TrainingConfig(epochs=2)}
+    model = scvae.fit(adata, layer="counts", n_latent=3, network=NetworkConfig(width=16), rng=0, **quick)
+    del adata.layers["counts"]
+    more = scvae.fit(adata, init=model, layer="X", rng=0, **quick)
+    assert more.schema.layer is None
+    scvae.tl.embed(adata, more)
