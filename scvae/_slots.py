@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+def target_of(adata: AnnData, *, copy: bool) -> AnnData:
+    """Where results go: `adata` itself, or a copy of it in memory."""
+    if not copy:
+        return adata
+    return adata.to_memory() if adata.isbacked else adata.copy()
+
+
 def write(
     adata: AnnData,
     *,

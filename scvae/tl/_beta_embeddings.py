@@ -11,7 +11,7 @@ from .._checks import check_adata, check_positive_int
 from .._keys import Keys
 from .._progress import progress_bar
 from .._rng import SeedLike, numpy_generator, seed_of
-from .._slots import write
+from .._slots import target_of, write
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
 from ..fitted import FittedModel, check_model
@@ -135,7 +135,7 @@ def beta_embeddings(
         "n_neighbors": n_neighbors,
         "seed": seed,
     }
-    target = adata.copy() if copy else adata
+    target = target_of(adata, copy=copy)
     write(target, obsm={keys.beta_umaps: umaps}, uns={keys.uns: earlier | {keys.beta_embeddings: record}})
     return target if copy else None
 

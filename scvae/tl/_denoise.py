@@ -17,7 +17,7 @@ from torch import Tensor
 from .._checks import check_not_negative, check_positive
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
-from .._slots import write
+from .._slots import target_of, write
 from ..data.intake import Cells
 from ..data.sources import Paths, are_paths, opened
 from ..decoding import Target, batch_codes, expression, gene_positions, posterior_draws
@@ -215,7 +215,7 @@ def denoise(
             else SparseMatrices(request.names, request.threshold)
         )
         _fill(memory, model, cells, request)
-        target = cells_in.copy() if copy else cells_in
+        target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
         _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
     return target if copy else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
-from .._slots import write
+from .._slots import target_of, write
 from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import check_can_be_changed, write_back
 from ..fitted import FittedModel, check_model
@@ -94,7 +94,7 @@ def embed(
         mean, variance = posterior_moments(model, cells, beta=beta)
         draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None
         slots = {keys.mean: mean, keys.variance: variance, keys.samples: draws}
-        target = source.adata.copy() if copy and not source.files else source.adata
+        target = target_of(source.adata, copy=copy and not source.files)
         write(target, obsm=slots)
     if not copy:
         write_back(source, obsm=list(slots), varm=[], uns=[])

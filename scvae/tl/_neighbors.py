@@ -11,7 +11,7 @@ from jaxtyping import Float
 from .._checks import check_positive_int
 from .._keys import Keys
 from .._rng import SeedLike, seed_of
-from .._slots import write
+from .._slots import target_of, write
 from ..diagnostics.neighbours import graph_of, nearest
 from ..fitted import FittedModel, check_model
 from ..inference import latent_draws, posterior_moments
@@ -81,7 +81,8 @@ def neighbors(
     Raises
     ------
     ValueError
-        As `embed`; if `n_neighbors` is below 2 or above the number of cells, or `n_samples` below 2.
+        As `embed`; if `neighbors_key` cannot be a name in a file, or is `key_added`; if `n_neighbors` is below 2 or
+        above the number of cells, or `n_samples` below 2.
 
     Examples
     --------
@@ -95,6 +96,7 @@ def neighbors(
     keys = Keys(key_added)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")
+    _check_key(neighbors_key, keys)
     if n_samples < 2:
         raise ValueError("n_samples is 1, and stability compares draws; pass 2 or more")
     cells = read_cells(adata, model, layer)
@@ -104,7 +106,7 @@ def neighbors(
     mean, variance = posterior_moments(model, cells, beta=beta)
     draws = latent_draws(mean, variance, n_samples, seed)
     connectivities, times, distances = _sums_of_graphs(draws, n_neighbors)
-    target = adata.copy() if copy else adata
+    target = target_of(adata, copy=copy)
     prefix = "" if neighbors_key == "neighbors" else f"{neighbors_key}_"
     names = {f"{slot}_key": f"{prefix}{slot}" for slot in ("connectivities", "distances")}
     params = {
@@ -149,3 +151,10 @@ def _stability(times: sp.csr_matrix, n_samples: int, n_neighbors: int) -> Float[
     """Neighbours in common of two draws, over how many there are, on average over the pairs of draws."""
     pairs = times.multiply(times - times.sign()).sum(1)  # a neighbour in t draws is common to t (t - 1) ordered pairs
     return np.asarray(pairs, dtype=np.float64).ravel() / (n_samples * (n_samples - 1) * (n_neighbors - 1))
+
+
+def _check_key(neighbors_key: object, keys: Keys) -> None:
+    if not isinstance(neighbors_key, str) or not neighbors_key or "/" in neighbors_key:
+        raise ValueError(f"neighbors_key is {neighbors_key!r}; pass a name without '/', which files take for a folder")
+    if neighbors_key == keys.uns:
+        raise ValueError(f"neighbors_key and key_added are both {neighbors_key!r}, and uns has one place of this name")

@@ -113,3 +113,13 @@ def test_wrong_settings_are_refused_and_nothing_is_written(fitted, digest, optio
     with pytest.raises(ValueError, match=message):
         scvae.tl.neighbors(adata, model, **options)
     assert digest(adata) == before
+
+
+@pytest.mark.parametrize("key", ["a/b", "", None, 3, "scvae"])
+def test_a_key_that_no_file_keeps_or_that_holds_the_fit_is_refused(fitted, key):
+    adata, model = fitted
+    adata = adata.copy()
+    before = set(adata.uns), set(adata.obsp)
+    with pytest.raises(ValueError, match="neighbors_key"):
+        scvae.tl.neighbors(adata, model, neighbors_key=key)
+    assert (set(adata.uns), set(adata.obsp)) == before
