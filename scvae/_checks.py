@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -146,6 +147,8 @@ def check_probability(value: object, name: str) -> float:
 
 
 def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
+    if isinstance(key, list | dict | set | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(f"{place}: {key!r} is a {type(key).__name__}; pass the name of one column")
     if key not in frame.columns:
         raise missing_key(place, key, list(frame.columns))
     column = frame[key]

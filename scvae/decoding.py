@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,17 +112,24 @@ def posterior_noise(
 def decode(
     model: FittedModel, z: Float[Tensor, "cells latent"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
 ) -> Distribution:
-    """p(x | z, s) of some genes, or of all: a dense table."""
-    return model.network.likelihood.distribution(model.network.features(z, batch), batch, genes)
+    """p(x | z, s) of some genes, or of all, those that nobody measured included: a dense table."""
+    features = model.network.features(z, batch)
+    return model.network.likelihood.distribution(features, model.network.whole(features, batch), genes)
 
 
 def expression(model: FittedModel, drawn: Drawn, target: Target) -> Iterator[Float[Tensor, "cells chosen"]]:
     """Expected values of each draw, averaged over the batches of `target` (see `Likelihood.expected`)."""
     network, batches = model.network, placed(drawn.batch, target)
+
+    def expected(z: Float[Tensor, "cells latent"], batch: Batch) -> Float[Tensor, "cells chosen"]:
+        features = network.features(z, batch)
+        batch = network.whole(features, batch) if target.library is None else batch
+        return network.likelihood.expected(features, batch, target.genes)
+
     for z in drawn.z:
-        total = network.likelihood.expected(network.features(z, batches[0]), batches[0], target.genes)
+        total = expected(z, batches[0])
         for batch in batches[1:]:
-            total = total + network.likelihood.expected(network.features(z, batch), batch, target.genes)
+            total = total + expected(z, batch)
         yield total / len(batches)
 
 
@@ -147,10 +154,12 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
     ValueError
         If none is named, one twice, or one is not modelled.
     TypeError
-        If `genes` is one string.
+        If `genes` is one string, or no list.
     """
     if isinstance(genes, str):
         raise TypeError(f"genes is the string {genes!r}; pass a list of names, e.g. [{genes!r}]")
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes is {genes!r}; pass a list of names, e.g. {[str(model.genes[0])]}")
     names = pd.Index([str(gene) for gene in genes], dtype=object)
     if len(names) == 0:
         raise ValueError("genes names no gene; pass some, or leave it out for all")

@@ -174,7 +174,8 @@ def _parts(
     """What `_moments` needs, summed over the cells of a chunk."""
     network, library = model.network, batch.library[:, None]
     z = posterior_of(model, batch, beta=beta).mean
-    table = network.likelihood.distribution(network.features(z, batch), batch)
+    features = network.features(z, batch)
+    table = network.likelihood.distribution(features, network.whole(features, batch))
     mean = table.mean
     proportion = mean / library
     weight = _weights(network.likelihood, batch, typical)

@@ -63,7 +63,8 @@ def _normalised(
             continue
         values = x.values.numpy()
         if kind != "real":
-            scale = target / cells.library[positions[part]]
+            library = cells.library[positions[part]]
+            scale = np.divide(target, library, out=np.zeros_like(library), where=library > 0.0)
             values = np.log1p(values * np.repeat(scale, np.diff(x.indptr.numpy())))
         yield sp.csr_array((values, x.indices.numpy(), x.indptr.numpy()), shape=(len(part), x.n_columns))
 

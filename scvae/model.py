@@ -70,9 +70,7 @@ class VAE(nn.Module):
         """
         with torch.no_grad():
             features = self.features(z, batch)
-            if batch.missing is not None:
-                share = self.likelihood.expected_input(features, batch, batch.missing)[1]
-                batch = dataclasses.replace(batch, library=batch.library / share)
+            batch = self.whole(features, batch)
             x, covariates = self.likelihood.expected_encoder_input(features, batch)
         return self._posterior(x, covariates, batch, None)
 
@@ -101,6 +99,13 @@ class VAE(nn.Module):
         whole = dataclasses.replace(batch, library=batch.library / share)
         x, covariates = self.likelihood.encoder_input(whole)
         return dense(x).index_copy(1, missing, expected), covariates
+
+    def whole(self, features: Float[Tensor, "cells features"], batch: Batch) -> Batch:
+        """The cells with the library size over all modelled genes that their measured ones let expect."""
+        if batch.missing is None:
+            return batch
+        share = self.likelihood.expected_input(features, batch, batch.missing)[1]
+        return dataclasses.replace(batch, library=batch.library / share)
 
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""

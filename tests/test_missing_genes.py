@@ -122,3 +122,33 @@ def test_cells_made_to_lack_genes_are_those_read_without_them():
     np.testing.assert_array_equal(made.missing, without.missing)
     for ours, theirs in zip(posterior_moments(model, made), posterior_moments(model, without), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+def test_measured_genes_are_expected_and_drawn_at_the_depth_they_were_measured_at(likelihood):
+    adata, model = fitted(likelihood)
+    some = adata[:, KEPT].copy()
+    assert adata[:, :6].X.sum() > 0.05 * adata.X.sum()  # what is missing would be felt
+    with pytest.warns(UserWarning, match="34 of the 40"):
+        scvae.tl.denoise(some, model, library_size="observed")
+    expected = some.obsm["scvae_denoised"]
+    np.testing.assert_allclose(expected[some.var_names].sum(1), np.asarray(some.X.sum(1)).ravel(), rtol=1e-4)
+    assert (expected[adata.var_names[:6]].sum(1) > 0).all()
+    if likelihood != "zinb":  # some of whose counts are lost on top
+        with pytest.warns(UserWarning, match="34 of the 40"):
+            drawn = scvae.tl.sample(some, model, n_samples=20, rng=0)
+        assert drawn[:, some.var_names].X.sum() / 20 == pytest.approx(some.X.sum(), rel=0.05)
+
+
+def test_expected_values_at_a_library_size_asked_for_are_of_all_genes():
+    adata, model = fitted("nb")
+    some = adata[:, KEPT].copy()
+    with pytest.warns(UserWarning, match="34 of the 40"):
+        scvae.tl.denoise(some, model, library_size=100.0)
+    np.testing.assert_allclose(some.obsm["scvae_denoised"].sum(1), 100.0, rtol=1e-4)
+
+
+def test_cells_that_lack_the_very_same_genes_are_not_copied():
+    adata, model = fitted("nb")
+    whole = read_query(adata.copy(), model.schema)
+    assert whole.lacking(np.empty(0, np.int64), size_factors=False) is whole

@@ -75,6 +75,11 @@ class Cells:
     def __len__(self) -> int:
         return len(self.library)
 
+    @property
+    def missing_genes(self) -> Int[np.ndarray, " missing"]:
+        """The modelled genes that nobody measured; none of them is an empty array."""
+        return np.empty(0, np.int64) if self.missing is None else self.missing
+
     def batch(self, positions: Int[np.ndarray, " batch"]) -> Batch:
         """The cells at `positions`, in that order."""
         return Batch(
@@ -111,6 +116,8 @@ class Cells:
         size_factors
             Whether the library is the user's size factors, which stay.
         """
+        if np.array_equal(missing, self.missing_genes):
+            return self
         x = self.rows.take(np.arange(len(self)))
         assert isinstance(x, CSR)
         indptr, indices, values = x.indptr.numpy(), x.indices.numpy(), x.values.numpy()

@@ -88,9 +88,9 @@ def denoise(
         chunk, and without a softmax (bernoulli, gaussian) only these are decoded.
     library_size
         Counts: the sum over the modelled genes that the values are expected at; None for 1, so that they are
-        proportions, which add up to 1. ``"observed"``: the cell's own (or its size factor). Binary data: the depth at
-        which a feature has the probability given; None for the mean depth (geometric) of the training cells. Real
-        values have none.
+        proportions, which add up to 1. ``"observed"``: the cell's own (or its size factor), at which the genes measured
+        are expected; those that `adata` lacks come on top. Binary data: the depth at which a feature has the
+        probability given; None for the mean depth (geometric) of the training cells. Real values have none.
     transform_batch
         A batch of the model's, or several to be averaged over: what is expected of the cell had it been measured there.
         None for its own batch. Other covariates stay as they are.

@@ -181,7 +181,7 @@ def _from_prior(model: FittedModel, n: int, chosen: tuple[int, ...] | None, give
     if schema.kind != "real" and not known.issuperset(wanted):
         raise ValueError(
             "the model does not know the library sizes of the cells to draw (it was saved before they were recorded, "
-            "or learnt a batch later); pass like=, cells to be like"
+            "or its last training had no cells of these batches); pass like=, cells to be like"
         )
     counts = np.ones(len(wanted)) if sizes is None else np.array([sizes.n_cells[code] for code in wanted], float)
     batch = np.array(wanted)[rng.choice(len(wanted), size=n, p=counts / counts.sum())]
@@ -277,6 +277,8 @@ def _read_covariates(model: FittedModel, covariates: Mapping[str, Any], n: int) 
     places = {column.key: i + (schema.batch is not None) for i, column in enumerate(schema.categorical)}
     numbers = {column.key: i for i, column in enumerate(schema.numeric)}
     codes, numeric = {}, {}
+    if not isinstance(covariates, Mapping):
+        raise TypeError(f"covariates is a {type(covariates).__name__}; pass {{column: value}}")
     for key, value in covariates.items():
         if schema.batch is not None and key == schema.batch.key:
             raise ValueError(f"covariates names {key!r}, which is the batch of the model; pass batch= instead")

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dtype
 
 from .._checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
-from .._slots import write
+from .._slots import target_of, write
 from ..contrast import Contrast
 from ..differential import contrasts, tested
 from ..fitted import FittedModel, check_model
@@ -96,7 +96,7 @@ def rank_genes(
     min_counts
         Genes with fewer counts in group and reference together are not judged: their error probability is 1.
     n_genes
-        Number of genes to store; None for all modelled genes.
+        Number of genes to store; None for all modelled genes that `adata` has.
     beta
         Of a model of many β, the one to use; None for 1 (or the geometric middle of a range without 1).
     layer
@@ -151,15 +151,17 @@ def rank_genes(
         )
     used_beta = model.beta_of(beta)
     codes, names = _groups_of(adata, groupby)
+    reference = str(reference)  # the name of a group, as in `groups`; a column of numbers has numbers for names
     chosen = _chosen(names, np.bincount(codes[codes >= 0], minlength=len(names)), groupby, groups, reference)
     cells = read_cells(adata, model, layer)
+    measured = np.setdiff1d(np.arange(len(model.genes)), cells.missing_genes)
     against = None if reference == REST else names.index(reference)
     found = contrasts(model, cells, codes, [(names.index(group), against) for group in chosen], beta=beta)
     rankings = {}
     for group, contrast in zip(chosen, found, strict=True):
         if contrast is None:
             raise ValueError(_nothing_to_compare(model, group, reference))
-        rankings[group] = _ranked(contrast, model.genes.to_numpy(), n_stored, threshold * LOG_2, least)
+        rankings[group] = _ranked(contrast, model.genes.to_numpy(), measured, n_stored, threshold * LOG_2, least)
     params = HELD | {
         "groupby": groupby,
         "reference": reference,
@@ -171,14 +173,21 @@ def rank_genes(
         "centre": np.array([ranking.centre for ranking in rankings.values()]),
         "unchanged": np.array([ranking.unchanged for ranking in rankings.values()]),
     }
-    target = adata.copy() if copy else adata
-    write(target, uns={key_added: _record(rankings, params, model.genes)})
+    target = target_of(adata, copy=copy)
+    write(target, uns={key_added: _record(rankings, params, model.genes[measured])})
     return target if copy else None
 
 
-def _ranked(contrast: Contrast, genes: np.ndarray, n_stored: int, threshold: float, least: float) -> _Ranking:
-    """Shrinks the estimates of the genes with enough counts; the others rank as unchanged."""
-    judged = tested(contrast, least)
+def _ranked(
+    contrast: Contrast,
+    genes: np.ndarray,
+    measured: Int[np.ndarray, " measured"],
+    n_stored: int,
+    threshold: float,
+    least: float,
+) -> _Ranking:
+    """Shrinks the estimates of the genes with enough counts; others that were measured rank as unchanged."""
+    judged = tested(contrast, least) & np.isin(np.arange(len(genes)), measured)
     values = {name: np.zeros(len(genes)) for name in ("scores", "logfoldchanges", "logfoldchanges_sd")}
     values |= {name: np.ones(len(genes)) for name in ("pvals", "pvals_adj")}
     centre, unchanged = 0.0, 1.0
@@ -191,12 +200,12 @@ def _ranked(contrast: Contrast, genes: np.ndarray, n_stored: int, threshold: flo
         values["logfoldchanges_sd"][judged] = posterior.sd / LOG_2
         values["pvals"][judged] = posterior.error_probability
         values["pvals_adj"][judged] = bayesian_fdr(posterior.error_probability)
-    order = np.argsort(-values["scores"], kind="stable")[:n_stored]
+    order = measured[np.argsort(-values["scores"][measured], kind="stable")][:n_stored]
     columns = {"names": genes} | values | {"means": contrast.group.mean, "means_reference": contrast.reference.mean}
     return _Ranking(
         columns={name: column[order] for name, column in columns.items()},
-        detected=contrast.group.detected,
-        detected_reference=contrast.reference.detected,
+        detected=contrast.group.detected[measured],
+        detected_reference=contrast.reference.detected[measured],
         centre=centre,
         unchanged=unchanged,
     )
@@ -228,18 +237,25 @@ def _groups_of(adata: AnnData, groupby: str) -> tuple[Int[np.ndarray, " cells"],
 
 
 def _chosen(
-    names: list[str], sizes: Int[np.ndarray, " groups"], groupby: str, groups: Sequence[str] | str, reference: str
+    names: list[str],
+    sizes: Int[np.ndarray, " groups"],
+    groupby: str,
+    groups: Sequence[str] | str | None,
+    reference: str,
 ) -> list[str]:
     """The groups to rank genes for, all of them such that there is something to compare."""
     place = f"adata.obs[{groupby!r}]"
+    if "" in names:
+        raise ValueError(f"{place} has a group without a name, ''; rename it")
     if REST in names:
         raise ValueError(f"{place} has a group named {REST!r}, which stands for all other cells; rename it")
     if len(names) < 2:
         raise ValueError(f"{place} has {len(names)} group(s), {listing(names)}; at least two are needed to compare")
     if reference not in (REST, *names):
         raise ValueError(f"reference is {reference!r}; pass 'rest' or a group of {place}: {listing(names)}")
-    if isinstance(groups, str) and groups != "all":
-        raise ValueError(f"groups is {groups!r}; pass 'all' or a list of groups, e.g. [{groups!r}]")
+    if groups is None or (isinstance(groups, str) and groups != "all"):
+        example = [groups or names[0]]
+        raise ValueError(f"groups is {groups!r}; pass 'all' or a list of groups, e.g. {example}")
     wanted = [name for name in names if name != reference] if isinstance(groups, str) else [str(g) for g in groups]
     unknown = [name for name in wanted if name not in names]
     if unknown:

@@ -42,7 +42,8 @@ def sample(
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name. Not written to.
+        Cells with raw data as at the fit; genes are matched by name. Genes that they lack are drawn on top of the
+        library size, which is that of the measured ones. Not written to.
     model
         A fitted model.
     n_samples

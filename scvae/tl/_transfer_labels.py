@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from .._checks import check_adata, check_obs_column, check_probability, listing
+from .._checks import MissingKeyError, check_adata, check_obs_column, check_probability, listing
 from .._keys import Keys
-from .._slots import write
+from .._slots import target_of, write
+from ..data.genes import LEAST_COVERAGE
+from ..data.intake import Cells
 from ..expression import most_alike
 from ..fitted import FittedModel, check_model
 from ..inference import posterior_moments
@@ -36,6 +40,8 @@ def transfer_labels(
     copy: bool = False,
 ) -> AnnData | None:
     """Labels cells by the labelled cells that are nearest to them in the latent space.
+
+    Where either side lacks genes, both are embedded by those that both have.
 
     The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a prior that knows
     nothing, so that it falls with the distance from them. Bandwidth and weight of the prior are those under which the
@@ -91,8 +97,9 @@ def transfer_labels(
     Raises
     ------
     ValueError
-        If `reference` has fewer than two labelled cells, or a label ``"unknown"``, or as `embed`; MissingKeyError (also
-        a KeyError) if it has no such column. `adata` is then as it was.
+        If `reference` has fewer than two labelled cells, or a label ``"unknown"``, if it and `adata` have fewer than
+        half of the modelled genes in common, or as `embed`; MissingKeyError (also a KeyError) if it has no such column.
+        `adata` is then as it was.
 
     Examples
     --------
@@ -109,9 +116,9 @@ def transfer_labels(
     check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
-    check_adata(reference)
     limit = check_probability(unknown_above, "unknown_above")
-    column = check_obs_column(reference, labels_key)
+    with _about_reference():
+        column = check_obs_column(check_adata(reference), labels_key)
     labelled = np.flatnonzero(column.notna().to_numpy())
     if len(labelled) < 2:
         raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass two at least")
@@ -123,9 +130,9 @@ def transfer_labels(
         )
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    known = read_cells(reference, model, layer).taken(labelled)
-    if query.missing is not None:  # distances compare only where both are seen through the same genes
-        known = known.lacking(query.missing, size_factors=model.schema.size_factor_key is not None)
+    with _about_reference():
+        known = read_cells(reference, model, layer).taken(labelled)
+    query, known = _alike(query, known, model)
     found = transfer(
         posterior_moments(model, known, beta=beta)[0],
         codes,
@@ -133,7 +140,7 @@ def transfer_labels(
         most_alike(query, N_PEERS, kind=model.schema.kind, seed=model.seed),
     )
     label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
-    target = adata.copy() if copy else adata
+    target = target_of(adata, copy=copy)
     write(
         target,
         obs={
@@ -143,3 +150,26 @@ def transfer_labels(
         },
     )
     return target if copy else None
+
+
+@contextmanager
+def _about_reference() -> Iterator[None]:
+    """What is wrong with the reference is not said of `adata`."""
+    try:
+        yield
+    except (MissingKeyError, ValueError, TypeError) as error:
+        text = str(error).replace("adata", "reference")
+        raise type(error)(text if text.startswith("reference") else f"reference: {text}") from None
+
+
+def _alike(query: Cells, known: Cells, model: FittedModel) -> tuple[Cells, Cells]:
+    """Both without the genes that either lacks: distances compare only what is seen through the same genes."""
+    missing = np.union1d(query.missing_genes, known.missing_genes)
+    n_genes = len(model.genes)
+    if n_genes - len(missing) < LEAST_COVERAGE * n_genes:
+        raise ValueError(
+            f"adata and reference have {n_genes - len(missing):,} of the {n_genes:,} modelled genes in common, and at "
+            "least half are needed; pass data that hold more of them"
+        )
+    has_factors = model.schema.size_factor_key is not None
+    return query.lacking(missing, size_factors=has_factors), known.lacking(missing, size_factors=has_factors)

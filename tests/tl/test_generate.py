@@ -100,7 +100,7 @@ def test_a_batch_whose_library_sizes_are_unknown_is_not_made_up():
     libraries = LibrarySizes((50, 0), (model.libraries.log_quantiles[0], ()))
     model = dataclasses.replace(model, libraries=libraries)
     assert set(scvae.tl.generate(model, n=20).obs["batch"]) == {"batch 0"}
-    with pytest.raises(ValueError, match=r"learnt a batch later.*pass like="):
+    with pytest.raises(ValueError, match=r"no cells of these batches.*pass like="):
         scvae.tl.generate(model, n=5, batch="batch 1")
 
 

@@ -165,3 +165,42 @@ def test_groups_that_share_no_batch_are_refused():
     with pytest.raises(ValueError, match=r"no batch .*'batch'.* holds two cells of 'a' and two of 'rest'"):
         scvae.tl.rank_genes(adata, model, groupby="group")
     assert "rank_genes_groups" not in adata.uns
+
+
+def test_genes_that_nobody_measured_are_not_ranked(fitted):
+    adata, model = fitted
+    order = np.argsort(-np.asarray(adata.X.sum(0)).ravel())
+    some = adata[:, np.sort(order[20:])].copy()
+    for least in (0, 10):
+        with pytest.warns(UserWarning, match="280 of the 300"):
+            scvae.tl.rank_genes(some, model, groupby="group", min_counts=least)
+        table = table_of(some)
+        assert sorted(table.index) == sorted(some.var_names)
+        assert set(some.uns["rank_genes_groups"]["pts"].index) == set(some.var_names)
+    called = set(table.index[table["pvals_adj"] < 0.05])
+    changed = set(some.var_names[some.var["change"] != 0])
+    assert len(called - changed) <= 0.1 * len(called)
+    assert len(called & changed) > 0.3 * len(changed)
+
+
+def test_a_column_of_numbers_names_its_reference_by_number(fitted):
+    adata, model = fitted
+    adata = adata.copy()
+    adata.obs["number"] = adata.obs["group"].cat.codes.astype(int)
+    scvae.tl.rank_genes(adata, model, groupby="number", groups=[0], reference=1)
+    assert adata.uns["rank_genes_groups"]["params"]["reference"] == "1"
+
+
+def test_what_names_no_group_or_column_is_refused_by_its_name(fitted):
+    adata, model = fitted
+    adata = adata.copy()
+    adata.uns.pop("rank_genes_groups", None)
+    adata.obs["unnamed"] = adata.obs["group"].astype(str).replace("a", "")
+    for options, error, message in (
+        ({"groupby": "group", "groups": None}, ValueError, "groups is None; pass 'all' or a list"),
+        ({"groupby": ["group"]}, TypeError, r"adata\.obs: \['group'\] is a list; pass the name of one column"),
+        ({"groupby": "unnamed"}, ValueError, "a group without a name"),
+    ):
+        with pytest.raises(error, match=message):
+            scvae.tl.rank_genes(adata, model, **options)
+    assert "rank_genes_groups" not in adata.uns

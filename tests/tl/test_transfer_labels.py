@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+from scipy import sparse
 
 import scvae
 from scvae import TrainingConfig
@@ -115,3 +116,65 @@ def test_a_study_of_the_pancreas_is_labelled_with_calibrated_uncertainty():
         right.append((query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean())
         assert calibration_error(query, query.obs["cell_type"]) < 0.1
     assert np.mean(right) > 0.8, right
+
+
+def test_reference_and_query_that_lack_different_genes_are_compared_by_those_they_share():
+    reference, query, mapped = example()
+    order = np.argsort(-np.asarray(reference.X.sum(0)).ravel())
+    abundant, rare = order[:15], order[-15:]
+    lacking, other = reference[:, np.setdiff1d(order, abundant)].copy(), query[:, np.setdiff1d(order, rare)].copy()
+    with pytest.warns(UserWarning, match="135 of the 150"):
+        scvae.tl.transfer_labels(other, mapped, reference=lacking, labels_key="cell_type")
+    shared = np.setdiff1d(order, np.union1d(abundant, rare))
+    both = query[:, shared].copy()
+    with pytest.warns(UserWarning, match="120 of the 150"):
+        scvae.tl.transfer_labels(both, mapped, reference=reference[:, shared].copy(), labels_key="cell_type")
+    same = other.obs["scvae_label"].astype(str) == both.obs["scvae_label"].astype(str)
+    assert same.mean() > 0.97
+    assert (other.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean() > 0.7
+
+
+def test_reference_and_query_with_too_few_genes_in_common_are_refused():
+    reference, query, mapped = example()
+    some, others = query[:, 60:].copy(), reference[:, :100].copy()
+    columns = list(some.obs)
+    with (
+        pytest.warns(UserWarning, match="of the 150 modelled genes"),
+        pytest.raises(ValueError, match=r"have 40 of the 150 modelled genes in common.*at least half"),
+    ):
+        scvae.tl.transfer_labels(some, mapped, reference=others, labels_key="cell_type")
+    assert list(some.obs) == columns
+
+
+def test_what_is_wrong_with_the_reference_is_said_of_it():
+    reference, query, mapped = example()
+    query, normalised = query.copy(), reference.copy()
+    sc.pp.normalize_total(normalised)
+    sc.pp.log1p(normalised)
+    for wrong, key, error, message in (
+        (reference, "celltype", MissingKeyError, r"^reference\.obs has no 'celltype'.*did you mean 'cell_type'"),
+        (reference, ["cell_type"], TypeError, r"^reference\.obs: \['cell_type'\] is a list"),
+        (normalised, "cell_type", ValueError, r"^reference: X looks log-normalised"),
+        ("cells.h5ad", "cell_type", TypeError, r"^reference is a str"),
+    ):
+        with pytest.raises(error, match=message):
+            scvae.tl.transfer_labels(query, mapped, reference=wrong, labels_key=key)
+
+
+def test_a_query_of_empty_cells_alone_is_called_something_without_a_warning():
+    reference, query, mapped = example()
+    empty = query[:12].copy()
+    empty.X = sparse.csr_matrix(empty.shape, dtype=np.float32)
+    scvae.tl.transfer_labels(empty, mapped, reference=reference, labels_key="cell_type")
+    assert np.isfinite(empty.obs["scvae_outlier"]).all()
+
+
+def test_a_backed_query_can_be_copied(tmp_path):
+    reference, query, mapped = example()
+    query.write_h5ad(tmp_path / "query.h5ad")
+    backed = ad.read_h5ad(tmp_path / "query.h5ad", backed="r")
+    labelled = scvae.tl.transfer_labels(backed, mapped, reference=reference, labels_key="cell_type", copy=True)
+    assert not labelled.isbacked
+    assert "scvae_label" in labelled.obs
+    assert "scvae_label" not in backed.obs
+    backed.file.close()
