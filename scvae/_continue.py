@@ -17,7 +17,7 @@ from ._run import fine_tuning, fitted_model, settings_of, split_of, train_networ
 from .config import DEFAULT_N_LATENT, TrainingConfig
 from .data.batches import split
 from .data.covariates import covariate_names, widened
-from .data.intake import SAME_LAYER, Cells, read_query
+from .data.intake import Cells, read_query
 from .data.on_disk import Joined
 from .data.schema import Schema
 from .fitted import FittedModel
@@ -89,10 +89,8 @@ def continue_fit(
     """Trains a model on `adata` from the weights of `model`: the new model, and the cells as it read them."""
     schema = widened(adata, model.schema, mapped=False)
     memory = 1e9 * (training or model.training_config).memory
-    read = SAME_LAYER if layer is None else None if layer == "X" else layer
-    cells = read_query(adata, schema, layer=read, matrix=matrix, memory=memory)
-    if layer is not None:
-        schema = replace(schema, layer=None if layer == "X" else layer)
+    schema = replace(schema, layer=schema.layer_of(layer))
+    cells = read_query(adata, schema, matrix=matrix, memory=memory)
     fitted = fit_more(model, cells, schema, training, seed=seed, device=device, checkpoint=checkpoint, verbose=verbose)
     return fitted, cells
 

@@ -177,8 +177,7 @@ def fit(
     keys = Keys(key_added)
     if init is not None:
         check_model(init, "init")
-    stored = layer if init is None or layer is not None else init.schema.layer
-    with opened(adata, None if init is not None and stored == "X" else stored) as source:
+    with opened(adata, layer if init is None else init.schema.layer_of(layer)) as source:
         ranks().first(lambda: check_can_be_changed(source))
         model, cells = read_and_train(
             source.adata,

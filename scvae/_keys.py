@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def check_slot_name(value: object, name: str) -> str:
+    """`value` itself, if a slot of an AnnData can have this name and a file can hold it; a ValueError otherwise."""
+    if not isinstance(value, str) or not value or "/" in value:
+        raise ValueError(f"{name} is {value!r}; pass a name without '/', which files take for a folder")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Slot names that follow from `key_added`.
@@ -18,8 +25,7 @@ class Keys:
     key_added: str = "scvae"
 
     def __post_init__(self) -> None:
-        if not str(self.key_added) or "/" in str(self.key_added) or not isinstance(self.key_added, str):
-            raise ValueError(f"key_added is {self.key_added!r}; pass a name without '/', which files take for a folder")
+        check_slot_name(self.key_added, "key_added")
 
     @property
     def mean(self) -> str:

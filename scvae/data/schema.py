@@ -81,6 +81,10 @@ class Schema:
         """All categorical columns in the order of `codes`: the batch first, then the covariates."""
         return self.categorical if self.batch is None else (self.batch, *self.categorical)
 
+    def layer_of(self, asked: str | None) -> str | None:
+        """The layer to read, None for `X`, where None is asked for that of the fit and ``"X"`` for `X`."""
+        return self.layer if asked is None else None if asked == "X" else asked
+
     @property
     def n_conditions(self) -> int:
         """Width of the condition vector: one column per category and one per numeric covariate."""

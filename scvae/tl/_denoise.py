@@ -158,7 +158,7 @@ def denoise(
     Without a table in memory (`path`, or `threshold`, or few `genes`), memory does not grow with cells x genes.
 
     A default fit stops when held-out *cells* gain no more; held-out molecules of the cells that it was fitted on gain
-    for longer. A model made to denoise just these is better fitted to all of them: of 2,000 to 3,000 cells,
+    for longer. A model made to denoise just these is better fitted to all of them: of about 2,000 to 3,000 cells,
     ``TrainingConfig(epochs=100, validation_fraction=0.0)`` gave 0.015 nats per molecule more (benchmarks/denoise.py,
     `scvae_long`).
 
@@ -185,8 +185,7 @@ def denoise(
         raise ValueError(
             "denoised values of cells in files are not written into the files; pass path='denoised.zarr', or an AnnData"
         )
-    stored = model.schema.layer if layer is None else None if layer == "X" else layer
-    with opened(adata, stored) as source:
+    with opened(adata, model.schema.layer_of(layer)) as source:
         cells_in = source.adata
         earlier = earlier_record(cells_in, keys.uns)
         columns = _columns(cells_in, model, genes)

@@ -86,8 +86,7 @@ def embed(
     check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
-    place = model.schema.layer if layer is None else None if layer == "X" else layer
-    with opened(adata, place) as source:
+    with opened(adata, model.schema.layer_of(layer)) as source:
         if not copy:
             check_can_be_changed(source)
         cells = read_cells(source.adata, model, layer, source.matrix)

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 
 from .._checks import check_positive_int
-from .._keys import Keys
+from .._keys import Keys, check_slot_name
 from .._rng import SeedLike, seed_of
 from .._slots import target_of, write
 from ..diagnostics.neighbours import graph_of, nearest
@@ -96,7 +96,8 @@ def neighbors(
     keys = Keys(key_added)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")
-    _check_key(neighbors_key, keys)
+    if check_slot_name(neighbors_key, "neighbors_key") == keys.uns:
+        raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}, and uns has one place of this name")
     if n_samples < 2:
         raise ValueError("n_samples is 1, and stability compares draws; pass 2 or more")
     cells = read_cells(adata, model, layer)
@@ -151,10 +152,3 @@ def _stability(times: sp.csr_matrix, n_samples: int, n_neighbors: int) -> Float[
     """Neighbours in common of two draws, over how many there are, on average over the pairs of draws."""
     pairs = times.multiply(times - times.sign()).sum(1)  # a neighbour in t draws is common to t (t - 1) ordered pairs
     return np.asarray(pairs, dtype=np.float64).ravel() / (n_samples * (n_samples - 1) * (n_neighbors - 1))
-
-
-def _check_key(neighbors_key: object, keys: Keys) -> None:
-    if not isinstance(neighbors_key, str) or not neighbors_key or "/" in neighbors_key:
-        raise ValueError(f"neighbors_key is {neighbors_key!r}; pass a name without '/', which files take for a folder")
-    if neighbors_key == keys.uns:
-        raise ValueError(f"neighbors_key and key_added are both {neighbors_key!r}, and uns has one place of this name")

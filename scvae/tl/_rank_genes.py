@@ -12,6 +12,7 @@ from jaxtyping import Int
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dtype
 
 from .._checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
+from .._keys import check_slot_name
 from .._slots import target_of, write
 from ..contrast import Contrast
 from ..differential import contrasts, tested
@@ -143,7 +144,7 @@ def rank_genes(
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")
     n_stored = _checked_n_genes(n_genes, model)
-    _check_key(key_added)
+    check_slot_name(key_added, "key_added")
     if model.schema.kind != "counts":
         raise ValueError(
             f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions; the model has "
@@ -166,7 +167,7 @@ def rank_genes(
         "groupby": groupby,
         "reference": reference,
         "use_raw": False,
-        "layer": _stored_layer(model, layer),
+        "layer": model.schema.layer_of(layer),
         "lfc_threshold": threshold,
         "min_counts": least,
         "beta": used_beta,
@@ -277,16 +278,6 @@ def _checked_n_genes(n_genes: int | None, model: FittedModel) -> int:
     if n_genes is None:
         return len(model.genes)
     return min(check_positive_int(n_genes, "n_genes"), len(model.genes))
-
-
-def _check_key(key_added: object) -> None:
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise ValueError(f"key_added is {key_added!r}; pass a name without '/', which files take for a folder")
-
-
-def _stored_layer(model: FittedModel, layer: str | None) -> str | None:
-    read = model.schema.layer if layer is None else layer
-    return None if read == "X" else read
 
 
 def _nothing_to_compare(model: FittedModel, group: str, reference: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .._checks import listing
-from ..data.intake import SAME_LAYER, Cells, read_query
+from ..data.intake import Cells, read_query
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..fitted import FittedModel
@@ -22,9 +22,7 @@ def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, m
     The values are in `matrix`, if they are not in `adata`.
     """
     schema = model if isinstance(model, Schema) else model.schema
-    if layer is None:
-        return read_query(adata, schema, layer=SAME_LAYER, matrix=matrix)
-    return read_query(adata, schema, layer=None if layer == "X" else layer, matrix=matrix)
+    return read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:
