@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from ._rng import numpy_generator, torch_generator
-from .data.batches import Batch, chunks
+from .data.batches import Batch, Batches, chunks
 from .data.feeds import single_pass
 from .data.intake import Cells
 from .distributed import ALONE, Ranks
@@ -37,32 +37,52 @@ def posterior_moments(
     """Posterior means and variances of each cell, float32; several processes embed a share each, and return all."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
-    size = EMBEDDING_CHUNK if cells.missing is None else max(1, REFINED_AT_ONCE // cells.rows.n_genes)
-    some = together.part(len(chunks(len(cells), size)))
+    plan = _embedding_plan(model, cells)
+    plan = plan[together.part(len(plan))]
     with working_on(model.device):
-        for positions, batch in batches_of(model, cells, size, beta=beta, some=some):
+        for positions, batch in _planned(model, cells, plan, beta):
             posterior = posterior_of(model, batch, beta=beta)
             mean[positions] = posterior.mean.cpu().numpy()
             variance[positions] = posterior.variance.cpu().numpy()
-    mine = slice(some.start * size, some.stop * size)
-    for start, *moments in together.gather((mine.start, mean[mine], variance[mine])) if together.world > 1 else ():
-        for whole, piece in zip((mean, variance), moments, strict=True):
-            whole[start : start + len(piece)] = piece
+    if together.world > 1:
+        mine = np.concatenate([np.empty(0, np.int64), *plan])
+        for positions, *moments in together.gather((mine, mean[mine], variance[mine])):
+            for whole, piece in zip((mean, variance), moments, strict=True):
+                whole[positions] = piece
     return mean, variance
+
+
+def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
+    """The cells that the encoder places, then those refined from there, in smaller pieces: those take more memory."""
+    few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
+    if cells.missing is not None:
+        return chunks(len(cells), few)
+    conditions = model.network.conditions
+    is_mapped = conditions.of_mapped(torch.from_numpy(cells.codes).to(conditions.mapped.device)).cpu().numpy()
+    known, mapped = np.flatnonzero(~is_mapped), np.flatnonzero(is_mapped)
+    return [some[part] for some, size in ((known, EMBEDDING_CHUNK), (mapped, few)) for part in chunks(len(some), size)]
 
 
 @torch.no_grad()
 def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
     """q(z | x, s) of each cell of a batch that stands at this β.
 
-    Where genes are missing, no encoder has been trained on the like of these cells: from its q a few steps lead towards
-    the best one by the genes that are there.
+    Where genes are missing, or the batch was mapped, no encoder has been trained on the like of these cells: from its q
+    a few steps lead towards the best one by the genes and the decoder that are there.
     """
-    posterior = model.network.encode(batch)
+    network = model.network
+    posterior = network.encode(batch)
+    refined = torch.ones_like(batch.group, dtype=torch.bool)
     if batch.missing is None:
-        return posterior
+        refined = network.conditions.of_mapped(batch.codes)
+        if not refined.any():
+            return posterior
     weight = model.beta_of(beta)
-    return best_posterior(model.network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
+    best = best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
+    return DiagonalNormal(
+        torch.where(refined[:, None], best.mean, posterior.mean),
+        torch.where(refined[:, None], best.log_variance, posterior.log_variance),
+    )
 
 
 def latent_draws(
@@ -88,14 +108,14 @@ def log_likelihood_bound(
 
 
 def batches_of(
-    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None, some: slice = slice(None)
+    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β.
+    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β."""
+    return _planned(model, cells, chunks(len(cells), size), beta)
 
-    All batches, or `some` of them.
-    """
+
+def _planned(model: FittedModel, cells: Cells, plan: Batches, beta: float | None) -> Iterator[tuple[np.ndarray, Batch]]:
     at = model.beta_of(beta)
-    plan = chunks(len(cells), size)[some]
     for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
         betas = model.network.betas
         yield positions, batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -39,3 +39,8 @@ class Conditions(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, "cells columns"]:
         columns = [one_hot(batch.codes[:, i], n) for i, n in enumerate(self.n_categories)]
         return torch.cat([*(c.to(batch.numeric.dtype) for c in columns), batch.numeric], dim=1)
+
+    def of_mapped(self, codes: Int[Tensor, "cells categoricals"]) -> Bool[Tensor, " cells"]:
+        """Which cells have a category that was mapped onto a fitted model."""
+        first = torch.tensor([0, *self.n_categories], device=codes.device).cumsum(0)[:-1]
+        return torch.isin(codes + first, self.mapped).any(1)

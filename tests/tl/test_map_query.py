@@ -14,7 +14,7 @@ import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae._checks import MissingKeyError
 from scvae.data.intake import read_query
-from scvae.inference import batches_of
+from scvae.inference import batches_of, posterior_of
 
 
 @functools.cache
@@ -120,6 +120,39 @@ def test_the_mapped_model_is_saved_and_read_and_mapped_onto_again(tmp_path):
         assert again.obsm["X_scvae"].tobytes() == cells.obsm["X_scvae"].tobytes()
 
 
+@torch.no_grad()
+def elbos(model, batch, posterior):
+    """ELBO of each cell under any posterior, cells x draws in float64, by noise that no search has seen."""
+    generator, ones, found = torch.Generator().manual_seed(7), torch.ones(len(batch)), []
+    for _ in range(50):
+        z = posterior.reparameterize(torch.randn(posterior.mean.shape, generator=generator))
+        kl = posterior.kl_to_standard_normal().sum(1)
+        found.append(model.network.log_likelihood(z, batch, ones).per_row - kl)
+    return torch.stack(found, 1).double()
+
+
+def test_cells_of_a_mapped_batch_and_they_alone_are_led_from_the_encoders_posterior_to_the_best(monkeypatch):
+    reference, query, model = example()
+    both = ad.concat([bare(reference[:40]), query[:40], bare(reference[40:80]), query[40:80]])
+    mapped = scvae.tl.map_query(query.copy(), model, epochs=3, verbose=False)
+    cells, is_mapped = read_query(both, mapped.schema), torch.arange(160) // 40 % 2 == 1
+    _, batch = next(batches_of(mapped, cells, 160))
+    encoded, placed = mapped.network.encode(batch), posterior_of(mapped, batch)
+    for name in ("mean", "log_variance"):
+        assert torch.equal(getattr(placed, name)[~is_mapped], getattr(encoded, name)[~is_mapped])
+    gain = (elbos(mapped, batch, placed) - elbos(mapped, batch, encoded))[is_mapped]
+    assert gain.mean() > 5 * gain.mean(0).std() / 50**0.5
+    assert (gain.mean(1) > 0).float().mean() > 0.9
+    # pieces of another size, and the cells of a mapped batch among the others, change nothing
+    scvae.tl.embed(both, mapped)
+    np.testing.assert_allclose(both.obsm["X_scvae"], placed.mean.detach(), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("scvae.inference.REFINED_AT_ONCE", 7 * 150)
+    again = both.copy()
+    scvae.tl.embed(again, mapped)
+    np.testing.assert_allclose(again.obsm["X_scvae"], both.obsm["X_scvae"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again.obsm["X_scvae_var"], both.obsm["X_scvae_var"], rtol=1e-4)
+
+
 def test_known_cells_in_the_query_are_embedded_as_they_were_and_teach_nothing():
     reference, query, model = example()
     alone, both = query.copy(), ad.concat([bare(reference[:100]), query])
@@ -175,6 +208,8 @@ def test_new_categories_of_a_covariate_are_learnt_likewise():
     )
     mapped = scvae.tl.map_query(query, model, epochs=1, verbose=False)
     assert mapped.schema.categorical[0].categories == ("batch_0", "batch_1", "batch_2")
+    _, batch = next(batches_of(mapped, read_query(query, mapped.schema), 400))
+    assert not torch.allclose(posterior_of(mapped, batch).mean, mapped.network.encode(batch).mean, atol=1e-3)
     with pytest.raises(ValueError, match="batch_key is 'batch', and the model was fitted without batch_key"):
         scvae.tl.map_query(query, model, batch_key="batch", verbose=False)
 
