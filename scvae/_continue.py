@@ -18,8 +18,10 @@ from .config import DEFAULT_N_LATENT, TrainingConfig
 from .data.batches import split
 from .data.covariates import covariate_names, widened
 from .data.intake import Cells, read_query
+from .data.libraries import LibrarySizes
 from .data.on_disk import Joined
 from .data.schema import Schema
+from .decoding import whole_libraries
 from .fitted import FittedModel
 from .model import VAE
 from .recipe import make_recipe
@@ -103,7 +105,7 @@ def map_cells(
     Parameters
     ----------
     model
-        The reference. Its network, record and history stay, but for what the new categories add.
+        The reference. Its network, record, history and library sizes stay, but for what the new categories add.
     cells
         Read by the wider `schema`.
     schema
@@ -138,7 +140,11 @@ def map_cells(
     progress, ended = train_network(wider.network, chosen, settings, checkpoint=None, verbose=verbose, only=wider.new)
     record = fitted_model(wider.network, chosen, settings, progress, ended)
     wider.network.requires_grad_(True)
-    return replace(model, network=wider.network, schema=schema), record
+    mapped = replace(model, network=wider.network, schema=schema)
+    if schema.kind != "real" and schema.batch is not None and model.libraries is not None:
+        of_query = LibrarySizes.of(whole_libraries(mapped, chosen), chosen.group, len(schema.batch.categories))
+        mapped = replace(mapped, libraries=model.libraries.followed_by(of_query))
+    return mapped, record
 
 
 def fit_more(

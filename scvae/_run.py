@@ -221,7 +221,7 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
 
 def _libraries(cells: Cells, schema: Schema) -> LibrarySizes | None:
     n_batches = len(schema.batch.categories) if schema.batch else 1
-    return None if schema.kind == "real" else LibrarySizes.of(cells, n_batches)
+    return None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
 
 
 def settings_of(model: FittedModel) -> Settings:

@@ -105,7 +105,7 @@ def contrasts(
     codes = np.where(cells.library > 0, codes, -1)
     used = np.flatnonzero(codes >= 0)
     typical = _mean_proportion(cells, used)
-    batch = cells.codes[:, 0] if cells.has_batch else np.zeros(len(cells), np.int64)
+    batch = cells.group
     sides = [(_Strata(), _Strata()) for _ in pairs]
     for which in np.unique(batch[used]):
         here = used[batch[used] == which]

@@ -108,7 +108,8 @@ class FittedModel:
     trained_on
         `Cells.fingerprint` of all cells of the fit, held out or not.
     libraries
-        Library sizes of the fit; None for real values, which have none, and of models saved before it was recorded.
+        Library sizes of the fit, and of batches mapped later; None for real values, which have none, and of models
+        saved before it was recorded.
 
     Examples
     --------

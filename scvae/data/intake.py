@@ -80,6 +80,11 @@ class Cells:
         """The modelled genes that nobody measured; none of them is an empty array."""
         return np.empty(0, np.int64) if self.missing is None else self.missing
 
+    @property
+    def group(self) -> Int[np.ndarray, " cells"]:
+        """Code of the batch of each cell; 0 for all when there is no batch."""
+        return self.codes[:, 0] if self.has_batch else np.zeros(len(self), np.int64)
+
     def batch(self, positions: Int[np.ndarray, " batch"]) -> Batch:
         """The cells at `positions`, in that order."""
         return Batch(

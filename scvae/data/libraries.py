@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from .intake import Cells
-
 PROBABILITIES = np.linspace(0.0, 1.0, 65)  # of the quantiles that are kept
 
 
@@ -31,13 +29,17 @@ class LibrarySizes:
     log_quantiles: tuple[tuple[float, ...], ...]
 
     @classmethod
-    def of(cls, cells: Cells, n_batches: int) -> LibrarySizes:
-        """Those of the cells of a fit, each of whose batches has a cell."""
-        log_library = np.log(np.maximum(cells.library, 1.0).astype(np.float64))
-        codes = cells.codes[:, 0] if cells.has_batch else np.zeros(len(cells), np.int64)
-        groups = [log_library[codes == code] for code in range(n_batches)]
+    def of(cls, library: Float[np.ndarray, " cells"], batch: Int[np.ndarray, " cells"], n_batches: int) -> LibrarySizes:
+        """Those of some cells, with the code of the batch of each; a batch may be without cells."""
+        log_library = np.log(np.maximum(library, 1.0).astype(np.float64))
+        groups = [log_library[batch == code] for code in range(n_batches)]
         quantiles = (np.quantile(group, PROBABILITIES).tolist() if len(group) else () for group in groups)
         return cls(tuple(map(len, groups)), tuple(tuple(group) for group in quantiles))
+
+    def followed_by(self, others: LibrarySizes) -> LibrarySizes:
+        """These batches as they are, and after them those of `others`, which counts from the same first batch."""
+        n = len(self.n_cells)
+        return LibrarySizes(self.n_cells + others.n_cells[n:], self.log_quantiles + others.log_quantiles[n:])
 
     def draw(self, codes: Int[np.ndarray, " cells"], rng: np.random.Generator) -> Float[np.ndarray, " cells"]:
         """A float32 library size for cells of the given batches, by the inverse of the distribution function."""

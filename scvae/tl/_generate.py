@@ -18,7 +18,7 @@ from .._rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.intake import Cells
 from ..data.schema import Categorical, Numeric
-from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
+from ..decoding import TABLE, at_beta, batch_codes, posterior_draws, whole_libraries
 from ..fitted import FittedModel, check_model
 from ..kernels.context import working_on
 from ._drawn import draw_values, drawn_cells, stacked
@@ -67,8 +67,9 @@ def generate(
     """Draws new cells from a model: of the prior, or of the cloud that given cells form in the latent space.
 
     z, library size and batch are drawn, then x ~ p(x | z, s). Without `like`, z ~ N(0, I), and library sizes are those
-    of the fit, batch by batch, whatever z is. The prior also covers what lies between cell types, where no cells are,
-    and the library of a cell follows from its type; so cells drawn `like` those of the fit resemble real ones more.
+    of the fit (of a mapped batch, of its query), batch by batch, whatever z is. The prior also covers what lies between
+    cell types, where no cells are, and the library of a cell follows from its type; so cells drawn `like` those of the
+    fit resemble real ones more.
 
     With `like`, a mixture of normal distributions over z and the log library size together is fitted in each batch to
     one draw of the posterior of each cell, i.e. to the aggregate posterior (Makhzani et al. 2016; Ghosh et al. 2020
@@ -81,7 +82,8 @@ def generate(
     n
         New cells.
     like
-        Cells with raw data as at the fit, e.g. those of the fit or one type of cells; genes are matched by name.
+        Cells with raw data as at the fit, e.g. those of the fit or one type of cells; genes are matched by name. To the
+        library sizes of cells that lack some, what the model expects of these is added.
     batch
         Batch of the model's that the new cells are drawn for, or several; None for all that `like` (or the fit) has.
         Each gets its share by the number of its cells there. With `like`, the cells of a batch are like those of it.
@@ -207,7 +209,7 @@ def _from_cells(
 ) -> _Origin:
     """From a mixture over z and log library in each batch; covariates from cells of the same component."""
     rng = numpy_generator(seed, MIXTURE)
-    groups = cells.codes[:, 0] if cells.has_batch else np.zeros(len(cells), np.int64)
+    groups = cells.group
     wanted = tuple(np.unique(groups).tolist()) if chosen is None else chosen
     sizes = np.array([(groups == code).sum() for code in wanted])
     if not sizes.all():
@@ -250,7 +252,7 @@ def _points(model: FittedModel, cells: Cells, beta: float, seed: int) -> Float[n
     points = z.reshape(-1, model.n_latent)
     if not has_library:
         return points
-    log_library = np.log(np.maximum(cells.library, 1.0).astype(np.float64))
+    log_library = np.log(np.maximum(whole_libraries(model, cells, beta=beta), 1.0).astype(np.float64))
     return np.column_stack([points, np.tile(log_library, n_draws)])
 
 

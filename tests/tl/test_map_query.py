@@ -176,6 +176,32 @@ def test_a_model_of_many_betas_is_mapped_onto_at_every_beta():
     assert again.obsm["X_scvae"].tobytes() == reference.obsm["X_scvae"].tobytes()
 
 
+def typical_library(adata):
+    return float(np.median(np.asarray(adata.X.sum(1))))
+
+
+def test_cells_are_drawn_for_a_mapped_batch_with_the_library_sizes_of_its_query_whatever_genes_it_lacks(tmp_path):
+    _, query, model = example()
+    real = typical_library(query)
+    full, some = query.copy(), query[:, 30:].copy()
+    mapped = scvae.tl.map_query(full, model, verbose=False)
+    with pytest.warns(UserWarning, match="120 of the 150"):
+        of_some = scvae.tl.map_query(some, model, verbose=False)
+    assert mapped.libraries.n_cells == (*model.libraries.n_cells, 300)
+    assert mapped.libraries.log_quantiles[:2] == model.libraries.log_quantiles
+    measured = typical_library(some)
+    assert measured < 0.9 * real
+    for each in (mapped, of_some, scvae.load(of_some.save(tmp_path / "model.safetensors"))):
+        drawn = scvae.tl.generate(each, n=1000, batch="batch_2")
+        assert set(drawn.obs["batch"]) == {"batch_2"}
+        assert typical_library(drawn) == pytest.approx(real, rel=0.06)
+    with pytest.warns(UserWarning, match="120 of the 150"):
+        like = scvae.tl.generate(of_some, n=1000, like=some)
+    assert typical_library(like) == pytest.approx(real, rel=0.06)
+    share = (scvae.tl.generate(mapped, n=2000).obs["batch"] == "batch_2").mean()
+    assert share == pytest.approx(300 / 900, abs=0.05)
+
+
 def test_the_batch_may_have_another_name_in_the_query_and_obs_stays(digest):
     reference, query, model = example()
     same, other = query.copy(), query.copy()
