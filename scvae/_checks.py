@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 LISTED = 10  # names shown in a message
+PACKAGE = Path(__file__).parent
 
 
 class MissingKeyError(KeyError, ValueError):
@@ -29,6 +35,20 @@ def listing(names: Iterable[object], limit: int = LISTED) -> str:
     if len(names) > limit:
         shown += f" and {len(names) - limit:,} more"
     return shown or "none"
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called into the package, however deep in it the cause is found."""
+    frame: FrameType | None = sys._getframe()
+    depth, level, inside = 1, 1, False
+    while frame is not None:
+        path = frame.f_code.co_filename
+        # contextlib stands between the user and functions that it decorates
+        inside = Path(path).is_relative_to(PACKAGE) or (inside and path == contextlib.__file__)
+        depth += 1
+        level = depth if inside else level
+        frame = frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ._checks import warn
 from ._rng import numpy_generator
 from ._version import __version__
 from .beta_range import BetaRange
@@ -102,14 +102,14 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     kl = usage(model, cells)
     kept = in_use(kl)
     if kept.all():
-        _say(
+        warn(
             f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
             "whether the data have more to say, a fit with a larger n_latent will tell"
         )
         return replace(model, network=copy.deepcopy(model.network)), "finished"
     if not kept.any():
         kept[kl.argmax()] = True
-        _say(
+        warn(
             "no latent dimension is in use: the posterior has collapsed. The one with the largest KL was kept; fit "
             "again with a lower beta, a longer TrainingConfig.warmup or some TrainingConfig.free_bits"
         )
@@ -192,12 +192,8 @@ def train_network(
         only=only,
     )
     if ended == "interrupted" and ranks().is_first:
-        _say(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
+        warn(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
     return progress, ended
-
-
-def _say(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:

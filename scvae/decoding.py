@@ -180,11 +180,11 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
     if len(twice):
         raise ValueError(f"genes names {listing(twice)} more than once; name each gene once")
     found = model.genes.get_indexer(names)
-    missing = names[found < 0]
-    if len(missing):
+    unknown = names[found < 0]
+    if len(unknown):
         raise ValueError(
-            f"genes has {len(missing):,} names that the model does not know: {listing(missing)}; it models "
-            f"{len(model.genes):,} genes, named in model.genes"
+            f"genes has {listing(unknown)}, unknown to the model; it models {len(model.genes):,} genes, named in "
+            "model.genes"
         )
     positions: Int[np.ndarray, " chosen"] = found.astype(np.int64)
     return positions

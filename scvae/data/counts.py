@@ -11,7 +11,6 @@ Two signs of normalisation are read from fractional values:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -20,6 +19,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from .._checks import warn
 from ..kernels.csr import CSR
 from .containers import Block, is_dense, matrix_of, name_of, readable
 from .rows import Rows, reduce_rows, row_sums
@@ -56,6 +56,8 @@ class ValueCheck:
         Its names are quoted in messages, its other matrices searched for raw counts; never changed.
     mask
         The genes that may be modelled, one bool per gene.
+    kind_is_open
+        Whether the user may choose another likelihood, as at a fit: advice that messages give.
 
     Attributes
     ----------
@@ -69,7 +71,10 @@ class ValueCheck:
         Stored values so far, and those among them in genes of `mask`.
     """
 
-    def __init__(self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_], *, kind_is_open: bool
+    ) -> None:
+        self._kind_is_open = kind_is_open
         self._kind = kind
         self._layer = layer
         self.name = name_of(layer)
@@ -100,7 +105,8 @@ class ValueCheck:
             self._refuse(block, values < 0, "negative values, so it looks scaled", self._advice)
         if self._kind == "binary":
             other = (values != 0) & (values != 1)
-            remedy = "binarise it, e.g. adata.X = (adata.X > 0), or pass likelihood='nb' for counts"
+            remedy = "binarise it, e.g. adata.X = (adata.X > 0)"
+            remedy += ", or pass likelihood='nb' for counts" if self._kind_is_open else ", as the model's data were"
             self._refuse(block, other, "values other than 0 and 1", remedy)
         filled = values != 0
         self.seen[block.columns[filled]] = True
@@ -149,11 +155,9 @@ class ValueCheck:
                     f"{where} looks {name}: in each cell, {_before(name)} are whole multiples of a number that differs "
                     f"between cells (e.g. {self._fraction}); {self._advice()}"
                 )
-        warnings.warn(
+        warn(
             f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {where} are not integers "
-            f"(e.g. {self._fraction}); this is expected after a correction for ambient RNA, otherwise pass raw counts",
-            UserWarning,
-            stacklevel=2,
+            f"(e.g. {self._fraction}); this is expected after a correction for ambient RNA, otherwise pass raw counts"
         )
 
     def _look_for_fractions(self, block: Block) -> None:
@@ -189,7 +193,11 @@ class ValueCheck:
         return example(block.values[entry], cell, gene)
 
     def _advice(self) -> str:
-        return where_counts_are(self._adata, self._layer)
+        found = where_counts_are(self._adata, self._layer)
+        if found:
+            return f"pass raw counts: {' or '.join(found)} looks like counts"
+        other = " or pass likelihood='gaussian'" if self._kind_is_open else ""
+        return f"neither X, another layer nor adata.raw looks like counts; load the raw counts{other}"
 
 
 def example(value: Any, cell: str, gene: str) -> str:
@@ -206,8 +214,8 @@ def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Inde
         raise ValueError(f"{name} has missing or infinite values ({at}); remove or fill them first")
 
 
-def where_counts_are(adata: AnnData, layer: str | None) -> str:
-    """What to do about a `layer` without raw counts: the places that look like counts, judged by their first cells."""
+def where_counts_are(adata: AnnData, layer: str | None) -> list[str]:
+    """Places other than `layer` that look like counts, judged by their first cells, as one would pass them."""
     found = [
         "layer=None (adata.X)" if other is None else f"layer={other!r}"
         for other in (None, *adata.layers)
@@ -215,9 +223,7 @@ def where_counts_are(adata: AnnData, layer: str | None) -> str:
     ]
     if adata.raw is not None and _peek_is_counts(adata.raw.X, "adata.raw"):
         found.append("adata.raw.to_adata() as adata")
-    if found:
-        return f"pass raw counts: {' or '.join(found)} looks like counts"
-    return "neither X, another layer nor adata.raw looks like counts; load the raw counts or pass likelihood='gaussian'"
+    return found
 
 
 def _looks_like_counts(adata: AnnData, layer: str | None) -> bool:

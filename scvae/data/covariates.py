@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
-from .._checks import check_obs_column, listing
+from .._checks import check_obs_column, listing, warn
 from .schema import Categorical, Numeric, Schema
 
 MOST_LISTED = 20  # categories named in an error about an unknown one
@@ -212,9 +211,7 @@ def _warn_of_single_cells(adata: AnnData, columns: Sequence[Categorical]) -> Non
         if names:
             single.append(f"adata.obs[{column.key!r}]: {listing(names)}")
     if single:
-        warnings.warn(
+        warn(
             f"categories with a single cell, too few to learn their effect ({'; '.join(single)}); "
-            "merge or remove them if that matters",
-            UserWarning,
-            stacklevel=2,
+            "merge or remove them if that matters"
         )

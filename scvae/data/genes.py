@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype
 
-from .._checks import check_var_column, listing
+from .._checks import check_var_column, listing, warn
 from .schema import Schema
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
@@ -74,9 +73,5 @@ def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
     if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
         why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
         raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
-    warnings.warn(
-        f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}",
-        UserWarning,
-        stacklevel=3,
-    )
+    warn(f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}")
     return genes

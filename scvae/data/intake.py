@@ -214,7 +214,7 @@ def read_fit(
         rows: Rows = _read_dense(values, genes, adata, layer)
         library = np.ones(adata.n_obs, dtype=np.float32)
     else:
-        check = ValueCheck(kind, layer, adata, mask)
+        check = ValueCheck(kind, layer, adata, mask, kind_is_open=True)
         stored = _read_stored(values, check, mask, memory)
         genes = np.flatnonzero(mask if kind == "real" else mask & check.seen)
         if len(genes) == 0:
@@ -280,7 +280,7 @@ def read_query(
         return _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
     mask = np.zeros(adata.n_vars, dtype=bool)
     mask[genes[genes >= 0]] = True
-    check = ValueCheck(schema.kind, layer, adata, mask)
+    check = ValueCheck(schema.kind, layer, adata, mask, kind_is_open=False)
     rows = _rows(_read_stored(values, check, mask, memory), genes, check, memory)
     check.finish(rows)
     missing = np.flatnonzero(genes < 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._checks import check_adata, check_layer, listing
+from .._checks import check_adata, check_layer, listing, warn
 from .._in_place import restore
 from .containers import matrix_of, name_of
 from .on_disk import Joined, on_disk
@@ -198,11 +198,9 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
         )
     most = max(map(len, names))
     if len(shared) < most:
-        warnings.warn(
+        warn(
             f"{len(shared):,} genes are in all {len(files):,} files, and are used; up to {most - len(shared):,} of a "
-            "file are not",
-            UserWarning,
-            stacklevel=4,
+            "file are not"
         )
     parts, first_cell = [], 0
     for path, adata, here in zip(files, found, names, strict=True):

@@ -86,7 +86,7 @@ def highly_variable_genes(
         codes = _batches(cells, batch_key)
         matrix = matrix_of(cells, layer) if source.matrix is None else source.matrix
         stored = on_disk(matrix, name_of(layer))
-        check = ValueCheck("counts", layer, cells, np.ones(cells.n_vars, dtype=bool))
+        check = ValueCheck("counts", layer, cells, np.ones(cells.n_vars, dtype=bool), kind_is_open=False)
         is_first = True
 
         def a_pass() -> Iterator[Block]:

@@ -185,8 +185,9 @@ def test_cells_are_drawn_for_a_mapped_batch_with_the_library_sizes_of_its_query_
     real = typical_library(query)
     full, some = query.copy(), query[:, 30:].copy()
     mapped = scvae.tl.map_query(full, model, verbose=False)
-    with pytest.warns(UserWarning, match="120 of the 150"):
+    with pytest.warns(UserWarning, match="120 of the 150") as seen:
         of_some = scvae.tl.map_query(some, model, verbose=False)
+    assert [warning.filename for warning in seen] == [__file__], "a warning points at the line of the user"
     assert mapped.libraries.n_cells == (*model.libraries.n_cells, 300)
     assert mapped.libraries.log_quantiles[:2] == model.libraries.log_quantiles
     measured = typical_library(some)
@@ -274,7 +275,7 @@ def of_known_batch(adata):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (log_normalised, {}, "log-normalised"),
+        (log_normalised, {}, "log-normalised.*; load the raw counts$"),  # another likelihood is not to be had here
         (without_names, {}, "none of the 150 modelled genes"),
         (without_batch, {}, "has no 'batch'"),
         (of_known_batch, {}, "nothing to learn; embed these cells with scvae.tl.embed"),
