@@ -188,7 +188,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("likelihood", "options", "error", "message"),
     [
-        ("nb", {"genes": ["gene_1", "CD3E"]}, ValueError, "does not know: 'CD3E'"),
+        ("nb", {"genes": ["gene_1", "CD3E"]}, ValueError, "genes has 'CD3E', unknown to the model"),
         ("nb", {"genes": "gene_1"}, TypeError, "pass a list"),
         ("nb", {"transform_batch": "new"}, ValueError, "transform_batch has 'new', unknown to the model"),
         ("nb", {"library_size": "latent"}, ValueError, "library_size is 'latent'; pass a number, 'observed'"),
