@@ -46,7 +46,7 @@ def test_cells_that_lack_genes_are_embedded_by_what_was_measured(monkeypatch):
     assert np.abs(mean - exact(x)[0]).mean() < 0.4 * off.mean()
     np.testing.assert_allclose(variance, np.broadcast_to(exact(x)[1], mean.shape), rtol=0.15)
     # the few steps of the default go most of the way, more steps all of it
-    monkeypatch.setattr("scvae.inference.STEPS_WITHOUT_GENES", 50)
+    monkeypatch.setattr("scvae.inference.REFINING_STEPS", 50)
     mean, variance = posterior_moments(model, lacking)
     np.testing.assert_allclose(mean, exact(x)[0], atol=0.05)
     np.testing.assert_allclose(variance, np.broadcast_to(exact(x)[1], mean.shape), rtol=0.1)

@@ -42,12 +42,12 @@ def map_query(
     do the embedding and the decoded expression of all cells of known batches. New categories of the other categorical
     covariates are learnt in the same way.
 
-    A cell of a new batch is embedded five steps of the gradient from where the encoder puts it, towards the best
+    A cell of a new batch is embedded ten steps of the gradient from where the encoder puts it, towards the best
     posterior by the decoder, here and wherever the model returned meets it, as in `scvae.tl.embed`: the encoder was
     trained on no cell of the batch, and its one shift does not make up for another technology.
 
     Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood nor in those
-    steps, of which there are then ten, and in training the encoder is given what the decoder expects of them.
+    steps, and in training the encoder is given what the decoder expects of them.
 
     Parameters
     ----------
