@@ -21,8 +21,8 @@ from .data.intake import Cells, read_query
 from .data.libraries import LibrarySizes
 from .data.on_disk import Joined
 from .data.schema import Schema
-from .decoding import whole_libraries
 from .fitted import FittedModel
+from .inference import whole_libraries
 from .model import VAE
 from .recipe import make_recipe
 from .surgery import grown

@@ -23,7 +23,6 @@ from .data.batches import Batch
 from .data.intake import Cells
 from .fitted import FittedModel
 from .inference import batches_of, posterior_of
-from .kernels.context import working_on
 from .likelihoods import Distribution
 
 NOISE = 50  # stream of the random numbers that draw the latent
@@ -108,18 +107,6 @@ def posterior_noise(
     blocks = range(int(positions[0]) // NOISE_BLOCK, int(positions[-1]) // NOISE_BLOCK + 1)
     noise = [numpy_generator(seed, NOISE, block).standard_normal(shape, np.float32) for block in blocks]
     return np.concatenate(noise, axis=1)[:, : len(positions)]
-
-
-@torch.no_grad()
-def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = None) -> Float[np.ndarray, " cells"]:
-    """Library size of each cell over all modelled genes, those included that nobody measured."""
-    library = cells.library.copy()
-    if cells.missing is not None:
-        with working_on(model.device):
-            for drawn in posterior_draws(model, cells, n_samples=0, seed=model.seed, beta=beta, n_tables=2.0):
-                whole = model.network.whole(model.network.features(drawn.z[0], drawn.batch), drawn.batch)
-                library[drawn.positions] = whole.library.cpu().numpy()
-    return library
 
 
 def decode(

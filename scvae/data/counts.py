@@ -74,8 +74,8 @@ class ValueCheck:
     def __init__(
         self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_], *, kind_is_open: bool
     ) -> None:
-        self._kind_is_open = kind_is_open
         self._kind = kind
+        self._kind_is_open = kind_is_open
         self._layer = layer
         self.name = name_of(layer)
         self._adata = adata

@@ -18,8 +18,9 @@ from .._rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.intake import Cells
 from ..data.schema import Categorical, Numeric
-from ..decoding import TABLE, at_beta, batch_codes, posterior_draws, whole_libraries
+from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
 from ..fitted import FittedModel, check_model
+from ..inference import whole_libraries
 from ..kernels.context import working_on
 from ._drawn import draw_values, drawn_cells, stacked
 from ._mixture import Mixture, fit_mixture

@@ -44,7 +44,8 @@ def map_query(
 
     A cell of a new batch is embedded ten steps of the gradient from where the encoder puts it, towards the best
     posterior by the decoder, here and wherever the model returned meets it, as in `scvae.tl.embed`: the encoder was
-    trained on no cell of the batch, and its one shift does not make up for another technology.
+    trained on no cell of the batch, and its one shift does not make up for another technology. With 2,000 genes this
+    takes about thirty times as long as the encoder alone.
 
     Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood nor in those
     steps, and in training the encoder is given what the decoder expects of them.
