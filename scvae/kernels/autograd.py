@@ -273,7 +273,8 @@ class _FusedHead(torch.autograd.Function):
         rows_kernel = getattr(kernels.heads, kernel)
         want_gradient = any(ctx.needs_input_grad)
         log_prob = np.empty(features.shape[0])
-        gradients = [torch.empty_like(t) for t in (features, weight)] if want_gradient else []
+        of_features = torch.empty_like(features) if want_gradient else None
+        of_weights = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
         theta = log_theta.exp().numpy()
         # -total is what a loss asks for: its gradient is the one that is formed, and needs no copy in `backward`
@@ -293,14 +294,15 @@ class _FusedHead(torch.autograd.Function):
                     logits.numpy(), bias.numpy(), *_arrays(stored), library[cells].numpy(), theta,
                     group[cells].numpy(), cost_weight[rows].numpy(), block, want_gradient, log_prob[rows], *slabs,
                 )  # fmt: skip
-                if want_gradient:
+                if of_features is not None:
                     with large_products():
-                        torch.mm(logits, weight, out=gradients[0][rows])
-                        torch.addmm(gradients[1], logits.T, features[rows], beta=float(added), out=gradients[1])
+                        torch.mm(logits, weight, out=of_features[rows])
+                        if of_weights is not None:  # a third of the products: not for frozen weights
+                            torch.addmm(of_weights, logits.T, features[rows], beta=float(added), out=of_weights)
                     small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
                     added = True
         per_row = torch.from_numpy(log_prob)
-        ctx.save_for_backward(*gradients, *map(torch.from_numpy, small))
+        ctx.save_for_backward(of_features, of_weights, *map(torch.from_numpy, small))
         total, per_row = (per_row @ row_weight.double()).float(), per_row.float()
         ctx.mark_non_differentiable(per_row)
         return total, per_row
@@ -309,7 +311,7 @@ class _FusedHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scale = -float(gradient)
-        gradients = ctx.saved_tensors if scale == 1.0 else [saved * scale for saved in ctx.saved_tensors]
+        gradients = (saved if saved is None or scale == 1.0 else saved * scale for saved in ctx.saved_tensors)
         return None, *gradients, None, None, None, None
 
 

@@ -88,7 +88,8 @@ class CountHead(torch.autograd.Function):
             log_prob.append(per_row)
             if want_gradient:
                 torch.mm(logits, weight, out=gradients[0][rows])
-                gradients[1].addmm_(logits.T, features[rows])
+                if ctx.needs_input_grad[2]:
+                    gradients[1].addmm_(logits.T, features[rows])
                 gradients[2].add_(logits.sum(0))
                 gradients[3].add_(slabs.sum(0))
         ctx.save_for_backward(*gradients)

@@ -27,9 +27,11 @@ class Problem:
     group: Tensor
     row_weight: Tensor
 
-    def fused(self, upstream: float = 1.0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def fused(
+        self, upstream: float = 1.0, wanted: tuple[str, ...] = NAMES
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Total, log p per row and the gradients of upstream * total through `autograd.negative_binomial`."""
-        leaves = [getattr(self, name).clone().requires_grad_() for name in NAMES]
+        leaves = [getattr(self, name).clone().requires_grad_(name in wanted) for name in NAMES]
         result = autograd.negative_binomial(*leaves, self.counts, self.library, self.group, self.row_weight)
         (upstream * result.total).backward()
         return result.total.detach(), result.per_row, [leaf.grad for leaf in leaves]

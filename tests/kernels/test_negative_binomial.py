@@ -37,6 +37,16 @@ def test_gradients_are_scaled_by_the_upstream_gradient(upstream):
     assert_agrees(make(13, 29, draws=2, groups=2), upstream=upstream)
 
 
+@pytest.mark.parametrize("wanted", [("features",), ("weight",), ("bias", "log_theta")])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_keeps_its_own(wanted):
+    problem = make(13, 29, draws=2, groups=2)
+    *_, every = problem.fused(upstream=-0.5)
+    *_, some = problem.fused(upstream=-0.5, wanted=wanted)
+    for name, found, expected in zip(NAMES, some, every, strict=True):
+        assert (found is None) == (name not in wanted)
+        assert found is None or torch.equal(found, expected), name
+
+
 def test_a_cell_without_counts_gives_zero_and_no_gradient():
     problem = make(9, 31)
     empty = 9 // 2

@@ -61,6 +61,16 @@ def test_gradients_are_scaled_by_the_upstream_gradient(upstream):
     assert_agrees(there(make(7, 29, draws=2, groups=2)), upstream=upstream)
 
 
+@pytest.mark.parametrize("wanted", [("features",), ("weight",), ("bias", "log_theta")])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_keeps_its_own(wanted):
+    problem = there(make(7, 29, draws=2, groups=2))
+    *_, every = problem.fused(upstream=-0.5)
+    *_, some = problem.fused(upstream=-0.5, wanted=wanted)
+    for name, found, expected in zip(NAMES, some, every, strict=True):
+        assert (found is None) == (name not in wanted)
+        assert found is None or torch.equal(found, expected), name
+
+
 @pytest.mark.usefixtures("tiles")
 def test_narrow_types_and_selected_rows_give_the_same_bits():
     problem = there(make(5, 150, draws=2, groups=2))
