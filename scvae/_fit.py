@@ -95,7 +95,9 @@ def fit(
     covariate_keys
         More columns of `adata.obs` to treat likewise: categorical, or numeric (standardised).
     size_factor_key
-        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes).
+        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). Factors of any scale
+        will do: they are multiplied so that over all cells of the fit they add up to the counts, and by the same number
+        in later cells, whose factors must be comparable with these.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).

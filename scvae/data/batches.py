@@ -33,7 +33,7 @@ class Batch:
         Raw values, cells x modelled genes: sparse for counts and binary data, sparse or dense for real values; float32,
         but for rows selected from a store on a device.
     library
-        float32 sum over the modelled genes, or the user's size factor; 1 for real values.
+        float32 sum over the modelled genes, or the user's size factor on that scale; 1 for real values.
     codes
         int64 category of each categorical column, the batch first.
     numeric

@@ -135,8 +135,8 @@ def numbers_of(adata: AnnData, schema: Schema) -> NDArray[np.float32]:
     return numbers
 
 
-def size_factors(adata: AnnData, key: str) -> NDArray[np.float32]:
-    """float32 size factor of each cell.
+def size_factors(adata: AnnData, key: str) -> NDArray[np.float64]:
+    """Size factor of each cell.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def size_factors(adata: AnnData, key: str) -> NDArray[np.float32]:
             f"adata.obs[{key!r}] has {len(wrong):,} size factors that are not above 0 "
             f"({values[wrong[0]]:.6g} at cell {adata.obs_names[wrong[0]]!r}); remove these cells or correct them"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def _complete(adata: AnnData, key: str) -> pd.Series:

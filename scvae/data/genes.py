@@ -42,12 +42,12 @@ def gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
     return chosen
 
 
-def refuse_duplicates(names: pd.Index) -> None:
-    """Refuses genes to model that could not be found by their names later."""
-    twice = names[names.duplicated()].unique()
+def refuse_duplicates(names: pd.Index, wanted: pd.Index) -> None:
+    """Refuses genes to model that could not be found by their names, even if the model has but one of that name."""
+    twice = names[names.isin(wanted) & names.duplicated()].unique()
     if len(twice):
         raise ValueError(
-            f"{len(twice):,} names occur more than once among the genes to model ({listing(twice, 5)}); "
+            f"{len(twice):,} names of genes to model occur more than once in adata.var_names ({listing(twice, 5)}); "
             "call adata.var_names_make_unique() first, since genes are found by their names later"
         )
 
@@ -57,7 +57,7 @@ def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
     wanted = pd.Index(schema.genes, dtype=object)
     names = pd.Index([str(name) for name in adata.var_names], dtype=object)
     columns = np.flatnonzero(names.isin(wanted))
-    refuse_duplicates(names[columns])
+    refuse_duplicates(names, wanted)
     places = names[columns].get_indexer(wanted)
     genes: NDArray[np.intp] = np.where(places >= 0, np.append(columns, -1)[places], -1)
     missing = wanted[genes < 0]

@@ -51,7 +51,7 @@ class Cells:
     rows
         Values, cells x modelled genes.
     library
-        float32 sum over the modelled genes, or the user's size factor; 1 for real values.
+        float32 sum over the modelled genes, or the user's size factor on that scale; 1 for real values.
     codes
         int64 category in each categorical column, the batch first.
     numeric
@@ -172,8 +172,8 @@ def read_fit(
     covariate_keys
         More columns of `obs`: numbers are standardised, everything else is read as categories.
     size_factor_key
-        Column of `obs` with positive numbers that take the place of the library size; None for the sum over the
-        modelled genes.
+        Column of `obs` with positive numbers, of any scale, that take the place of the library size; None for the sum
+        over the modelled genes.
     kind
         "counts", "binary" or "real".
     matrix
@@ -210,9 +210,9 @@ def read_fit(
     values = matrix_of(adata, layer) if matrix is None else matrix
     if kind == "real" and _is_dense_in_memory(values, int(mask.sum()), memory):
         genes = np.flatnonzero(mask)
-        refuse_duplicates(adata.var_names[genes])
+        refuse_duplicates(adata.var_names, adata.var_names[genes])
         rows: Rows = _read_dense(values, genes, adata, layer)
-        library = np.ones(adata.n_obs, dtype=np.float32)
+        library, scale = np.ones(adata.n_obs, dtype=np.float32), 1.0
     else:
         check = ValueCheck(kind, layer, adata, mask, kind_is_open=True)
         stored = _read_stored(values, check, mask, memory)
@@ -221,12 +221,13 @@ def read_fit(
             raise ValueError(
                 f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); nothing can be learnt"
             )
-        refuse_duplicates(adata.var_names[genes])
+        refuse_duplicates(adata.var_names, adata.var_names[genes])
         rows = _rows(stored, genes, check, memory)
         check.finish(rows)
-        library = _library(check, kind, factors)
+        scale = 1.0 if factors is None else float(check.library.sum() / factors.sum())
+        library = _library(check, kind, factors, scale)
     names = tuple(str(name) for name in adata.var_names[genes])
-    schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key)
+    schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key, scale)
     return schema, _cells(adata, schema, rows, library)
 
 
@@ -284,7 +285,7 @@ def read_query(
     rows = _rows(_read_stored(values, check, mask, memory), genes, check, memory)
     check.finish(rows)
     missing = np.flatnonzero(genes < 0)
-    library = _library(check, schema.kind, factors)
+    library = _library(check, schema.kind, factors, schema.size_factor_scale)
     return _cells(adata, schema, rows, library, missing if len(missing) else None)
 
 
@@ -306,10 +307,10 @@ def _cells(
     )
 
 
-def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float64] | None, scale: float) -> NDArray[np.float32]:
     if kind == "real":
         return np.ones(len(check.library), dtype=np.float32)
-    return check.library.astype(np.float32) if factors is None else factors
+    return (check.library if factors is None else factors * scale).astype(np.float32)
 
 
 def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_], memory: float) -> Stored | Joined:

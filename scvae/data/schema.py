@@ -66,6 +66,8 @@ class Schema:
         The numeric covariates.
     size_factor_key
         Column of `obs` that takes the place of the library size; None for the sum over the modelled genes.
+    size_factor_scale
+        Counts of the modelled genes per unit of the size factor, over all cells of the fit.
     """
 
     genes: tuple[str, ...]
@@ -75,6 +77,7 @@ class Schema:
     categorical: tuple[Categorical, ...]
     numeric: tuple[Numeric, ...]
     size_factor_key: str | None
+    size_factor_scale: float = 1.0
 
     @property
     def categoricals(self) -> tuple[Categorical, ...]:
@@ -106,6 +109,7 @@ class Schema:
             "categorical": [_categorical_to_json(column) for column in self.categorical],
             "numeric": [asdict(column) for column in self.numeric],
             "size_factor_key": self.size_factor_key,
+            "size_factor_scale": self.size_factor_scale,
         }
 
     @classmethod
@@ -126,6 +130,7 @@ class Schema:
             categorical=tuple(_categorical_from_json(column) for column in record["categorical"]),
             numeric=tuple(Numeric(column["key"], column["mean"], column["scale"]) for column in record["numeric"]),
             size_factor_key=record["size_factor_key"],
+            size_factor_scale=record.get("size_factor_scale", 1.0),
         )
 
 

@@ -344,5 +344,5 @@ def _obs(model: FittedModel, origin: _Origin) -> pd.DataFrame:
     for place, number in enumerate(schema.numeric):
         obs[number.key] = origin.numeric[:, place].astype(np.float64) * number.scale + number.mean
     if schema.size_factor_key is not None:
-        obs[schema.size_factor_key] = origin.library
+        obs[schema.size_factor_key] = origin.library / schema.size_factor_scale
     return obs

@@ -123,11 +123,24 @@ def test_categories_of_one_cell_warn_once():
 
 
 def test_size_factors_replace_the_library():
-    adata = cells_and_genes(size=[1, 2, 3, 4, 5, 6])
+    adata = cells_and_genes()
+    totals = np.asarray(adata.X.sum(1)).ravel()
+    adata.obs["size"] = totals[::-1]
     schema, cells = fit(adata, size_factor_key="size")
-    assert cells.library.tolist() == [1, 2, 3, 4, 5, 6]
-    assert read_query(adata[3:].copy(), schema).library.tolist() == [4, 5, 6]
-    assert torch.equal(cells.batch(np.array([2])).library, torch.tensor([3.0]))
+    assert schema.size_factor_scale == 1.0
+    assert cells.library.tolist() == totals[::-1].tolist()
+    assert read_query(adata[3:].copy(), schema).library.tolist() == totals[::-1][3:].tolist()
+    assert torch.equal(cells.batch(np.array([2])).library, torch.tensor([totals[::-1][2]]))
+
+
+def test_size_factors_of_any_scale_are_brought_to_that_of_the_counts():
+    adata = cells_and_genes(size=[1, 2, 3, 4, 5, 6])
+    total = adata.X.sum()
+    schema, cells = fit(adata, size_factor_key="size")
+    np.testing.assert_allclose(cells.library, total * np.arange(1, 7) / 21, rtol=1e-6)
+    # few of the cells, and those that a saved model reads, are scaled as all were
+    again = Schema.from_json(schema.to_json())
+    np.testing.assert_allclose(read_query(adata[4:].copy(), again).library, total * np.array([5, 6]) / 21, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +212,20 @@ def test_a_mask_that_cannot_be_one_is_refused(mask, message):
 def test_duplicate_names_matter_only_among_the_genes_in_use():
     adata = cells_and_genes()
     adata.var_names = ["a", "b", "c", "d", "a", "e", "f", "g"]
-    with pytest.raises(ValueError, match=r"1 names occur more than once .*\('a'\); call adata.var_names_make_unique"):
+    with pytest.raises(
+        ValueError, match=r"1 names of genes to model occur more than once .*\('a'\); call adata.var_names_make_unique"
+    ):
         fit(adata)
+    # the twin is not modelled, but which of the two is meant could not be told later
+    adata.X[:, 4] = 0
+    for mask in (None, np.arange(8) != 4):
+        with pytest.raises(ValueError, match=r"1 names of genes to model occur more than once .*\('a'\)"):
+            fit(adata, mask_var=mask)
     schema, _ = fit(adata, mask_var=np.arange(8) % 4 > 0)
     assert schema.genes == ("b", "c", "d", "e", "f", "g")
     assert len(read_query(adata, schema)) == 6
     adata.var_names = ["b", "b", "c", "d", "e", "f", "g", "h"]
-    with pytest.raises(ValueError, match=r"1 names occur more than once .*\('b'\)"):
+    with pytest.raises(ValueError, match=r"1 names of genes to model occur more than once .*\('b'\)"):
         read_query(adata, schema)
 
 

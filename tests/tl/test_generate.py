@@ -193,14 +193,18 @@ def test_the_model_reads_what_it_has_drawn_and_a_file_keeps_it(tmp_path, likelih
     drawn.write_h5ad(tmp_path / "drawn.h5ad")
 
 
-def test_size_factors_are_drawn_in_place_of_libraries():
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_size_factors_are_drawn_in_place_of_libraries_in_their_own_unit(scale):
     adata = fitted()[0].copy()
-    adata.obs["depth"] = np.linspace(2.0, 4.0, 200)
+    totals = library_of(adata)
+    adata.obs["depth"] = scale * totals / totals.mean()
     model = fit(adata, size_factor_key="depth")
     for like in (None, adata):
-        drawn = scvae.tl.generate(model, n=100, like=like)
-        assert drawn.obs["depth"].between(2.0 - 1e-5, 4.0 + 1e-5).all()
-        assert np.median(library_of(drawn)) == pytest.approx(np.median(drawn.obs["depth"]), rel=0.5)
+        drawn = scvae.tl.generate(model, n=2000, like=like)
+        low, high = np.quantile(adata.obs["depth"], [0, 1])
+        assert drawn.obs["depth"].between(low * (1 - 1e-5), high * (1 + 1e-5)).all()
+        assert np.median(drawn.obs["depth"]) == pytest.approx(np.median(adata.obs["depth"]), rel=0.1)
+        assert library_of(drawn).mean() == pytest.approx(totals.mean(), rel=0.1)
         scvae.tl.embed(drawn, model)
 
 
