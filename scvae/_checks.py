@@ -7,10 +7,12 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from numbers import Integral, Real
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,10 @@ from anndata import AnnData
 
 LISTED = 10  # names shown in a message
 PACKAGE = Path(__file__).parent
+_subject: ContextVar[Callable[[str], str]] = ContextVar("subject", default=str)  # what is done to messages
+
+
+Settings = TypeVar("Settings")
 
 
 class MissingKeyError(KeyError, ValueError):
@@ -48,7 +54,24 @@ def warn(message: str) -> None:
         depth += 1
         level = depth if inside else level
         frame = frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(_subject.get()(message), UserWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
+    """Errors and warnings within name the AnnData that they are about by the user's argument, and so its layer."""
+
+    def about(text: str) -> str:
+        text = text.replace("adata", argument).replace("layer=", f"{layer}=")
+        return text if text.startswith(argument) else f"{argument}: {text}"
+
+    token = _subject.set(about)
+    try:
+        yield
+    except (MissingKeyError, ValueError, TypeError) as error:
+        raise type(error)(about(str(error))) from None
+    finally:
+        _subject.reset(token)
 
 
 def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:
@@ -181,6 +204,21 @@ def _number(value: object, name: str, wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; pass {wanted}")
     return float(value)
+
+
+def check_settings(value: object, kind: type[Settings], name: str) -> Settings | None:
+    """`value` itself, if it is None or of the class that holds such settings.
+
+    Raises
+    ------
+    TypeError
+        Otherwise, with what to write.
+    """
+    if value is None or isinstance(value, kind):
+        return value
+    found = f"is a {type(value).__name__}"
+    given = ", ".join(f"{key}={setting!r}" for key, setting in value.items()) if isinstance(value, dict) else "..."
+    raise TypeError(f"{name} {found}; pass scvae.{kind.__name__}({given})")
 
 
 def check_choice(value: object, choices: Sequence[str], name: str) -> None:

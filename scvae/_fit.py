@@ -13,7 +13,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from ._checks import check_adata, check_choice, check_not_negative, check_positive, check_positive_int
+from ._checks import (
+    check_adata,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_positive_int,
+    check_settings,
+)
 from ._continue import check_agreement, continue_fit
 from ._devices import resolve_device
 from ._files import check_place, read_tensors
@@ -95,9 +102,9 @@ def fit(
     covariate_keys
         More columns of `adata.obs` to treat likewise: categorical, or numeric (standardised).
     size_factor_key
-        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). Factors of any scale
-        will do: they are multiplied so that over all cells of the fit they add up to the counts, and by the same number
-        in later cells, whose factors must be comparable with these.
+        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). Factors of any
+        scale will do: they are multiplied so that over all cells of the fit they add up to the counts, and by the same
+        number in later cells, whose factors must be comparable with these.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
@@ -230,6 +237,8 @@ def read_and_train(
 ) -> tuple[FittedModel, Cells]:
     """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
+    network = check_settings(network, NetworkConfig, "network")
+    training = check_settings(training, TrainingConfig, "training")
     if init is not None:
         check_agreement(
             init,

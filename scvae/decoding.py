@@ -188,7 +188,7 @@ def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...
     column = model.schema.batch
     if column is None:
         raise ValueError(f"{argument} has no effect: the model was fitted without batch_key; leave it out")
-    several = isinstance(names, Sequence | np.ndarray | pd.Index) and not isinstance(names, str)
+    several = isinstance(names, Iterable) and not isinstance(names, str)
     chosen = [str(name) for name in (names if several else [names])]
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"{argument} names {listing(chosen)}; name one batch or several, each once")

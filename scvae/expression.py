@@ -47,8 +47,11 @@ def expression_space(
     if np.ptp(dense, axis=0).max() == 0.0:  # all in one place, where no direction has any variance
         return np.zeros((n, 1))
     n_components = min(MOST_COMPONENTS, *dense.shape)
-    # sklearn's randomised solver draws from this seed: one reference, whatever the seed of the scores
-    return np.asarray(PCA(n_components=n_components, random_state=0).fit_transform(dense), dtype=np.float64)
+    # exact to rounding, so that the order of the cells does not matter (sklearn's own choice may be a random one); the
+    # seed is that of the first vector: one reference, whatever the seed of the scores
+    solver = "arpack" if n_components < min(dense.shape) else "full"
+    pca = PCA(n_components=n_components, svd_solver=solver, random_state=0)
+    return np.asarray(pca.fit_transform(dense), dtype=np.float64)
 
 
 def _normalised(

@@ -7,12 +7,13 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._rng import numpy_generator
 from .data.batches import Batch
 from .latent import DiagonalNormal
 from .model import VAE
+from .optimizer import Adam, Group
 
 OPTIMIZE = 32  # stream of random numbers
 PEAK_RATE = 0.1  # of Adam, in units of the prior's standard deviation; falls to 0 by a half cosine
@@ -40,20 +41,20 @@ def best_posterior(
         Steps of the gradient.
     """
     frozen = copy.deepcopy(network).requires_grad_(False)  # gradients are for q alone
-    mean, log_variance = (t.detach().clone().requires_grad_() for t in (start.mean, start.log_variance))
-    optimizer = torch.optim.Adam([mean, log_variance])
+    mean, log_variance = (nn.Parameter(t.detach().clone()) for t in (start.mean, start.log_variance))
+    optimizer = Adam([Group([mean, log_variance])])
     noises = _even_noise(steps, mean.shape[1], seed).to(mean.device)
     ones = torch.ones(2 * len(batch), device=mean.device)
     with torch.enable_grad():
         for step, noise in enumerate(noises):
-            for group in optimizer.param_groups:
-                group["lr"] = 0.5 * PEAK_RATE * (1.0 + math.cos(math.pi * step / steps))
+            rate = 0.5 * PEAK_RATE * (1.0 + math.cos(math.pi * step / steps))
             q = DiagonalNormal(mean, log_variance)
             z = q.reparameterize(torch.stack([noise, -noise])[:, None].expand(2, *mean.shape)).flatten(0, 1)
             log_likelihood = 0.5 * frozen.log_likelihood(z, batch, ones).total
             optimizer.zero_grad()
-            (beta * q.kl_to_standard_normal().sum() - log_likelihood).backward()
-            optimizer.step()
+            objective = beta * q.kl_to_standard_normal().sum() - log_likelihood
+            objective.backward()
+            optimizer.step(rate, objective)
     return DiagonalNormal(mean.detach(), log_variance.detach())
 
 

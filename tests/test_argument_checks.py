@@ -85,6 +85,23 @@ def test_every_tool_refuses_what_is_no_model(name, digest):
     assert digest(adata) == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training": {"epochs": 2}}, r"training is a dict; pass scvae\.TrainingConfig\(epochs=2\)"),
+        ({"network": {"width": 64, "norm": "none"}}, r"pass scvae\.NetworkConfig\(width=64, norm='none'\)"),
+        ({"network": scvae.TrainingConfig()}, r"network is a TrainingConfig; pass scvae\.NetworkConfig\(\.\.\.\)"),
+    ],
+)
+def test_settings_of_another_type_are_refused_with_what_to_write(settings, message, digest):
+    adata = scvae.datasets.simulate(n_cells=20, n_genes=10)
+    before = digest(adata)
+    for fit in (scvae.fit, scvae.tune_beta):
+        with pytest.raises(TypeError, match=message):
+            fit(adata, **settings)
+    assert digest(adata) == before
+
+
 def test_a_fit_refuses_to_go_on_from_what_is_no_model():
     with pytest.raises(TypeError, match="init is a str; pass a FittedModel"):
         scvae.fit(scvae.datasets.simulate(n_cells=20, n_genes=10), init="model.safetensors")

@@ -56,6 +56,17 @@ def test_expression_space_leaves_real_values_as_they_are_and_batches_out():
     np.testing.assert_allclose(cdist(without, without), cdist(shifted, shifted), atol=1e-3)
 
 
+def test_the_order_of_the_cells_does_not_matter():
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=(600, 3)) @ rng.normal(size=(3, 900)) + rng.normal(size=(600, 900))
+    cells, order = cells_of(values), rng.permutation(600)
+    first = expression_space(cells, np.arange(600), kind="real")
+    assert first.shape[1] < 600  # fewer than all directions: which ones is what a random solver would leave open
+    again = expression_space(cells, order, kind="real")
+    expected = cdist(first[order[:50]], first[order])
+    np.testing.assert_allclose(cdist(again[:50], again), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_cells_that_do_not_differ_are_in_one_place():
     values = np.array([[1.0, 2.0], [4.0, 8.0]])
     assert (expression_space(cells_of(values, batch=[0, 1]), np.arange(2), kind="real") == 0).all()

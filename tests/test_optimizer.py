@@ -109,10 +109,13 @@ def test_a_restored_state_goes_on_to_the_same_bits():
 
 
 @pytest.mark.slow
-def test_a_fit_on_the_cpu_imports_no_compiler():
+def test_a_fit_and_a_mapping_on_the_cpu_import_no_compiler():
     code = (
-        "import sys, scvae; adata = scvae.datasets.simulate(n_cells=40, n_genes=20); "
-        "scvae.fit(adata, rng=0, device='cpu', verbose=False, training=scvae.TrainingConfig(epochs=1)); "
+        "import sys, scvae; adata = scvae.datasets.simulate(n_cells=80, n_genes=20, n_batches=2); "
+        "new = (adata.obs['batch'] == 'batch_1').to_numpy(); old = adata[~new].copy(); "
+        "options = {'rng': 0, 'device': 'cpu', 'verbose': False, 'training': scvae.TrainingConfig(epochs=1)}; "
+        "model = scvae.fit(old, batch_key='batch', **options); "
+        "scvae.tl.map_query(adata[new].copy(), model, epochs=1, verbose=False); "
         "print({'torch._dynamo', 'triton'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

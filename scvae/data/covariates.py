@@ -15,6 +15,7 @@ from .._checks import check_obs_column, listing, warn
 from .schema import Categorical, Numeric, Schema
 
 MOST_LISTED = 20  # categories named in an error about an unknown one
+FAR = 20  # standard deviations of a numeric covariate
 
 
 def covariate_names(batch_key: str | None, covariate_keys: Sequence[str] | str) -> tuple[str, ...]:
@@ -133,6 +134,20 @@ def numbers_of(adata: AnnData, schema: Schema) -> NDArray[np.float32]:
         values = _numbers(column.key, _complete(adata, column.key))
         numbers[:, place] = (values - column.mean) / column.scale
     return numbers
+
+
+def warn_of_far(numbers: NDArray[np.float32], adata: AnnData, schema: Schema) -> None:
+    """Warns of numeric covariates that are nowhere near those of the fit, where the decoder has learnt nothing."""
+    for place, column in enumerate(schema.numeric):
+        far = np.abs(numbers[:, place]) > FAR
+        if far.any():
+            cell = adata.obs_names[int(np.abs(numbers[:, place]).argmax())]
+            value = adata.obs[column.key].iloc[int(np.abs(numbers[:, place]).argmax())]
+            warn(
+                f"adata.obs[{column.key!r}] is more than {FAR} standard deviations ({column.scale:.4g}) from the mean "
+                f"of the fit ({column.mean:.4g}) in {int(far.sum()):,} cells ({value:.6g} at cell {cell!r}); "
+                "the model has seen nothing like it: check the unit"
+            )
 
 
 def size_factors(adata: AnnData, key: str) -> NDArray[np.float64]:

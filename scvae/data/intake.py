@@ -23,7 +23,7 @@ from ..kernels.rows import keep_entries
 from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
 from .counts import ValueCheck, check_finite
-from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors
+from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors, warn_of_far
 from .genes import find_genes, gene_mask, refuse_duplicates
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
@@ -269,7 +269,7 @@ def read_query(
     Warns
     -----
     UserWarning
-        If some modelled genes are missing, or counts are fractions.
+        If some modelled genes are missing, counts are fractions, or numeric covariates are far from those of the fit.
     """
     check_adata(adata)
     layer = schema.layer if isinstance(layer, SchemaLayer) else layer
@@ -278,7 +278,9 @@ def read_query(
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
     if schema.kind == "real" and _is_dense_in_memory(values, len(genes), memory):
         rows: Rows = _read_dense(values, genes, adata, layer)
-        return _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
+        cells = _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
+        warn_of_far(cells.numeric, adata, schema)
+        return cells
     mask = np.zeros(adata.n_vars, dtype=bool)
     mask[genes[genes >= 0]] = True
     check = ValueCheck(schema.kind, layer, adata, mask, kind_is_open=False)
@@ -286,7 +288,9 @@ def read_query(
     check.finish(rows)
     missing = np.flatnonzero(genes < 0)
     library = _library(check, schema.kind, factors, schema.size_factor_scale)
-    return _cells(adata, schema, rows, library, missing if len(missing) else None)
+    cells = _cells(adata, schema, rows, library, missing if len(missing) else None)
+    warn_of_far(cells.numeric, adata, schema)
+    return cells
 
 
 def _cells(

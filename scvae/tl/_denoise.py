@@ -127,8 +127,8 @@ def denoise(
     Returns
     -------
     AnnData or None
-        The copy, or None. Where the genes of the table are just those of `adata`, in any order, it is a layer;
-        otherwise (`genes` names some, or the model knows fewer or others than `adata` has) a layer would have to make
+        The copy, or None. Where the table has just the genes of `adata`, in their order, it is a layer (so without
+        `genes`, if the model knows all that `adata` has, in whatever order); otherwise a layer would have to make
         values up for the rest, and it is in `obsm`. Of the two, only the one written exists afterwards:
 
         ``layers["<key_added>_denoised"]``

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 GRID = (1, 2, 4, 8, 16, 32, 64)  # numbers of components tried
 MOST_POINTS = 20_000  # that a mixture is fitted to
@@ -37,24 +37,14 @@ class Mixture:
         """Components."""
         return int(self.fitted.n_components)
 
-    def components_of(
-        self, points: Float[np.ndarray, "points columns"], rng: np.random.Generator
-    ) -> Int[np.ndarray, " points"]:
-        """The component of each point, drawn by how probable each is."""
-        share = self.fitted.predict_proba((points - self.centre) / self.scale).cumsum(axis=1)
-        uniform = rng.random((len(points), 1)) * share[:, -1:]
-        component: Int[np.ndarray, " points"] = (share < uniform).sum(axis=1).astype(np.int64)
-        return component
-
-    def draw(
-        self, n: int, rng: np.random.Generator
-    ) -> tuple[Float[np.ndarray, "drawn columns"], Int[np.ndarray, " drawn"]]:
-        """New points, and the component of each."""
+    def draw(self, n: int, rng: np.random.Generator) -> Float[np.ndarray, "drawn columns"]:
+        """New points."""
         component = rng.choice(self.n_components, size=n, p=self.fitted.weights_ / self.fitted.weights_.sum())
         factors = np.linalg.cholesky(self.fitted.covariances_)
         noise = rng.standard_normal((n, len(self.centre)))
         points = self.fitted.means_[component] + np.einsum("nij,nj->ni", factors[component], noise)
-        return self.centre + self.scale * points, component.astype(np.int64)
+        drawn: Float[np.ndarray, "drawn columns"] = self.centre + self.scale * points
+        return drawn
 
 
 def fit_mixture(points: Float[np.ndarray, "points columns"], rng: np.random.Generator) -> Mixture:

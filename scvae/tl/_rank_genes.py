@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class _Ranking:
     columns: dict[str, np.ndarray]
     detected: np.ndarray
     detected_reference: np.ndarray
+    n_cells: int
+    n_cells_reference: int
     centre: float
     unchanged: float
 
@@ -103,7 +105,9 @@ def rank_genes(
     layer
         Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
     key_added
-        Name of the slot written, by default where scanpy's tools look.
+        Name of the slot written, by default where scanpy's tools look. Those that look up a gene's values
+        (``values_to_plot="logfoldchanges"``) want one for each gene of the AnnData: pass them `adata` with the genes of
+        the model, ``adata[:, model.genes]``.
     copy
         Whether to leave `adata` alone and return a copy with the results.
 
@@ -118,9 +122,10 @@ def rank_genes(
             ``logfoldchanges_sd``; ``pvals``, which hold the posterior error probability (with `lfc_threshold` = 0 the
             local false sign rate); ``pvals_adj``, which hold the Bayesian FDR (mean error probability of all genes at
             least as certain; Käll et al. 2008); ``means`` and ``means_reference`` (mean proportion). Tables ``pts`` and
-            ``pts_rest``, genes x groups: share of the cells with a count in the group, and in the reference. ``params``
-            says what the columns hold, and has ``centre`` (base 2) and ``unchanged``, the estimated share of genes
-            without a change, an entry a group.
+            ``pts_rest``, genes x groups: share of the cells with a count in the group, and in the reference, both in
+            batches that hold two cells of either. ``params`` says what the columns hold, and has an entry a group of
+            ``centre`` (base 2), ``unchanged``, the estimated share of genes without a change, and ``n_cells`` and
+            ``n_cells_reference``, the cells compared.
 
     Raises
     ------
@@ -144,7 +149,9 @@ def rank_genes(
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")
     n_stored = _checked_n_genes(n_genes, model)
-    check_slot_name(key_added, "key_added")
+    earlier = getattr(adata, "uns", {}).get(check_slot_name(key_added, "key_added"))
+    if earlier is not None and not (isinstance(earlier, Mapping) and "names" in earlier):
+        raise ValueError(f"adata.uns[{key_added!r}] is no ranking of genes; pass another key_added to keep it")
     if model.schema.kind != "counts":
         raise ValueError(
             f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions; the model has "
@@ -173,6 +180,8 @@ def rank_genes(
         "beta": used_beta,
         "centre": np.array([ranking.centre for ranking in rankings.values()]),
         "unchanged": np.array([ranking.unchanged for ranking in rankings.values()]),
+        "n_cells": np.array([ranking.n_cells for ranking in rankings.values()]),
+        "n_cells_reference": np.array([ranking.n_cells_reference for ranking in rankings.values()]),
     }
     target = target_of(adata, copy=copy)
     write(target, uns={key_added: _record(rankings, params, model.genes[measured])})
@@ -207,6 +216,8 @@ def _ranked(
         columns={name: column[order] for name, column in columns.items()},
         detected=contrast.group.detected[measured],
         detected_reference=contrast.reference.detected[measured],
+        n_cells=contrast.group.n_cells,
+        n_cells_reference=contrast.reference.n_cells,
         centre=centre,
         unchanged=unchanged,
     )
@@ -261,6 +272,9 @@ def _chosen(
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"groups has {listing(unknown)}, and {place} has no such group; it has {listing(names)}")
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{place} has several values that are written {listing(twice)}; rename all but one")
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"groups is {listing(wanted)}; name at least one group, and each once")
     if reference in wanted:

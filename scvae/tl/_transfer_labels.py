@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from .._checks import MissingKeyError, check_adata, check_obs_column, check_probability, listing
+from .._checks import check_adata, check_obs_column, check_probability, listing, speaking_of
 from .._keys import Keys
 from .._slots import target_of, write
 from ..data.genes import LEAST_COVERAGE
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 UNKNOWN = "unknown"
+FEW_LABELS = 20  # that any number of cells may have
 
 
 def transfer_labels(
@@ -36,6 +35,7 @@ def transfer_labels(
     unknown_above: float = 0.7,
     beta: float | None = None,
     layer: str | None = None,
+    reference_layer: str | None = None,
     key_added: str = "scvae",
     copy: bool = False,
 ) -> AnnData | None:
@@ -72,7 +72,9 @@ def transfer_labels(
     beta
         Of a model of many β, that of the embeddings; None for 1 (or the geometric middle of a range without 1).
     layer
-        Layer that holds the data of `adata` and `reference`, ``"X"`` for `X`; None for where the fit found them.
+        Layer that holds the data of `adata`, ``"X"`` for `X`; None for where the fit found them.
+    reference_layer
+        The same of `reference`; None for the one of `adata`.
     key_added
         Name of the slots written.
     copy
@@ -97,8 +99,9 @@ def transfer_labels(
     Raises
     ------
     ValueError
-        If `reference` has fewer than two labelled cells, or a label ``"unknown"``, if it and `adata` have fewer than
-        half of the modelled genes in common, or as `embed`; MissingKeyError (also a KeyError) if it has no such column.
+        If `reference` has fewer than two labelled cells, nearly as many labels as cells, or a label ``"unknown"``, if
+        it and `adata` have fewer than half of the modelled genes in common, or as `embed`; MissingKeyError (also a
+        KeyError) if it has no such column.
         `adata` is then as it was.
 
     Examples
@@ -117,12 +120,17 @@ def transfer_labels(
     keys = Keys(key_added)
     check_adata(adata)
     limit = check_probability(unknown_above, "unknown_above")
-    with _about_reference():
+    with speaking_of("reference", layer="reference_layer"):
         column = check_obs_column(check_adata(reference), labels_key)
     labelled = np.flatnonzero(column.notna().to_numpy())
     if len(labelled) < 2:
         raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass two at least")
     codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
+    if len(names) > max(FEW_LABELS, len(labelled) // 2):
+        raise ValueError(
+            f"reference.obs[{labels_key!r}] has {len(names):,} different values in {len(labelled):,} cells "
+            f"({listing(names, 3)}); pass a column of labels that many cells share"
+        )
     if UNKNOWN in names:
         raise ValueError(
             f"reference.obs[{labels_key!r}] has the label {UNKNOWN!r} ({listing(names)}), which is what cells without "
@@ -130,8 +138,8 @@ def transfer_labels(
         )
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    with _about_reference():
-        known = read_cells(reference, model, layer).taken(labelled)
+    with speaking_of("reference", layer="reference_layer"):
+        known = read_cells(reference, model, layer if reference_layer is None else reference_layer).taken(labelled)
     query, known = _alike(query, known, model)
     found = transfer(
         posterior_moments(model, known, beta=beta)[0],
@@ -150,16 +158,6 @@ def transfer_labels(
         },
     )
     return target if copy else None
-
-
-@contextmanager
-def _about_reference() -> Iterator[None]:
-    """What is wrong with the reference is not said of `adata`."""
-    try:
-        yield
-    except (MissingKeyError, ValueError, TypeError) as error:
-        text = str(error).replace("adata", "reference")
-        raise type(error)(text if text.startswith("reference") else f"reference: {text}") from None
 
 
 def _alike(query: Cells, known: Cells, model: FittedModel) -> tuple[Cells, Cells]:

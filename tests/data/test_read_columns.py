@@ -72,8 +72,8 @@ def test_covariates_are_sorted_into_categories_and_numbers():
 
 def test_a_query_is_standardised_with_the_numbers_of_the_fit():
     schema, _ = fit(cells_and_genes(age=np.arange(6.0)), covariate_keys="age")
-    query = cells_and_genes(n_cells=2, age=[100.0, 2.5])
-    np.testing.assert_allclose(read_query(query, schema).numeric[:, 0], [97.5 / np.sqrt(35 / 12), 0], rtol=1e-6)
+    query = cells_and_genes(n_cells=2, age=[30.0, 2.5])
+    np.testing.assert_allclose(read_query(query, schema).numeric[:, 0], [27.5 / np.sqrt(35 / 12), 0], rtol=1e-6)
 
 
 def test_a_query_may_hold_one_category_in_another_type():
@@ -141,6 +141,16 @@ def test_size_factors_of_any_scale_are_brought_to_that_of_the_counts():
     # few of the cells, and those that a saved model reads, are scaled as all were
     again = Schema.from_json(schema.to_json())
     np.testing.assert_allclose(read_query(adata[4:].copy(), again).library, total * np.array([5, 6]) / 21, rtol=1e-6)
+
+
+def test_numbers_far_from_those_of_the_fit_are_warned_of():
+    adata = cells_and_genes(age=[30.0, 40, 50, 60, 70, 80])
+    schema, _ = fit(adata, covariate_keys=["age"])
+    read_query(adata, schema)
+    adata.obs["age"] = [30.0, 40, 50, 60 * 365.25, 70 * 365.25, 80]
+    message = r"'age'\] is more than 20 .* \(17\.08\) .* \(55\) in 2 cells \(25567\.5 at cell 'cell4'\).*check the unit"
+    with pytest.warns(UserWarning, match=message):
+        read_query(adata, schema)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,10 @@ def test_an_offset_between_batches_is_taken_out():
     np.testing.assert_allclose(found["a"], found[None] - own, atol=1e-5)
     np.testing.assert_allclose(found["b"], found["a"] + offsets[1], atol=1e-5)
     np.testing.assert_allclose(found["both"], found["a"] + offsets[1:].mean(0), atol=1e-5)
+    some = adata.obs["batch"][20:]
+    for both in (some.unique(), pd.Series(some.unique()), pd.Categorical(some.unique()), {"c", "b"}):
+        scvae.tl.denoise(adata, model, transform_batch=both, n_samples=4)
+        np.testing.assert_allclose(adata.layers["scvae_denoised"], found["both"], atol=1e-5)
     assert np.array_equal(found["a"][:20], found[None][:20])
 
 

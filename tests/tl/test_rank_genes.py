@@ -139,6 +139,8 @@ def test_a_copy_leaves_the_data_alone_and_genes_are_found_by_name(fitted, digest
         ({"n_genes": 0}, "n_genes"),
         ({"beta": 3.0}, "trained at β = 1 alone"),
         ({"key_added": "a/b"}, "key_added"),
+        ({"key_added": "taken"}, r"adata.uns\['taken'\] is no ranking of genes; pass another key_added"),
+        ({"groupby": "twice"}, r"adata.obs\['twice'\] has several values that are written '1'; rename all but one"),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_is_written(fitted, digest, options, message):
@@ -146,6 +148,8 @@ def test_wrong_input_is_refused_and_nothing_is_written(fitted, digest, options, 
     some = adata.copy()
     some.obs["lonely"] = pd.Categorical(["one"] + ["other"] * (some.n_obs - 1))
     some.obs["same"], some.obs["number"] = "s", 0.5
+    some.obs["twice"] = pd.Categorical([1, "1"] * (some.n_obs // 2))
+    some.uns["taken"] = {"params": {}}
     before = digest(some)
     with pytest.raises(ValueError, match=message):
         scvae.tl.rank_genes(some, model, **{"groupby": "group"} | options)
@@ -157,6 +161,22 @@ def test_a_head_without_proportions_is_refused():
     model = scvae.fit(adata, likelihood="gaussian", rng=0, **QUICK)
     with pytest.raises(ValueError, match=r"rank_genes is for counts.*'gaussian'"):
         scvae.tl.rank_genes(adata, model, groupby="cell_type")
+
+
+def test_the_cells_compared_are_those_of_batches_that_hold_both_sides():
+    """Of three batches the last has one group only: its cells say nothing of a difference, and count nowhere."""
+    adata = planted(2, n_genes=30)
+    adata.obs["batch"] = adata.obs["batch"].astype(str)
+    is_b = (adata.obs["group"] == "b").to_numpy()
+    adata.obs.loc[adata.obs_names[np.flatnonzero(is_b)[:50]], "batch"] = "alone"
+    model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
+    scvae.tl.rank_genes(adata, model, groupby="group")
+    found = adata.uns["rank_genes_groups"]
+    shared = (adata.obs["batch"] != "alone").to_numpy()
+    assert found["params"]["n_cells"].tolist() == [(~is_b).sum(), (is_b & shared).sum()]
+    assert found["params"]["n_cells_reference"].tolist() == found["params"]["n_cells"][::-1].tolist()
+    share = np.asarray((adata[is_b & shared].X > 0).mean(0)).ravel()
+    np.testing.assert_allclose(found["pts_rest"]["a"], pd.Series(share, adata.var_names)[found["pts_rest"].index])
 
 
 def test_groups_that_share_no_batch_are_refused():

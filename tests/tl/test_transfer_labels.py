@@ -85,6 +85,7 @@ def test_wrong_input_is_refused_and_nothing_is_written(digest):
     query, named, one = query.copy(), reference.copy(), reference.copy()
     named.obs["cell_type"] = ["unknown", *named.obs["cell_type"][1:]]
     one.obs["cell_type"] = ["a", *[None] * (one.n_obs - 1)]
+    one.obs["depth"] = np.linspace(0.0, 1.0, one.n_obs)
     before = digest(query)
     with pytest.raises(MissingKeyError, match="has no 'type'"):
         scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="type")
@@ -92,6 +93,8 @@ def test_wrong_input_is_refused_and_nothing_is_written(digest):
         scvae.tl.transfer_labels(query, mapped, reference=named, labels_key="cell_type")
     with pytest.raises(ValueError, match="labels 1 cells"):
         scvae.tl.transfer_labels(query, mapped, reference=one, labels_key="cell_type")
+    with pytest.raises(ValueError, match=r"reference.obs\['depth'\] has .* different values .* labels that many cells"):
+        scvae.tl.transfer_labels(query, mapped, reference=one, labels_key="depth")
     with pytest.raises(ValueError, match="unknown_above is 2"):
         scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type", unknown_above=2)
     assert digest(query) == before
@@ -123,8 +126,11 @@ def test_reference_and_query_that_lack_different_genes_are_compared_by_those_the
     order = np.argsort(-np.asarray(reference.X.sum(0)).ravel())
     abundant, rare = order[:15], order[-15:]
     lacking, other = reference[:, np.setdiff1d(order, abundant)].copy(), query[:, np.setdiff1d(order, rare)].copy()
-    with pytest.warns(UserWarning, match="135 of the 150"):
+    with pytest.warns(UserWarning, match="has 135 of the 150") as seen:
         scvae.tl.transfer_labels(other, mapped, reference=lacking, labels_key="cell_type")
+    assert [str(warning.message)[:30] for warning in seen] == [
+        "adata has 135 of the 150 model", "reference has 135 of the 150 m",
+    ]  # fmt: skip
     shared = np.setdiff1d(order, np.union1d(abundant, rare))
     both = query[:, shared].copy()
     with pytest.warns(UserWarning, match="120 of the 150"):
@@ -159,6 +165,23 @@ def test_what_is_wrong_with_the_reference_is_said_of_it():
     ):
         with pytest.raises(error, match=message):
             scvae.tl.transfer_labels(query, mapped, reference=wrong, labels_key=key)
+
+
+def test_the_counts_of_the_reference_may_lie_elsewhere():
+    reference, query, mapped = example()
+    query, normalised = query.copy(), reference.copy()
+    scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
+    expected = query.obs.copy()
+    normalised.layers["counts"] = normalised.X.copy()
+    sc.pp.normalize_total(normalised)
+    sc.pp.log1p(normalised)
+    with pytest.raises(ValueError, match=r"^reference: X looks .*pass raw counts: reference_layer='counts' looks like"):
+        scvae.tl.transfer_labels(query, mapped, reference=normalised, labels_key="cell_type")
+    scvae.tl.transfer_labels(
+        query, mapped, reference=normalised, labels_key="cell_type", reference_layer="counts", key_added="there"
+    )
+    np.testing.assert_array_equal(query.obs["there_outlier"], expected["scvae_outlier"])
+    assert (query.obs["there_label"] == expected["scvae_label"]).all()
 
 
 def test_a_query_of_empty_cells_alone_is_called_something_without_a_warning():
