@@ -41,7 +41,7 @@ import numpy as np
 import scipy.sparse as sp
 
 RESULTS = Path(__file__).parent / "results" / "denoise"
-PEER = Path(__file__).parent / "_generative" / "scvi_peer.py"
+PEER = Path(__file__).parent / "_scvi_peer.py"
 KEPT, DROPPED = 0.8, 0.1
 KEYS = ("set", "test", "seed")
 METHODS = ("mean", "scvae", "scvae_mean", "scvae_long", "scvi")

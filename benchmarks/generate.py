@@ -37,7 +37,7 @@ import numpy as np
 import scipy.sparse as sp
 
 RESULTS = Path(__file__).parent / "results" / "generate"
-PEER = Path(__file__).parent / "_generative" / "scvi_peer.py"
+PEER = Path(__file__).parent / "_scvi_peer.py"
 KEYS = ("set", "kind", "seed")
 METHODS = ("real", "scvae", "scvi")
 SCORES = ("auc", "auc_depth", "mean_correlation", "variance_error", "zero_error")

@@ -1,10 +1,10 @@
-"""SCVI's answers to benchmarks/denoise.py and benchmarks/generate.py; run with the interpreter that has scvi-tools.
+"""SCVI's answers to denoise.py, generate.py and trajectory.py; run with the interpreter that has scvi-tools.
 
-Usage: python scvi_peer.py TASK TRAIN.h5ad QUERY.h5ad OUT.npz [--seed 0]
+Usage: python _scvi_peer.py TASK TRAIN.h5ad QUERY.h5ad OUT.npz [--seed 0]
 
 expression: fits SCVI (nb, defaults otherwise; obs["batch"] as its batch where there is one) on TRAIN and writes the
 expected proportions of the cells of QUERY, averaged over 25 posterior draws. sample: one posterior predictive draw of
-their counts.
+their counts. latent: their latent means.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS = 25
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["expression", "sample"])
+    parser.add_argument("task", choices=["expression", "sample", "latent"])
     parser.add_argument("train")
     parser.add_argument("query")
     parser.add_argument("out")
@@ -50,9 +50,11 @@ def main() -> None:
     seconds = time.perf_counter() - started
     if arguments.task == "expression":
         values = model.get_normalized_expression(query, n_samples=DRAWS, return_mean=True, return_numpy=True)
-    else:
+    elif arguments.task == "sample":
         values = model.posterior_predictive_sample(query, n_samples=1).todense()
-    values = np.asarray(values, dtype=np.float32).reshape(query.shape)
+    else:
+        values = model.get_latent_representation(query)
+    values = np.asarray(values, dtype=np.float32).reshape(query.n_obs, -1)
     np.savez_compressed(arguments.out, values=values, seconds=seconds)
 
 
