@@ -20,10 +20,8 @@ from anndata import AnnData
 
 LISTED = 10  # names shown in a message
 PACKAGE = Path(__file__).parent
-_subject: ContextVar[Callable[[str], str]] = ContextVar("subject", default=str)  # what is done to messages
-
-
 Settings = TypeVar("Settings")
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)  # how a warning is put
 
 
 class MissingKeyError(KeyError, ValueError):
@@ -54,7 +52,7 @@ def warn(message: str) -> None:
         depth += 1
         level = depth if inside else level
         frame = frame.f_back
-    warnings.warn(_subject.get()(message), UserWarning, stacklevel=level)
+    warnings.warn(_wording.get()(message), UserWarning, stacklevel=level)
 
 
 @contextlib.contextmanager
@@ -65,13 +63,13 @@ def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
         text = text.replace("adata", argument).replace("layer=", f"{layer}=")
         return text if text.startswith(argument) else f"{argument}: {text}"
 
-    token = _subject.set(about)
+    token = _wording.set(about)
     try:
         yield
     except (MissingKeyError, ValueError, TypeError) as error:
         raise type(error)(about(str(error))) from None
     finally:
-        _subject.reset(token)
+        _wording.reset(token)
 
 
 def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:
@@ -216,9 +214,8 @@ def check_settings(value: object, kind: type[Settings], name: str) -> Settings |
     """
     if value is None or isinstance(value, kind):
         return value
-    found = f"is a {type(value).__name__}"
     given = ", ".join(f"{key}={setting!r}" for key, setting in value.items()) if isinstance(value, dict) else "..."
-    raise TypeError(f"{name} {found}; pass scvae.{kind.__name__}({given})")
+    raise TypeError(f"{name} is a {type(value).__name__}; pass scvae.{kind.__name__}({given})")
 
 
 def check_choice(value: object, choices: Sequence[str], name: str) -> None:

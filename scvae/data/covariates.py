@@ -139,13 +139,13 @@ def numbers_of(adata: AnnData, schema: Schema) -> NDArray[np.float32]:
 def warn_of_far(numbers: NDArray[np.float32], adata: AnnData, schema: Schema) -> None:
     """Warns of numeric covariates that are nowhere near those of the fit, where the decoder has learnt nothing."""
     for place, column in enumerate(schema.numeric):
-        far = np.abs(numbers[:, place]) > FAR
-        if far.any():
-            cell = adata.obs_names[int(np.abs(numbers[:, place]).argmax())]
-            value = adata.obs[column.key].iloc[int(np.abs(numbers[:, place]).argmax())]
+        distance = np.abs(numbers[:, place])
+        n_far, worst = int((distance > FAR).sum()), int(distance.argmax())
+        if n_far:
+            value, cell = adata.obs[column.key].iloc[worst], adata.obs_names[worst]
             warn(
                 f"adata.obs[{column.key!r}] is more than {FAR} standard deviations ({column.scale:.4g}) from the mean "
-                f"of the fit ({column.mean:.4g}) in {int(far.sum()):,} cells ({value:.6g} at cell {cell!r}); "
+                f"of the fit ({column.mean:.4g}) in {n_far:,} cells ({value:.6g} at cell {cell!r}); "
                 "the model has seen nothing like it: check the unit"
             )
 

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 PRIOR, MIXTURE, VALUES = 52, 53, 54  # streams of random numbers
 FEWEST = 10  # draws per column that a mixture is fitted to
-# Of the log library size against a column of z, in the distance to the cell that gives the covariates. Drawn cells had
-# counts as log total counts, as a covariate, said with a correlation of 0.98; with a weight of 1 it was 0.94, and 0.80
-# when any cell of the component gave them.
+# Of the log library size against a column of z, in the distance to the cell that gives the covariates: depth is one
+# column of many, and covariates often follow it.
 LIBRARY_WEIGHT = 3.0
 
 
@@ -236,10 +235,9 @@ def _from_cells(
         if model.schema.kind != "real":
             low, high = points[:, -1].min(), points[:, -1].max()
             library[new] = np.exp(drawn[:, -1].clip(low, high))
-        if len(new) and cells.codes.shape[1] + cells.numeric.shape[1] > cells.has_batch:
+        origin[new] = members[0]  # of whom only the batch is taken, where there are no covariates
+        if len(new) and (model.schema.categorical or model.schema.numeric):
             origin[new] = members[_nearest(mixture, points, drawn, model.n_latent) % len(members)]
-        else:
-            origin[new] = members[0]
         name = model.schema.batch.categories[code] if model.schema.batch else "all cells"
         components[name.replace("/", "_")] = mixture.n_components
     return _Origin(

@@ -272,7 +272,7 @@ def _chosen(
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"groups has {listing(unknown)}, and {place} has no such group; it has {listing(names)}")
-    twice = {name for name in names if names.count(name) > 1}
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{place} has several values that are written {listing(twice)}; rename all but one")
     if not wanted or len(set(wanted)) < len(wanted):
