@@ -8,11 +8,11 @@ from ._version import refuse_namesake as _refuse_namesake
 _refuse_namesake()
 
 from . import datasets, pl, tl
-from ._fit import fit
-from ._tune import BetaPath, tune_beta
-from .checkpoint import NonFiniteLossError
 from .config import NetworkConfig, TrainingConfig
-from .fitted import FittedModel, load
+from .inference.fitted import FittedModel, load
+from .tl._tune_beta import BetaPath, tune_beta
+from .training.checkpoint import NonFiniteLossError
+from .training.fit import fit
 
 __all__ = [
     "BetaPath",

@@ -84,12 +84,14 @@ class TrainingConfig:
     Parameters
     ----------
     epochs
-        Passes over the training cells; None sets them from the number of cells (see `scvae.recipe.default_epochs`).
+        Passes over the training cells; None sets them from the number of cells (see
+        `scvae.training.recipe.default_epochs`).
     batch_size
         Cells of a step (each epoch is cut into nearly equal batches of about this size, so none is tiny); None takes
         128, and 256 from 10,000 training cells on.
     learning_rate
-        Peak of the one-cycle schedule of Adam; None sets it from the batch size (see `scvae.recipe.make_recipe`).
+        Peak of the one-cycle schedule of Adam; None sets it from the batch size (see
+        `scvae.training.recipe.make_recipe`).
     validation_fraction
         Share of the cells held out for validation, 20,000 cells at most; 0 for none.
     memory
@@ -111,7 +113,7 @@ class TrainingConfig:
         warm-up (Burgess et al. 2018); None for the ELBO.
     consistency
         With batches or other covariates: how much each nat counts, next to the KL, by which the encoder tells apart
-        the same cell under two conditions (see `scvae.consistency.inconsistency`); 0 for the plain ELBO.
+        the same cell under two conditions (see `scvae.training.consistency.inconsistency`); 0 for the plain ELBO.
     checkpoint_every
         Epochs between two checkpoints, when a checkpoint is asked for.
 

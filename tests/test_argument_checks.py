@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import scvae
-from scvae._checks import (
+from scvae.common.checks import (
     MissingKeyError,
     check_adata,
     check_not_negative,

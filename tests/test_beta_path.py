@@ -11,8 +11,8 @@ import torch
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
-from scvae.inference import batches_of, log_likelihood_bound, posterior_moments
-from scvae.objective import Terms, evidence_terms, loss
+from scvae.inference.posterior import batches_of, log_likelihood_bound, posterior_moments
+from scvae.model.objective import Terms, evidence_terms, loss
 
 RANGE = (0.1, 10.0)
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
@@ -198,7 +198,7 @@ def test_the_same_seed_gives_identical_bytes_also_after_a_stop(tmp_path):
     adata = simulated(n_cells=100)
     whole = fit(adata, epochs=6)
     stopped = tmp_path / "run.ckpt"
-    real = scvae.train.keep_weights
+    real = scvae.training.train.keep_weights
 
     def stop(progress, *rest, **more):
         real(progress, *rest, **more)
@@ -206,7 +206,7 @@ def test_the_same_seed_gives_identical_bytes_also_after_a_stop(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scvae.train.keep_weights", stop)
+        patch.setattr("scvae.training.train.keep_weights", stop)
         with pytest.warns(UserWarning, match="interrupted"):
             fit(adata, epochs=6, checkpoint=stopped, training={"checkpoint_every": 2})
     resumed = fit(adata, epochs=6, checkpoint=stopped, training={"checkpoint_every": 2})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.beta_range import LEAN, MARGIN_ABOVE, MARGIN_BELOW, BetaRange
+from scvae.data.beta_range import LEAN, MARGIN_ABOVE, MARGIN_BELOW, BetaRange
 
 RANGE = BetaRange(0.1, 10.0)
 

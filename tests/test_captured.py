@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import scvae
-import scvae.captured
+import scvae.training.cuda_graph
 from scvae import NetworkConfig, TrainingConfig
-from scvae._rng import torch_generators
-from scvae.beta_range import BetaRange
-from scvae.captured import CapturedStep, is_capturable, make_step, padded
+from scvae.common.rng import torch_generators
 from scvae.data.batches import epoch_plan
+from scvae.data.beta_range import BetaRange
 from scvae.data.feeds import Host, Streamed, store_on
 from scvae.data.intake import read_fit
 from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
-from scvae.model import make_model
-from scvae.step import Dials, EagerStep, make_optimizer
+from scvae.model.vae import make_model
+from scvae.training.cuda_graph import CapturedStep, is_capturable, make_step, padded
+from scvae.training.step import Dials, EagerStep, make_optimizer
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -227,7 +227,9 @@ def test_a_step_on_cuda_is_that_of_the_cpu(likelihood):
         weight = torch.full((17,), 1 / 17, device=bench.device)
         dials = Dials(1.0, None, 0.0)
         said.append(
-            scvae.captured.update(bench.model, step.optimizer, batch, noise, weight, None, dials, bench.config).cpu()
+            scvae.training.cuda_graph.update(
+                bench.model, step.optimizer, batch, noise, weight, None, dials, bench.config
+            ).cpu()
         )
     torch.testing.assert_close(said[1], said[0], rtol=1e-4, atol=1e-4)
     assert_gradients_agree(benches[1].gradients(), benches[0].gradients())

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import scvae
-import scvae._files
-import scvae.step
+import scvae.common.files
+import scvae.training.step
 from scvae import NetworkConfig, TrainingConfig
 
 NETWORK = NetworkConfig(width=16, norm="batch", dropout=0.2)  # batch norm: running statistics must be resumed too
@@ -75,14 +75,16 @@ def test_a_killed_run_resumes_to_the_very_same_result(monkeypatch, tmp_path, dig
     adata, path = simulated(), tmp_path / "run.safetensors"
     before = digest(adata)
     with monkeypatch.context() as patch:
-        fail_in_call(patch, scvae.train, "evaluate", killed_in_epoch)
+        fail_in_call(patch, scvae.training.train, "evaluate", killed_in_epoch)
         with pytest.raises(Killed):
             fit(adata, path, training=training)
     assert digest(adata) == before
     plans = []
     with monkeypatch.context() as patch:
-        original = scvae.train.epoch_plan
-        patch.setattr(scvae.train, "epoch_plan", lambda *args, **o: plans.append(o["epoch"]) or original(*args, **o))
+        original = scvae.training.train.epoch_plan
+        patch.setattr(
+            scvae.training.train, "epoch_plan", lambda *args, **o: plans.append(o["epoch"]) or original(*args, **o)
+        )
         model = fit(adata, path, training=training)
     assert plans == list(range((killed_in_epoch - 1) // every * every, 6))
     assert_same_result(expected, adata, whole, model)
@@ -93,7 +95,7 @@ def test_every_kind_of_head_is_resumed(monkeypatch, tmp_path, likelihood):
     expected, adata = simulated(likelihood=likelihood), simulated(likelihood=likelihood)
     whole = fit(expected, likelihood=likelihood)
     with monkeypatch.context() as patch:
-        fail_in_call(patch, scvae.train, "evaluate", 3)
+        fail_in_call(patch, scvae.training.train, "evaluate", 3)
         with pytest.raises(Killed):
             fit(adata, tmp_path / "run", likelihood=likelihood)
     assert_same_result(expected, adata, whole, fit(adata, tmp_path / "run", likelihood=likelihood))
@@ -111,7 +113,7 @@ def test_a_run_killed_while_it_writes_leaves_the_checkpoint_before(monkeypatch, 
 
     adata = simulated()
     with monkeypatch.context() as patch:
-        patch.setattr(scvae._files, "save_file", half_written)
+        patch.setattr(scvae.common.files, "save_file", half_written)
         with pytest.raises(Killed):
             fit(adata, path)
     assert path.read_bytes() == contents[2]
@@ -123,7 +125,7 @@ def test_a_run_killed_while_it_writes_leaves_the_checkpoint_before(monkeypatch, 
 def test_an_interrupted_run_goes_on_from_its_last_whole_epoch(monkeypatch, whole, tmp_path):
     adata = simulated()
     with monkeypatch.context() as patch:
-        fail_in_call(patch, scvae.train, "epoch_plan", 4, KeyboardInterrupt)
+        fail_in_call(patch, scvae.training.train, "epoch_plan", 4, KeyboardInterrupt)
         with pytest.warns(UserWarning, match="interrupted after 3 epochs"):
             fit(adata, tmp_path / "run")
     assert_same_result(whole[0], adata, whole[1], fit(adata, tmp_path / "run"))
@@ -131,7 +133,7 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_epoch(monkeypatch, whole
 
 def test_a_finished_run_is_not_trained_again(monkeypatch, whole, tmp_path):
     fit(simulated(), tmp_path / "run")
-    fail_in_call(monkeypatch, scvae.train, "epoch_plan", 1)
+    fail_in_call(monkeypatch, scvae.training.train, "epoch_plan", 1)
     adata = simulated()
     assert_same_result(whole[0], adata, whole[1], fit(adata, tmp_path / "run"))
 
@@ -141,20 +143,20 @@ def test_a_run_that_stopped_early_is_not_trained_again(monkeypatch, tmp_path):
     first, second = simulated(), simulated()
     whole = fit(first, tmp_path / "run", training=training)
     assert whole.outcome.epochs < 200
-    fail_in_call(monkeypatch, scvae.train, "epoch_plan", 1)
+    fail_in_call(monkeypatch, scvae.training.train, "epoch_plan", 1)
     assert_same_result(first, second, whole, fit(second, tmp_path / "run", training=training))
 
 
 def test_skipped_steps_are_remembered(monkeypatch, tmp_path):
-    adata, original, steps = simulated(), scvae.step.loss, []
+    adata, original, steps = simulated(), scvae.training.step.loss, []
 
     def sabotaged(*args, **options):
         steps.append(len(steps))
         return original(*args, **options) * (float("nan") if steps[-1] in (0, 1) else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scvae.step, "loss", sabotaged)
-        fail_in_call(patch, scvae.train, "evaluate", 4)
+        patch.setattr(scvae.training.step, "loss", sabotaged)
+        fail_in_call(patch, scvae.training.train, "evaluate", 4)
         with pytest.raises(Killed):
             fit(adata, tmp_path / "run")
     assert fit(adata, tmp_path / "run").outcome.skipped_steps == 2
@@ -241,14 +243,14 @@ def test_a_broken_checkpoint_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize("place", ["missing/run", "."])
 def test_a_place_that_cannot_be_written_is_refused_before_training(monkeypatch, tmp_path, place):
-    fail_in_call(monkeypatch, scvae.train, "epoch_plan", 1)
+    fail_in_call(monkeypatch, scvae.training.train, "epoch_plan", 1)
     with pytest.raises((FileNotFoundError, IsADirectoryError), match=r"does not exist|is a folder"):
         fit(simulated(), tmp_path / place)
 
 
 def test_a_checkpoint_holds_tensors_and_json_only(tmp_path):
     fit(simulated(), tmp_path / "run")
-    tensors, record = scvae._files.read_tensors(tmp_path / "run", "scvae checkpoint")
+    tensors, record = scvae.common.files.read_tensors(tmp_path / "run", "scvae checkpoint")
     assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
     assert json.loads(json.dumps(record))["identity"]["seed"] == 3
     assert np.isfinite(record["progress"]["history"]["train_elbo"]).all()

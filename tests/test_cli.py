@@ -212,7 +212,7 @@ def test_a_file_of_old_that_cannot_take_the_results_is_refused_before_the_fit(fo
         del file["obsm"]
         file["obsm"] = np.zeros(N_CELLS, dtype=[("X_pca", "f4", 2)])
     before = contents(folder)
-    monkeypatch.setattr("scvae._fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
+    monkeypatch.setattr("scvae.training.fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
     assert run("fit", "in.h5ad", "-o", "out.h5ad") == 2
     assert "in.h5ad has the format of anndata before 0.7" in the_error(capsys)
     assert contents(folder) == before
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_in_is_refused_before_the_fit(folder, ca
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("scvae._fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
+    monkeypatch.setattr("scvae.training.fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
     assert run(*command.split(), *(["--force"] if "fit" in command else [])) == 2
     assert "Read-only file system" in the_error(capsys)
 
@@ -260,7 +260,7 @@ def test_ctrl_c_in_training_keeps_the_model_so_far_and_says_so(folder, capsys, m
         if progress.epoch == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("scvae.train.save_checkpoint", lambda path, progress, *_: interrupt(progress))
+    monkeypatch.setattr("scvae.training.train.save_checkpoint", lambda path, progress, *_: interrupt(progress))
     assert run("fit", "in.h5ad", "-o", "out.h5ad", *QUICK, "--epochs", 9, "--checkpoint", "c") == 0
     out, err = capsys.readouterr()
     assert out == ""
@@ -372,7 +372,7 @@ def test_force_replaces_the_outputs_and_even_the_input(folder):
 def test_a_checkpoint_that_exists_is_resumed(folder, monkeypatch):
     words = ("fit", "in.h5ad", *QUICK, "--checkpoint", "state.safetensors")
     assert run(*words, "-o", "first.h5ad") == 0
-    monkeypatch.setattr("scvae.train.epoch_plan", lambda *_, **__: pytest.fail("an epoch was done again"))
+    monkeypatch.setattr("scvae.training.train.epoch_plan", lambda *_, **__: pytest.fail("an epoch was done again"))
     assert run(*words, "-o", "second.h5ad") == 0
     first, second = (anndata.read_h5ad(name).obsm["X_scvae"] for name in ("first.h5ad", "second.h5ad"))
     np.testing.assert_array_equal(first, second)

@@ -8,10 +8,10 @@ import torch
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.consistency import ONE_PAIR_IN, inconsistency, pairs
 from scvae.data.intake import read_query
-from scvae.inference import batches_of
-from scvae.sharing import Shared
+from scvae.inference.posterior import batches_of
+from scvae.kernels.shared_batch import Shared
+from scvae.training.consistency import ONE_PAIR_IN, inconsistency, pairs
 
 CPU = torch.device("cpu")
 LIKELIHOODS = {

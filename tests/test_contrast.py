@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import nbinom
 
-from scvae.contrast import Side, contrast, overdispersion
+from scvae.inference.contrast import Side, contrast, overdispersion
 
 
 def side(mean, *, unit=1e-4, spread=0.0, n_cells=100):

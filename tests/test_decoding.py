@@ -9,9 +9,9 @@ from scipy.special import roots_hermite, softmax
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
+from scvae.inference.cells import read_cells
+from scvae.inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
 from scvae.likelihoods import NAMES
-from scvae.tl._read import read_cells
 from tests.diagnostics.models import linear_normal
 
 LOADINGS = np.array([[1.5, 0.0], [0.5, -0.6], [0.0, 0.9], [0.3, 0.3]])
@@ -35,7 +35,7 @@ def drawn(model, cells, **options):
 
 def test_draws_have_the_mean_and_variance_of_the_posterior():
     model, cells, _ = linear_normal(LOADINGS, n_cells=30)
-    mean, variance = scvae.inference.posterior_moments(model, cells)
+    mean, variance = scvae.inference.posterior.posterior_moments(model, cells)
     (chunk,) = drawn(model, cells, n_samples=4000)
     z = chunk.z.numpy()
     assert z.shape == (4000, 30, 2)
@@ -48,7 +48,7 @@ def test_draws_have_the_mean_and_variance_of_the_posterior():
 
 def test_without_draws_the_posterior_mean_stands_for_them():
     model, cells, _ = linear_normal(LOADINGS, n_cells=30)
-    mean, _ = scvae.inference.posterior_moments(model, cells)
+    mean, _ = scvae.inference.posterior.posterior_moments(model, cells)
     (chunk,) = drawn(model, cells, n_samples=0)
     np.testing.assert_allclose(chunk.z.numpy(), mean[None], atol=1e-6)
 
@@ -56,7 +56,7 @@ def test_without_draws_the_posterior_mean_stands_for_them():
 def test_the_draws_of_a_cell_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
     model, cells, _ = linear_normal(LOADINGS, n_cells=150)
     (whole,) = drawn(model, cells, n_samples=3)
-    monkeypatch.setattr(scvae.decoding, "TABLE", 4 * 50)
+    monkeypatch.setattr(scvae.inference.decoding, "TABLE", 4 * 50)
     parts = list(drawn(model, cells, n_samples=3))
     assert [len(part.positions) for part in parts] == [48, 48, 48, 6]
     np.testing.assert_allclose(np.concatenate([part.z.numpy() for part in parts], axis=1), whole.z.numpy(), atol=1e-6)
@@ -77,7 +77,7 @@ def test_a_few_genes_have_the_values_they_have_among_all(likelihood):
         (few,) = expression(model, chunk, Target(genes=genes))
         (every,) = expression(model, chunk, Target())
         torch.testing.assert_close(few, every[:, genes], rtol=1e-5, atol=1e-7)
-        laws = [scvae.decoding.decode(model, chunk.z[0], chunk.batch, which) for which in (genes, None)]
+        laws = [scvae.inference.decoding.decode(model, chunk.z[0], chunk.batch, which) for which in (genes, None)]
         torch.testing.assert_close(laws[0].mean, laws[1].mean[:, genes], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(laws[0].variance, laws[1].variance[:, genes], rtol=1e-5, atol=1e-7)
 
@@ -91,7 +91,7 @@ def test_expected_counts_are_library_times_the_softmax_of_the_linear_decoder():
         head.output.weight.copy_(torch.linspace(-2, 2, 12)[:, None])
         model.network.encoder.log_variance.bias.fill_(np.log(0.5))
     cells = read_cells(adata, model, None)
-    mean, variance = scvae.inference.posterior_moments(model, cells)
+    mean, variance = scvae.inference.posterior.posterior_moments(model, cells)
     nodes, weights = roots_hermite(60)
     z = mean + np.sqrt(2 * variance) * nodes  # cells x nodes
     weight, bias = (value.detach().double().numpy() for value in (head.output.weight[:, 0], head.output.bias))
@@ -128,7 +128,7 @@ def test_of_a_zero_inflated_law_the_counts_before_any_is_lost_are_expected():
     (chunk,) = drawn(model, read_cells(adata, model, None))
     (values,) = expression(model, chunk, Target(library=1.0))
     torch.testing.assert_close(values.sum(1), torch.ones(len(values)))
-    assert (scvae.decoding.decode(model, chunk.z[0], chunk.batch).mean.sum(1) < chunk.batch.library).all()
+    assert (scvae.inference.decoding.decode(model, chunk.z[0], chunk.batch).mean.sum(1) < chunk.batch.library).all()
 
 
 def test_genes_are_found_by_name_and_unknown_ones_are_named():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import scvae
-import scvae._fit
-from scvae._devices import resolve_device
+import scvae.training.fit
+from scvae.common.devices import resolve_device
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -57,7 +57,7 @@ def fit(data, device):
 def mps(monkeypatch):
     """An mps device that can do nothing but fail in the given way."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    original = scvae._fit._train_on
+    original = scvae.training.fit._train_on
 
     def fail_with(error):
         def train_on(*arguments):
@@ -65,7 +65,7 @@ def mps(monkeypatch):
                 raise error
             return original(*arguments)
 
-        monkeypatch.setattr(scvae._fit, "_train_on", train_on)
+        monkeypatch.setattr(scvae.training.fit, "_train_on", train_on)
 
     return fail_with
 
@@ -98,6 +98,6 @@ def test_an_operation_missing_on_another_device_is_raised(monkeypatch):
     def train_on(*_):
         raise NotImplementedError("no such operation")
 
-    monkeypatch.setattr(scvae._fit, "_train_on", train_on)
+    monkeypatch.setattr(scvae.training.fit, "_train_on", train_on)
     with pytest.raises(NotImplementedError):
         fit(adata(), "cpu")

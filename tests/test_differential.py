@@ -8,8 +8,8 @@ from scipy.stats import norm
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.differential import contrasts
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
+from scvae.inference.differential import contrasts
 
 QUICK = TrainingConfig(epochs=8)
 
@@ -78,7 +78,7 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
     _, model, cells = fitted()
     codes = np.arange(300) % 2
     (whole,) = contrasts(model, cells, codes, [(0, 1)])
-    monkeypatch.setattr("scvae.differential.AT_ONCE", 60 * 17)
+    monkeypatch.setattr("scvae.inference.differential.AT_ONCE", 60 * 17)
     (cut,) = contrasts(model, cells, codes, [(0, 1)])
     np.testing.assert_allclose(cut.estimate, whole.estimate, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(cut.error, whole.error, rtol=1e-3)

@@ -8,8 +8,8 @@ import torch
 
 import scvae
 from scvae import cli
-from scvae._interrupt import Interrupt
-from scvae.distributed import ALONE, Ranks, joined, ranks
+from scvae.common.distributed import ALONE, Ranks, joined, ranks
+from scvae.common.interrupt import Interrupt
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -60,7 +60,7 @@ def test_a_time_out_that_is_none_is_refused(monkeypatch, given):
 
 def test_ctrl_c_is_held_back_once_and_then_let_through(monkeypatch):
     moments = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr("scvae._interrupt.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("scvae.common.interrupt.time.monotonic", lambda: next(moments))
     interrupt = Interrupt(is_held_back=True)
     interrupt._ask()
     interrupt._ask()  # torchrun and the terminal may both pass on the same one

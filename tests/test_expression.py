@@ -5,10 +5,10 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
-from scvae import expression
 from scvae.data.intake import Cells
 from scvae.data.rows import DenseRows, SparseRows
-from scvae.expression import expression_space, most_alike
+from scvae.diagnostics import expression_pca as expression
+from scvae.diagnostics.expression_pca import expression_space, most_alike
 
 
 def cells_of(values, *, batch=None, library=None):

@@ -13,11 +13,11 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import scvae
-import scvae.train
+import scvae.training.train
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
-from scvae.inference import posterior_moments
-from scvae.model import make_model
+from scvae.inference.posterior import posterior_moments
+from scvae.model.vae import make_model
 
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 WRITTEN = {"obsm[X_scvae]", "obsm[X_scvae_var]", "uns"}
@@ -247,7 +247,7 @@ def test_an_error_leaves_adata_as_it_was(digest, case, as_view):
 def test_a_failure_of_the_embedding_leaves_adata_as_it_was(monkeypatch, digest):
     adata = simulated()
     before = digest(adata)
-    monkeypatch.setattr("scvae._fit.posterior_moments", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("scvae.training.fit.posterior_moments", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(adata)
     assert digest(adata) == before

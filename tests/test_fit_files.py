@@ -15,9 +15,9 @@ import pytest
 import zarr
 
 import scvae
-import scvae.train
+import scvae.training.train
 from scvae import TrainingConfig
-from scvae._in_place import InPlace, changed_in_place, restore
+from scvae.data.in_place import InPlace, changed_in_place, restore
 from scvae.data.sources import listed
 
 SHORT = {"n_latent": 3, "rng": 0, "verbose": False}
@@ -198,7 +198,7 @@ def test_paths_that_mean_no_cells_are_refused(tmp_path):
 def test_a_file_that_cannot_be_written_to_is_refused_before_training(tmp_path, monkeypatch):
     path = stored(cells(), tmp_path / "cells.h5ad")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    monkeypatch.setattr("scvae._fit.read_and_train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("scvae.training.fit.read_and_train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(PermissionError, match=r"cells\.h5ad cannot be written to, and results go into it"):
         scvae.fit(path, **SHORT)
 
@@ -240,7 +240,7 @@ import os, sys
 from pathlib import Path
 import h5py, numpy as np
 
-from scvae._in_place import changed_in_place
+from scvae.data.in_place import changed_in_place
 
 path, steps = Path(sys.argv[1]), int(sys.argv[2])
 counted = [0]
@@ -329,7 +329,7 @@ def test_a_file_that_is_cut_short_in_training_ends_it_and_the_run_goes_on_once_i
     scvae.fit(path, training=training, **SHORT)
     expected = results(path)
     path.write_bytes(whole)
-    evaluate, calls = scvae.train.evaluate, []
+    evaluate, calls = scvae.training.train.evaluate, []
 
     def cut(*arguments, **keywords):
         calls.append(1)
@@ -338,7 +338,7 @@ def test_a_file_that_is_cut_short_in_training_ends_it_and_the_run_goes_on_once_i
         return evaluate(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scvae.train, "evaluate", cut)
+        patch.setattr(scvae.training.train, "evaluate", cut)
         with pytest.raises(OSError, match=r"cells\.h5ad: chunk .* while cells .* of X were read.*checkpoint"):
             scvae.fit(path, training=training, checkpoint=tmp_path / "run", **SHORT)
     assert len(calls) == 2

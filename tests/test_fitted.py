@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import scvae
-import scvae._files
+import scvae.common.files
 from scvae import NetworkConfig, TrainingConfig
 
 TRAINING = TrainingConfig(epochs=4, batch_size=32)
@@ -160,7 +160,7 @@ def test_a_failed_save_leaves_the_file_before_and_no_other(fitted, monkeypatch, 
         place.write_bytes(content[:50])
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(scvae._files, "save_file", full_disk)
+    monkeypatch.setattr(scvae.common.files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         fitted[1].save(path)
     assert path.read_bytes() == content
@@ -191,7 +191,7 @@ def test_foreign_safetensors_are_refused(tmp_path, metadata):
 
 def test_a_newer_format_is_refused_with_the_advice_to_update(fitted, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(scvae._files, "FORMAT_VERSION", 99)
+        patch.setattr(scvae.common.files, "FORMAT_VERSION", 99)
         path = fitted[1].save(tmp_path / "model")
     with pytest.raises(
         ValueError, match=r"written in format 99 of scvae model; this scvae reads up to 1: update scvae"

@@ -10,10 +10,10 @@ import torch
 
 import scvae
 import scvae.data.feeds
-import scvae.train
+import scvae.training.train
 from scvae import NetworkConfig, TrainingConfig
-from scvae.captured import CapturedStep
 from scvae.data.feeds import Streamed
+from scvae.training.cuda_graph import CapturedStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,8 +51,8 @@ def test_fits_on_cuda_and_on_the_cpu_reach_the_same_held_out_elbo(cells, tmp_pat
 def test_tf32_in_training_leaves_the_held_out_elbo_as_it_is(cells, tmp_path, monkeypatch):
     training, held_out = cells
     rounded = held_out_elbo(fit(training, "cuda"), held_out, tmp_path)
-    working_on = scvae.train.working_on
-    monkeypatch.setattr(scvae.train, "working_on", lambda device, **_: working_on(device))
+    working_on = scvae.training.train.working_on
+    monkeypatch.setattr(scvae.training.train, "working_on", lambda device, **_: working_on(device))
     assert rounded == pytest.approx(held_out_elbo(fit(training, "cuda"), held_out, tmp_path), abs=NATS)
 
 

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 import scvae
-from scvae import TrainingConfig, _html
+from scvae import TrainingConfig
+from scvae.common import html as _html
 from scvae.diagnostics.verdict import Finding
 
 VOID = {"br", "hr", "img"}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scvae import label_transfer
-from scvae.label_transfer import MOST_WIDENING, Labelled, all_but_itself, nearest_labelled, transfer, widening
+from scvae.inference import label_transfer
+from scvae.inference.label_transfer import MOST_WIDENING, Labelled, all_but_itself, nearest_labelled, transfer, widening
 
 
 def mixture(n, centres, sd, rng, shift=0.0):

@@ -6,7 +6,7 @@ import torch
 from scipy import integrate, stats
 from torch.distributions import Independent, Normal, kl_divergence
 
-from scvae.latent import DiagonalNormal, standard_normal_log_prob
+from scvae.model.latent import DiagonalNormal, standard_normal_log_prob
 
 MEAN = torch.tensor([[0.0, 1.5, -3.0], [1e-4, 8.0, 0.2]], dtype=torch.float64)
 LOG_VARIANCE = torch.tensor([[0.0, -12.0, 4.0], [1e-9, 0.5, -2.0]], dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from scvae.layouts import aligned_layouts
+from scvae.tl._layouts import aligned_layouts
 
 N_NEIGHBORS = 10
 PER_TYPE, N_TYPES, N_STEPS = 40, 4, 5

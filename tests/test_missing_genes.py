@@ -8,7 +8,7 @@ from scipy import stats
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
-from scvae.inference import posterior_moments
+from scvae.inference.posterior import posterior_moments
 from scvae.likelihoods.counts import NegativeBinomialTable, PoissonTable, ZeroInflatedTable, expected_log1p
 
 KEPT = np.arange(6, 40)  # of 40 genes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scvae.optimizer import Adam, Group
+from scvae.model.optimizer import Adam, Group
 
 FINITE = torch.tensor(1.0)
 

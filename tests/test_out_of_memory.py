@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import scvae
-import scvae.captured
+import scvae.training.cuda_graph
 from scvae import NetworkConfig, TrainingConfig
-from scvae.captured import CapturedStep
 from scvae.data.feeds import store_on
-from scvae.step import EagerStep
+from scvae.training.cuda_graph import CapturedStep
+from scvae.training.step import EagerStep
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -32,7 +32,7 @@ def room_for(monkeypatch):
     """Room for so many cells in a step; returns the sizes of the steps that were done."""
 
     def limit(most):
-        done, original = [], scvae.step.update
+        done, original = [], scvae.training.step.update
 
         def update(model, optimizer, batch, *arguments):
             if len(batch) > most:
@@ -40,8 +40,8 @@ def room_for(monkeypatch):
             done.append(len(batch))
             return original(model, optimizer, batch, *arguments)
 
-        monkeypatch.setattr(scvae.step, "update", update)
-        monkeypatch.setattr(scvae.captured, "update", update)
+        monkeypatch.setattr(scvae.training.step, "update", update)
+        monkeypatch.setattr(scvae.training.cuda_graph, "update", update)
         return done
 
     return limit
@@ -95,7 +95,7 @@ def test_without_room_for_one_cell_the_error_says_what_to_do(room_for):
 def test_steps_of_one_size_take_the_smaller_size_too(room_for, monkeypatch):
     """The step that fills batches up, as on a CUDA device."""
     device = torch.device("cpu")
-    monkeypatch.setattr(scvae.train, "make_feed", lambda cells, *_, **options: store_on(cells, device))
+    monkeypatch.setattr(scvae.training.train, "make_feed", lambda cells, *_, **options: store_on(cells, device))
     kinds, original = [], CapturedStep.run
     monkeypatch.setattr(CapturedStep, "run", lambda self, *a: kinds.append(type(self)) or original(self, *a))
     done = room_for(7)

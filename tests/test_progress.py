@@ -9,7 +9,8 @@ import warnings
 import pytest
 
 import scvae
-from scvae import TrainingConfig, _progress
+from scvae import TrainingConfig
+from scvae.common import progress as _progress
 
 
 class Terminal(io.StringIO):

@@ -6,7 +6,7 @@ import pytest
 
 import scvae
 from scvae import TrainingConfig
-from scvae.recipe import FEWEST_STEPS, default_epochs, make_recipe
+from scvae.training.recipe import FEWEST_STEPS, default_epochs, make_recipe
 
 SIZES = [1, 100, 2_000, 9_999, 10_000, 20_000, 100_000, 3_000_000]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.inference import posterior_moments
-from scvae.refinement import best_posterior
+from scvae.inference.posterior import posterior_moments
+from scvae.inference.refinement import best_posterior
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.0, 0.0], [0.0, 0.5], [1.0, 0.0], [0.0, 0.5], [0.7, 0.0]], dtype=np.float32)
@@ -46,12 +46,12 @@ def test_cells_that_lack_genes_are_embedded_by_what_was_measured(monkeypatch):
     assert np.abs(mean - exact(x)[0]).mean() < 0.4 * off.mean()
     np.testing.assert_allclose(variance, np.broadcast_to(exact(x)[1], mean.shape), rtol=0.15)
     # the few steps of the default go most of the way, more steps all of it
-    monkeypatch.setattr("scvae.inference.REFINING_STEPS", 50)
+    monkeypatch.setattr("scvae.inference.posterior.REFINING_STEPS", 50)
     mean, variance = posterior_moments(model, lacking)
     np.testing.assert_allclose(mean, exact(x)[0], atol=0.05)
     np.testing.assert_allclose(variance, np.broadcast_to(exact(x)[1], mean.shape), rtol=0.1)
     # what is found for a cell depends on it alone
-    monkeypatch.setattr("scvae.inference.REFINED_AT_ONCE", 7 * len(LOADINGS))
+    monkeypatch.setattr("scvae.inference.posterior.REFINED_AT_ONCE", 7 * len(LOADINGS))
     order = np.random.default_rng(0).permutation(60)
     np.testing.assert_allclose(posterior_moments(model, lacking.taken(order))[0], mean[order], atol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae._rng import numpy_generator, seed_of, torch_generator, torch_generators
+from scvae.common.rng import numpy_generator, seed_of, torch_generator, torch_generators
 
 STREAMS = [(), (0,), (1,), (0, 0), (1, 0), (0, 1), (1, 0, 0), (2, 5)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scvae.schedules import beta_at, one_cycle
+from scvae.training.schedules import beta_at, one_cycle
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 1 / 3, 10.0])

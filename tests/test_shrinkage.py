@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from scvae.shrinkage import bayesian_fdr, shrink
+from scvae.inference.shrinkage import bayesian_fdr, shrink
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 
@@ -73,7 +73,7 @@ def test_mean_sd_and_tails_are_those_of_the_posterior_under_the_prior(threshold)
 
 def test_without_pseudo_observations_the_prior_is_the_one_that_changes_were_drawn_from(monkeypatch):
     # a third unchanged, and of the rest three quarters |N(0, 1)|, one quarter -|N(0, 1)|
-    monkeypatch.setattr("scvae.shrinkage.UNCHANGED_WEIGHT", 0.0)
+    monkeypatch.setattr("scvae.inference.shrinkage.UNCHANGED_WEIGHT", 0.0)
     rng = np.random.default_rng(1)
     error = rng.uniform(0.05, 0.2, 8_000)
     sign = rng.choice([0, 1, -1], 8_000, p=[1 / 3, 1 / 2, 1 / 6])

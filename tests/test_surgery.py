@@ -8,8 +8,8 @@ import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.covariates import widened
 from scvae.data.intake import read_query
-from scvae.inference import batches_of
-from scvae.surgery import grown
+from scvae.inference.posterior import batches_of
+from scvae.training.surgery import grown
 
 BRIEF = TrainingConfig(epochs=2, batch_size=32)
 VARIANTS = {

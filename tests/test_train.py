@@ -11,12 +11,12 @@ from scipy import sparse
 from torch import nn
 
 import scvae
-import scvae.step
-import scvae.train
+import scvae.training.step
+import scvae.training.train
 from scvae import NetworkConfig, NonFiniteLossError, TrainingConfig
-from scvae.checkpoint import Progress
-from scvae.recipe import make_recipe
-from scvae.train import (
+from scvae.training.checkpoint import Progress
+from scvae.training.recipe import make_recipe
+from scvae.training.train import (
     Evaluation,
     dials_at,
     final_objective,
@@ -212,14 +212,14 @@ def test_an_elbo_of_real_values_near_zero_may_stand_still_too():
 
 
 def batch_sizes(monkeypatch, adata, **options):
-    sizes, original = [], scvae.step.evidence_terms
+    sizes, original = [], scvae.training.step.evidence_terms
 
     def recorded(model, batch, noise, weight, generator=None):
         if generator is not None:  # a training step
             sizes.append(len(batch))
         return original(model, batch, noise, weight, generator)
 
-    monkeypatch.setattr(scvae.step, "evidence_terms", recorded)
+    monkeypatch.setattr(scvae.training.step, "evidence_terms", recorded)
     model = fit(adata, **options)
     return sizes, model
 
@@ -276,14 +276,14 @@ def test_cells_without_counts_and_genes_never_seen_do_no_harm(likelihood):
 
 def with_bad_steps(monkeypatch, is_bad):
     """Makes the loss of training step number k undefined where is_bad(k)."""
-    original, steps = scvae.step.loss, []
+    original, steps = scvae.training.step.loss, []
 
     def sabotaged(terms, weight, **options):
         steps.append(len(steps))
         value = original(terms, weight, **options)
         return value * math.nan if is_bad(steps[-1]) else value
 
-    monkeypatch.setattr(scvae.step, "loss", sabotaged)
+    monkeypatch.setattr(scvae.training.step, "loss", sabotaged)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch):
@@ -305,7 +305,7 @@ def test_repeated_failures_end_the_run_and_name_the_cell(monkeypatch, digest):
     adata = simulated()
     adata.obs["depth"] = np.arange(1.0, 61.0)
     depth = adata.obs["depth"].to_numpy() * (float(adata.X.sum()) / adata.obs["depth"].sum())
-    before, original = digest(adata), scvae.step.evidence_terms
+    before, original = digest(adata), scvae.training.step.evidence_terms
 
     def sabotaged(model, batch, noise, weight, generator=None):
         terms = original(model, batch, noise, weight, generator)
@@ -317,7 +317,7 @@ def test_repeated_failures_end_the_run_and_name_the_cell(monkeypatch, digest):
             weighted_log_likelihood=terms.weighted_log_likelihood * undefined.sum(),
         )
 
-    monkeypatch.setattr(scvae.step, "evidence_terms", sabotaged)
+    monkeypatch.setattr(scvae.training.step, "evidence_terms", sabotaged)
     with pytest.raises(NonFiniteLossError, match=r"5 steps in a row of epoch 5; first at fault: cell 'cell_42'"):
         fit(adata, size_factor_key="depth", batch_size=100, epochs=9, validation_fraction=0.0)
     assert digest(adata) == before
@@ -334,7 +334,7 @@ def test_an_overflowing_gradient_is_said_to_belong_to_no_cell(monkeypatch):
 
 def interrupt(monkeypatch, name, call):
     """Presses Ctrl-C in the given call (from 1) of a part of the loop."""
-    original, calls = getattr(scvae.train, name), []
+    original, calls = getattr(scvae.training.train, name), []
 
     def pressed(*args, **options):
         calls.append(name)
@@ -342,7 +342,7 @@ def interrupt(monkeypatch, name, call):
             raise KeyboardInterrupt
         return original(*args, **options)
 
-    monkeypatch.setattr(scvae.train, name, pressed)
+    monkeypatch.setattr(scvae.training.train, name, pressed)
 
 
 @pytest.mark.parametrize("part", ["epoch_plan", "evaluate"])

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import scvae
-import scvae._run
-import scvae._tune
+import scvae.tl._tune_beta
+import scvae.training.run
 from scvae import NetworkConfig, TrainingConfig
-from scvae._checks import MissingKeyError
-from scvae._rng import numpy_generator
-from scvae._run import fit_next
+from scvae.common.checks import MissingKeyError
+from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.diagnostics import rate_distortion as measures
-from scvae.train import SPLIT
+from scvae.training.run import fit_next
+from scvae.training.train import SPLIT
 
 BETAS = [0.3, 1.0, 3.0]
 LABEL_FREE = ["leiden_stability", "graph_agreement", "modularity", "trustworthiness", "n_clusters"]
@@ -208,7 +208,7 @@ def test_samples_are_capped(monkeypatch):
 
 
 def test_a_sweep_goes_down_from_weights_to_weights_and_leaves_earlier_models_alone(monkeypatch):
-    steps, next_of = [], scvae._tune.fit_next
+    steps, next_of = [], scvae.tl._tune_beta.fit_next
 
     def watched(model, cells, *, beta, **options):
         before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -217,7 +217,7 @@ def test_a_sweep_goes_down_from_weights_to_weights_and_leaves_earlier_models_alo
         steps.append((model.beta, beta))
         return after
 
-    monkeypatch.setattr("scvae._tune.fit_next", watched)
+    monkeypatch.setattr("scvae.tl._tune_beta.fit_next", watched)
     path = tune(simulated(), method="sweep")
     assert steps == [(3.0, 1.0), (1.0, 0.3)]
     assert [model.beta for model in path.models] == BETAS
@@ -239,7 +239,7 @@ def test_the_next_model_starts_from_the_weights_it_is_given():
 
 def test_ctrl_c_in_a_sweep_ends_it_and_nothing_is_written(monkeypatch, digest):
     adata = simulated()
-    before, train = digest(adata), scvae._run.train
+    before, train = digest(adata), scvae.training.run.train
     trainings = []
 
     def interrupted(*arguments, **options):
@@ -248,7 +248,7 @@ def test_ctrl_c_in_a_sweep_ends_it_and_nothing_is_written(monkeypatch, digest):
         progress.epoch -= 5
         return progress, "interrupted"
 
-    monkeypatch.setattr("scvae._run.train", interrupted)
+    monkeypatch.setattr("scvae.training.run.train", interrupted)
     with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
         tune(adata, method="sweep")
     assert trainings == [3.0]
@@ -303,7 +303,7 @@ def test_too_few_cells_are_refused():
 def test_a_failure_while_measuring_leaves_adata_as_it_was(monkeypatch, digest):
     adata = simulated()
     before = digest(adata)
-    monkeypatch.setattr("scvae._tune.embedding_at", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("scvae.tl._tune_beta.embedding_at", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tune(adata)
     assert digest(adata) == before

@@ -37,9 +37,9 @@ def simulate(path: str, cells: int, genes: int, tile: int = 1) -> Answer:
 
 def prepare(source: str | None, path: str, seeds: list[int]) -> Answer:
     """Writes the counts of `source` (None: the bundled set) with the cells that `fit` holds out at each seed."""
-    from scvae._rng import numpy_generator
+    from scvae.common.rng import numpy_generator
     from scvae.data.batches import split
-    from scvae.train import SPLIT
+    from scvae.training.train import SPLIT
 
     x = sparse.csr_matrix(_bundled() if source is None else anndata.read_h5ad(source).X, dtype=np.float32)
     x = x[:, np.asarray(x.sum(0)).ravel() > 0]

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._checks import check_positive_int, check_probability
-from ..beta_range import BetaRange
+from ..common.checks import check_positive_int, check_probability
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
+from .beta_range import BetaRange
 
 SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
 MOST_ASIDE = 20_000  # more cells tell nothing more of a mean, and every epoch looks at all of them

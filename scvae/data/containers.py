@@ -13,7 +13,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import NDArray
 
-from .._checks import check_layer
+from ..common.checks import check_layer
 from ..kernels.rows import keep_entries
 from .rows import BLOCK, row_ranges
 

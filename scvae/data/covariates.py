@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
-from .._checks import check_obs_column, listing, warn
+from ..common.checks import check_obs_column, listing, warn
 from .schema import Categorical, Numeric, Schema
 
 MOST_LISTED = 20  # categories named in an error about an unknown one

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype
 
-from .._checks import check_var_column, listing, warn
+from ..common.checks import check_var_column, listing, warn
 from .schema import Schema
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured

@@ -17,18 +17,18 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionArray
 
-from .._checks import check_adata
+from ..common.checks import check_adata
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries
 from .batches import Batch
 from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
-from .counts import ValueCheck, check_finite
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors, warn_of_far
 from .genes import find_genes, gene_mask, refuse_duplicates
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
 from .stored_rows import StoredRows
+from .value_check import ValueCheck, check_finite
 
 MEMORY = 1e9  # bytes that the values of cells on disk may fill
 

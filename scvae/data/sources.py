@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._checks import check_adata, check_layer, listing, warn
-from .._in_place import restore
+from ..common.checks import check_adata, check_layer, listing, warn
 from .containers import matrix_of, name_of
+from .in_place import restore
 from .on_disk import Joined, on_disk
 
 FILE = "file"  # column of obs: the file of each cell, where there are several

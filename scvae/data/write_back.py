@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .._in_place import changed_in_place
+from .in_place import changed_in_place
 from .sources import Source
 
 Results = Mapping[str, Mapping[str, Any]]  # group, then key; None takes a key away

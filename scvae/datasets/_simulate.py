@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._checks import check_not_negative, check_positive, check_positive_int, check_probability
-from .._rng import SeedLike, numpy_generator, seed_of
+from ..common.checks import check_not_negative, check_positive, check_positive_int, check_probability
+from ..common.rng import SeedLike, numpy_generator, seed_of
 from ._cells import Cells, cells_of_types, cells_on_branches
 from ._decoder import Decoder
 from ._laws import Head, count_law, draw_counts, draw_gaussian

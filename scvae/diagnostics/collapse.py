@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ..fitted import ACTIVE_ABOVE
+from ..inference.fitted import ACTIVE_ABOVE
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2: variance of the posterior mean over cells
 

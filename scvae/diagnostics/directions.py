@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..inference import batches_of, posterior_moments
+from ..inference.fitted import FittedModel
+from ..inference.posterior import batches_of, posterior_moments
 from ..kernels.context import working_on
 from ..likelihoods.binary import BernoulliTable
 from ..likelihoods.continuous import GaussianTable
 from ..likelihoods.counts import ZeroInflatedTable
-from ..model import VAE
+from ..model.vae import VAE
 
 AT_ONCE = 2**20  # cells x genes of one pass
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from .._rng import numpy_generator
+from ..common.rng import numpy_generator
 from ..data.batches import n_aside
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..inference import posterior_moments
+from ..inference.fitted import FittedModel
+from ..inference.posterior import posterior_moments
 from ..likelihoods import Gaussian
 from .collapse import Usage, usage
 from .gaps import Gaps, gaps

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._rng import torch_generator
+from ..common.rng import torch_generator
 from ..data.batches import Batch
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..inference import batches_of, log_likelihood_bound
+from ..inference.fitted import FittedModel
+from ..inference.posterior import batches_of, log_likelihood_bound
+from ..inference.refinement import best_posterior
 from ..kernels.context import working_on
-from ..latent import DiagonalNormal
-from ..model import VAE
-from ..refinement import best_posterior
+from ..model.latent import DiagonalNormal
+from ..model.vae import VAE
 
 JUDGE = 33  # stream of random numbers
 AT_ONCE = 64  # cells

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from .._rng import numpy_generator, torch_generator
+from ..common.rng import numpy_generator, torch_generator
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..inference import batches_of
+from ..inference.fitted import FittedModel
+from ..inference.posterior import batches_of
 from ..kernels.context import working_on
-from ..objective import elbo
+from ..model.objective import elbo
 from .held_out import judged_cells
 
 CHOICE, BOUND = 35, 36  # streams of random numbers

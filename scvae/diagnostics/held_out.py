@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from .._rng import numpy_generator
+from ..common.rng import numpy_generator
 from ..data.batches import split
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..train import SPLIT
+from ..inference.fitted import FittedModel
+from ..training.train import SPLIT
 
 Role = Literal["held out of the fit", "trained on", "other cells than those of the fit"]
 

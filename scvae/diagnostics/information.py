@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .._rng import numpy_generator
+from ..common.rng import numpy_generator
 from .collapse import kl_to_prior
 
 NOISE, REFERENCE = 30, 31  # streams of random numbers

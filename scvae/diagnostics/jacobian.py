@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..data.intake import Cells
-from ..fitted import ACTIVE_ABOVE, FittedModel
-from ..inference import batches_of
+from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..inference.posterior import batches_of
 from ..kernels.context import working_on
-from ..model import VAE
+from ..model.vae import VAE
 
 AT_ONCE = 2**21  # cells x genes of one pass
 SMALLEST = 1e-30  # variance: of a gene whose mean underflows, and its derivative with it

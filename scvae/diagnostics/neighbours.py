@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
-from .._rng import igraph_random_state
+from ..common.rng import igraph_random_state
 
 if TYPE_CHECKING:
     import igraph

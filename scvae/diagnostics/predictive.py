@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._rng import torch_generator
+from ..common.rng import torch_generator
 from ..data.intake import Cells
-from ..fitted import FittedModel
-from ..inference import batches_of
+from ..inference.fitted import FittedModel
+from ..inference.posterior import batches_of
 from ..kernels.context import working_on
 from ..likelihoods.base import dense
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._rng import numpy_generator
+from ..common.rng import numpy_generator
 from ..data.intake import Cells
-from ..expression import expression_space
-from ..fitted import ACTIVE_ABOVE, FittedModel
-from ..inference import log_likelihood_bound, posterior_moments
+from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..inference.posterior import log_likelihood_bound, posterior_moments
 from .collapse import kl_to_prior
+from .expression_pca import expression_space
 from .held_out import Role, judged_cells
 from .information import information
 from .structure import (

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
-from .._rng import numpy_generator
+from ..common.rng import numpy_generator
 from .neighbours import N_NEIGHBOURS, Neighbours, as_igraph, graph_of, leiden, nearest
 
 RESAMPLE, POSTERIOR, CLUSTERING = 20, 21, 22  # streams of random numbers
@@ -79,7 +79,8 @@ def structure(
     mean, variance
         Moments of q(z | x).
     reference
-        Coordinates of some of the cells in a space that the embedding is compared with (see `scvae.expression`).
+        Coordinates of some of the cells in a space that the embedding is compared with (see
+        `scvae.diagnostics.expression_pca`).
     compared
         Which cells these are.
     seed

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..fitted import ACTIVE_ABOVE, FittedModel
-from ..recipe import FEWEST_STEPS
+from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..training.recipe import FEWEST_STEPS
 from .examination import Examination
 
 Severity = Literal["disease", "remark"]

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from . import reference
 from .csr import CSR
-from .device import CountHead, densify, kernels_for
+from .fused_cuda import CountHead, densify, kernels_for
 from .products import large_products
 from .selection import SelectedRows
 

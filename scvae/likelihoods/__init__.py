@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..beta_range import BetaRange
+from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from .base import Distribution, Likelihood
 from .binary import Bernoulli

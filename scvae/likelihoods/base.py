@@ -15,7 +15,7 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
-from ..kernels.device import densify
+from ..kernels.fused_cuda import densify
 from ..kernels.selection import SelectedRows
 
 

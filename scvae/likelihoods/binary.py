@@ -15,7 +15,7 @@ from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
-from ..kernels.device import densify
+from ..kernels.fused_cuda import densify
 from ..kernels.selection import SelectedRows
 from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 

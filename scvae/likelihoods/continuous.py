@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..beta_range import BetaRange
 from ..data.batches import Batch
+from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import reference

@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ..beta_range import BetaRange
 from ..data.batches import Batch
+from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
 from ..kernels.csr import CSR
-from ..kernels.device import densify
+from ..kernels.fused_cuda import densify
 from ..kernels.selection import SelectedRows
 from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int16
 
-from .._checks import MissingKeyError
-from .._files import written_whole
-from .._keys import Keys
-from ._explorer_colours import Colour, colours_of
-from ._explorer_page import page
+from ..common.checks import MissingKeyError
+from ..common.files import written_whole
+from ..common.keys import Keys
+from ._explorer.colours import Colour, colours_of
+from ._explorer.page import page
 from ._figure import stored
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ._explorer_widget import BetaExplorer
+    from ._explorer.widget import BetaExplorer
 
 WRITER = "scvae.tl.beta_embeddings(adata, model)"
 LARGEST = 32_767  # of int16
@@ -175,7 +175,7 @@ def _note(n_shown: int, n_cells: int, n_betas: int, judged_on: str) -> str:
 
 def _widget(contents: Contents) -> BetaExplorer:
     try:
-        from ._explorer_widget import BetaExplorer
+        from ._explorer.widget import BetaExplorer
     except ImportError as error:
         raise ImportError(
             f"the explorer in Jupyter needs anywidget ({error}): pip install 'scvae-torch[explorer]'. Without it, "

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from .._checks import check_obs_column, missing_key
+from ..common.checks import check_obs_column, missing_key
 from ._figure import GREY, keep_apart, shortened, whole_figure
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._keys import Keys
+from ..common.keys import Keys
 from ._dimensions import ACTIVE_ABOVE, draw_kl
 from ._figure import COLOURS, GREY, MARKED, MARKERS, hand_over, stored, title
 from ._posterior_predictive import draw_ranks, draw_variances

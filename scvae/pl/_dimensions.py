@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from .._checks import check_adata, missing_key
-from .._keys import Keys
+from ..common.checks import check_adata, missing_key
+from ..common.keys import Keys
 from ._figure import COLOURS, GREY, title
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .._checks import MissingKeyError, check_adata, missing_key
-from .._keys import Keys
+from ..common.checks import MissingKeyError, check_adata, missing_key
+from ..common.keys import Keys
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from .._keys import Keys
+from ..common.keys import Keys
 from ._figure import COLOURS, MARKED, given_axes, hand_over, new_axes, stored, title
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from .._keys import Keys
+from ..common.keys import Keys
 from ._color import Colouring, Labels, Numbers, colouring, draw_points, legend_below, legend_beside, write_numbers
 from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, draw_kl, kl_per_dimension, moments
 from ._figure import given_axes, hand_over, new_axes, shortened

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._checks import MissingKeyError, check_adata, check_positive_int
-from .._keys import Keys
+from ..common.checks import MissingKeyError, check_adata, check_positive_int
+from ..common.keys import Keys
 from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, kl_per_dimension, moments
 from ._figure import COLOURS, given_axes, hand_over, new_axes, shortened, title
 

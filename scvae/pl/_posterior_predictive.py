@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .._keys import Keys
+from ..common.keys import Keys
 from ._figure import COLOURS, given_axes, hand_over, keep_apart, new_axes, shortened, stored, title
 
 if TYPE_CHECKING:

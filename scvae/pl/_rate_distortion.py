@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._checks import missing_key
-from .._keys import Keys
+from ..common.checks import missing_key
+from ..common.keys import Keys
 from ._figure import COLOURS, MARKED, MARKERS, given_axes, hand_over, keep_apart, new_axes, stored, title, whole_figure
 
 if TYPE_CHECKING:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import check_adata, check_positive_int
-from .._keys import Keys
-from .._progress import progress_bar
-from .._rng import SeedLike, numpy_generator, seed_of
-from .._slots import target_of, write
+from ..common.checks import check_adata, check_positive_int
+from ..common.keys import Keys
+from ..common.progress import progress_bar
+from ..common.rng import SeedLike, numpy_generator, seed_of
+from ..common.slots import target_of, write
+from ..data.betas_given import evenly_spaced, given_betas
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
-from ..fitted import FittedModel, check_model
-from ..inference import posterior_moments
-from ..layouts import aligned_layouts
-from ._betas import evenly_spaced, given_betas
-from ._read import earlier_record, read_cells
+from ..inference.cells import earlier_record, read_cells
+from ..inference.fitted import FittedModel, check_model
+from ..inference.posterior import posterior_moments
+from ._layouts import aligned_layouts
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,18 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._checks import check_not_negative, check_positive
-from .._keys import Keys
-from .._rng import SeedLike, seed_of
-from .._slots import target_of, write
+from ..common.checks import check_not_negative, check_positive
+from ..common.keys import Keys
+from ..common.rng import SeedLike, seed_of
+from ..common.slots import target_of, write
+from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
 from ..data.intake import Cells
 from ..data.sources import Paths, are_paths, opened
-from ..decoding import Target, batch_codes, expression, gene_positions, posterior_draws
-from ..fitted import FittedModel, check_model
+from ..inference.cells import earlier_record, read_cells
+from ..inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
+from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import working_on
 from ..likelihoods import Bernoulli
-from ._destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
-from ._read import earlier_record, read_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import check_positive_int
-from .._html import items, named_values, page
-from .._keys import Keys
-from .._rng import SeedLike, seed_of
-from .._slots import write
+from ..common.checks import check_positive_int
+from ..common.html import items, named_values, page
+from ..common.keys import Keys
+from ..common.rng import SeedLike, seed_of
+from ..common.slots import write
 from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
+from ..diagnostics.heads import HeadFit
+from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
-from ..fitted import FittedModel, check_model
-from ._heads import HeadFit
-from ._heads import compare_heads as compare
-from ._read import earlier_record, read_cells
+from ..inference.cells import earlier_record, read_cells
+from ..inference.fitted import FittedModel, check_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

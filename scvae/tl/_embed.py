@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._checks import check_positive_int
-from .._keys import Keys
-from .._rng import SeedLike, seed_of
-from .._slots import target_of, write
+from ..common.checks import check_positive_int
+from ..common.keys import Keys
+from ..common.rng import SeedLike, seed_of
+from ..common.slots import target_of, write
 from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import check_can_be_changed, write_back
-from ..fitted import FittedModel, check_model
-from ..inference import latent_draws, posterior_moments
-from ._read import read_cells
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model
+from ..inference.posterior import latent_draws, posterior_moments
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,19 +12,19 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from .._checks import check_adata, check_positive_int, listing, missing_key, speaking_of
-from .._keys import Keys
-from .._rng import SeedLike, numpy_generator, seed_of, torch_generator
+from ..common.checks import check_adata, check_positive_int, listing, missing_key, speaking_of
+from ..common.keys import Keys
+from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.intake import Cells
 from ..data.schema import Categorical, Numeric
-from ..decoding import TABLE, at_beta, batch_codes, posterior_draws
-from ..fitted import FittedModel, check_model
-from ..inference import whole_libraries
+from ..inference.cells import read_cells
+from ..inference.decoding import TABLE, at_beta, batch_codes, posterior_draws
+from ..inference.drawing import draw_values, drawn_cells, stacked
+from ..inference.fitted import FittedModel, check_model
+from ..inference.mixture import Mixture, fit_mixture
+from ..inference.posterior import whole_libraries
 from ..kernels.context import working_on
-from ._drawn import draw_values, drawn_cells, stacked
-from ._mixture import Mixture, fit_mixture
-from ._read import read_cells
 from ._sample import TABLES
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._checks import check_obs_column, check_positive, check_positive_int
+from ..common.checks import check_obs_column, check_positive, check_positive_int
 from ..data.containers import Block, blocks, matrix_of, name_of
-from ..data.counts import ValueCheck
 from ..data.gene_variance import best_genes, gene_variances
 from ..data.on_disk import on_disk
 from ..data.sources import Paths, Source, opened
+from ..data.value_check import ValueCheck
 from ..data.write_back import check_can_be_changed, write_back
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from .._checks import check_positive_int
-from .._keys import Keys
-from .._slots import write
+from ..common.checks import check_positive_int
+from ..common.keys import Keys
+from ..common.slots import write
 from ..diagnostics.directions import Directions, directions
-from ..fitted import FittedModel, check_model
-from ._read import read_cells
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .._checks import check_choice, check_positive_int
-from .._rng import SeedLike, seed_of
-from ..fitted import FittedModel, check_model
-from ..inference import BoundKind, log_likelihood_bound
-from ._read import read_cells
+from ..common.checks import check_choice, check_positive_int
+from ..common.rng import SeedLike, seed_of
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model
+from ..inference.posterior import BoundKind, log_likelihood_bound
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._checks import check_adata, check_positive_int, listing
-from .._continue import map_cells
-from .._fit import write_results
-from .._keys import Keys
+from ..common.checks import check_adata, check_positive_int, listing
+from ..common.distributed import joined
+from ..common.keys import Keys
 from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
-from ..distributed import joined
-from ..fitted import FittedModel, check_model
-from ._read import read_cells, with_batch_key
+from ..inference.cells import read_cells, with_batch_key
+from ..inference.fitted import FittedModel, check_model
+from ..training.fit import write_results
+from ..training.refit import map_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

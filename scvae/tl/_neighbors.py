@@ -8,14 +8,14 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
 
-from .._checks import check_positive_int
-from .._keys import Keys, check_slot_name
-from .._rng import SeedLike, seed_of
-from .._slots import target_of, write
+from ..common.checks import check_positive_int
+from ..common.keys import Keys, check_slot_name
+from ..common.rng import SeedLike, seed_of
+from ..common.slots import target_of, write
 from ..diagnostics.neighbours import graph_of, nearest
-from ..fitted import FittedModel, check_model
-from ..inference import latent_draws, posterior_moments
-from ._read import read_cells
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model
+from ..inference.posterior import latent_draws, posterior_moments
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._checks import check_positive_int
-from .._fit import write_results
-from .._keys import Keys
-from .._run import prune_cells
-from ..distributed import joined
-from ..fitted import FittedModel, check_model
-from ._read import read_cells
+from ..common.checks import check_positive_int
+from ..common.distributed import joined
+from ..common.keys import Keys
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model
+from ..training.fit import write_results
+from ..training.run import prune_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,14 +11,14 @@ import pandas as pd
 from jaxtyping import Int
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dtype
 
-from .._checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
-from .._keys import check_slot_name
-from .._slots import target_of, write
-from ..contrast import Contrast
-from ..differential import contrasts, tested
-from ..fitted import FittedModel, check_model
-from ..shrinkage import bayesian_fdr, shrink
-from ._read import read_cells
+from ..common.checks import check_adata, check_not_negative, check_obs_column, check_positive_int, listing
+from ..common.keys import check_slot_name
+from ..common.slots import target_of, write
+from ..inference.cells import read_cells
+from ..inference.contrast import Contrast
+from ..inference.differential import contrasts, tested
+from ..inference.fitted import FittedModel, check_model
+from ..inference.shrinkage import bayesian_fdr, shrink
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,12 +68,12 @@ def rank_genes(
 
     What is asked is whether two group means differ, cells being a sample from each group. A group's mean proportion is
     that of the model (at the posterior means of z) plus the weighted mean of what the counts have beyond it, so that
-    neither the decoder's smoothing nor its errors are taken for a difference (`scvae.differential`); its variance is
-    that over cells, moderated by the model's. With a batch, groups are compared within each batch that holds at least
-    two cells of both, and batches count n_a n_b / (n_a + n_b) for both sides alike: a batch effect cancels. All genes
-    together give the prior of the log fold changes, no change at all being one of its parts (adaptive shrinkage,
-    Stephens 2017), and the posterior gives error probabilities, and a false discovery rate that does not have to be
-    corrected any further.
+    neither the decoder's smoothing nor its errors are taken for a difference (`scvae.inference.differential`); its
+    variance is that over cells, moderated by the model's. With a batch, groups are compared within each batch that
+    holds at least two cells of both, and batches count n_a n_b / (n_a + n_b) for both sides alike: a batch effect
+    cancels. All genes together give the prior of the log fold changes, no change at all being one of its parts
+    (adaptive shrinkage, Stephens 2017), and the posterior gives error probabilities, and a false discovery rate that
+    does not have to be corrected any further.
 
     Proportions add up to 1, so that genes that rise make all others fall. A change is therefore measured from that of
     the typical gene, the mode of the prior (recorded as `centre`), as size factors do it for bulk data.

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .._checks import check_positive_int
-from .._keys import Keys
-from .._rng import SeedLike, seed_of, torch_generator
-from ..decoding import posterior_draws
-from ..fitted import FittedModel, check_model
+from ..common.checks import check_positive_int
+from ..common.keys import Keys
+from ..common.rng import SeedLike, seed_of, torch_generator
+from ..inference.cells import read_cells
+from ..inference.decoding import posterior_draws
+from ..inference.drawing import Values, draw_values, drawn_cells, stacked
+from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import working_on
-from ._drawn import Values, draw_values, drawn_cells, stacked
-from ._read import read_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._checks import check_adata, check_obs_column, check_probability, listing, speaking_of
-from .._keys import Keys
-from .._slots import target_of, write
+from ..common.checks import check_adata, check_obs_column, check_probability, listing, speaking_of
+from ..common.keys import Keys
+from ..common.slots import target_of, write
 from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
-from ..expression import most_alike
-from ..fitted import FittedModel, check_model
-from ..inference import posterior_moments
-from ..label_transfer import N_PEERS, transfer
-from ._read import read_cells, with_batch_key
+from ..diagnostics.expression_pca import most_alike
+from ..inference.cells import read_cells, with_batch_key
+from ..inference.fitted import FittedModel, check_model
+from ..inference.label_transfer import N_PEERS, transfer
+from ..inference.posterior import posterior_moments
 
 if TYPE_CHECKING:
     from anndata import AnnData

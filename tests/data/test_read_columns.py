@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 from scvae.data.covariates import widened
 from scvae.data.intake import read_fit, read_query
 from scvae.data.schema import Categorical, Numeric, Schema

@@ -6,7 +6,7 @@ from anndata import AnnData
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
 
 NOISE = 0.5
 

@@ -8,7 +8,7 @@ import pytest
 import scvae
 from scvae import TrainingConfig
 from scvae.diagnostics.generalization import _first_coefficient, generalization
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
 
 
 def simulated(**options):

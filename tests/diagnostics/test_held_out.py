@@ -5,7 +5,7 @@ import pytest
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae._rng import numpy_generator
+from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.diagnostics.held_out import judged_cells

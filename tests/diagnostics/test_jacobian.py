@@ -7,8 +7,8 @@ import torch
 import scvae
 from scvae import TrainingConfig
 from scvae.diagnostics.jacobian import scaled_jacobian, spectrum
-from scvae.inference import batches_of
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
+from scvae.inference.posterior import batches_of
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.0, 0.8, 0.0], [0.3, 0.5, 0.0], [0.0, 0.4, 0.0]], dtype=np.float32)

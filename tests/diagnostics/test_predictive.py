@@ -6,7 +6,7 @@ import torch
 
 import scvae
 from scvae.diagnostics.predictive import N_REPLICATES, _Rank, predictive
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
 from tests.diagnostics.models import linear_normal
 
 LOADINGS = np.linspace(0.2, 1.0, 24, dtype=np.float32).reshape(12, 2)

@@ -21,7 +21,7 @@ ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def main():
-    original, planned = scvae.train.epoch_plan, []
+    original, planned = scvae.training.train.epoch_plan, []
 
     def epoch_plan(*args, **options):
         planned.append(options["epoch"])
@@ -32,7 +32,7 @@ def main():
         return original(*args, **options)
 
     adata = data()
-    with patch("scvae.train.epoch_plan", epoch_plan):
+    with patch("scvae.training.train.epoch_plan", epoch_plan):
         model = fit(adata, checkpoint=FOLDER / "run")
     whole = data()
     expected = record_of(fit(whole), whole)  # in one go

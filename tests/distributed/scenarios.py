@@ -10,18 +10,18 @@ import torch
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae._interrupt import Interrupt
-from scvae._rng import torch_generators
-from scvae.beta_range import BetaRange
-from scvae.captured import make_step
+from scvae.common.distributed import ranks
+from scvae.common.interrupt import Interrupt
+from scvae.common.rng import torch_generators
 from scvae.data.batches import Batch
+from scvae.data.beta_range import BetaRange
 from scvae.data.feeds import Feed
 from scvae.data.intake import read_fit
 from scvae.data.summary import summarize
-from scvae.distributed import ranks
 from scvae.likelihoods import KIND
-from scvae.model import make_model
-from scvae.step import Dials
+from scvae.model.vae import make_model
+from scvae.training.cuda_graph import make_step
+from scvae.training.step import Dials
 
 CPU = torch.device("cpu")
 # uneven parts, and in the last two steps fewer cells than processes, or one more

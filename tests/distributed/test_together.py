@@ -23,7 +23,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A folder with the checkpoint of a run that was killed in epoch 3."""
-    folder, calls, original = tmp_path_factory.mktemp("together"), [], scvae.train.evaluate
+    folder, calls, original = tmp_path_factory.mktemp("together"), [], scvae.training.train.evaluate
 
     def evaluate(*args, **options):
         calls.append(1)
@@ -31,7 +31,7 @@ def begun(tmp_path_factory):
             raise Killed
         return original(*args, **options)
 
-    with patch("scvae.train.evaluate", evaluate), pytest.raises(Killed):
+    with patch("scvae.training.train.evaluate", evaluate), pytest.raises(Killed):
         fit(data(), checkpoint=folder / "begun")
     data(700).write_h5ad(folder / "cells.h5ad")
     return folder

@@ -17,8 +17,8 @@ from scenarios import CASES, FITS, data, fit, fitted, gradients_of, record_of
 
 import scvae
 from scvae import NetworkConfig
+from scvae.common.distributed import RankError, joined, ranks
 from scvae.data.feeds import Feed
-from scvae.distributed import RankError, joined, ranks
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
@@ -51,20 +51,20 @@ class Recording(Feed):
 
 def positions_of_a_fit(n_cells, batch_size, path=None):
     """For each pass over a feed: the positions that this process read in each batch."""
-    feeds, original = [], scvae.train.make_feed
+    feeds, original = [], scvae.training.train.make_feed
 
     def made(*args, **options):
         feeds.append(Recording(original(*args, **options)))
         return feeds[-1]
 
-    plans, plan_of = [], scvae.train.epoch_plan
+    plans, plan_of = [], scvae.training.train.epoch_plan
 
     def planned(*args, **options):
         plans.append(plan_of(*args, **options))
         return plans[-1]
 
     training = scvae.TrainingConfig(epochs=2, batch_size=batch_size, validation_fraction=0.0, memory=0.0)
-    with patch("scvae.train.make_feed", made), patch("scvae.train.epoch_plan", planned):
+    with patch("scvae.training.train.make_feed", made), patch("scvae.training.train.epoch_plan", planned):
         fit(data(n_cells) if path is None else path, training=training)
     passes = [asked for asked in feeds[0].asked if asked]
     return {"read": passes, "planned": [[part.tolist() for part in plan] for plan in plans]}
@@ -94,33 +94,33 @@ def broken_data():
 
 
 def not_finite_once():
-    original, calls = scvae.step.loss, []
+    original, calls = scvae.training.step.loss, []
 
     def loss(*args, **options):
         calls.append(1)
         return original(*args, **options) * (float("nan") if len(calls) == 3 else 1.0)
 
-    with in_rank(1, "scvae.step.loss", loss):
+    with in_rank(1, "scvae.training.step.loss", loss):
         adata = data()
         return record_of(fit(adata), adata)
 
 
 def never_finite():
-    original = scvae.step.loss
-    with in_rank(1, "scvae.step.loss", lambda *args, **options: original(*args, **options) * float("nan")):
+    original = scvae.training.step.loss
+    with in_rank(1, "scvae.training.step.loss", lambda *args, **options: original(*args, **options) * float("nan")):
         return refusal(fit, data())
 
 
 def stopped_by_hand():
     """Ctrl-C in rank 1 while epoch 3 is planned."""
-    original = scvae.train.epoch_plan
+    original = scvae.training.train.epoch_plan
 
     def planned(*args, **options):
         if options["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **options)
 
-    with in_rank(1, "scvae.train.epoch_plan", planned), warnings.catch_warnings(record=True) as said:
+    with in_rank(1, "scvae.training.train.epoch_plan", planned), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         adata = data()
         record = record_of(fit(adata), adata)
@@ -131,7 +131,7 @@ def full_disk():
     def save(*_):
         raise OSError(28, "No space left on device")
 
-    with in_rank(0, "scvae.train.save_checkpoint", save):
+    with in_rank(0, "scvae.training.train.save_checkpoint", save):
         return refusal(fit, data(), checkpoint=FOLDER / "full")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scvae.kernels.csr import CSR
-from scvae.kernels.device import densify
+from scvae.kernels.fused_cuda import densify
 from scvae.kernels.selection import SelectedRows
 from tests.kernels.problems import make
 

@@ -7,11 +7,11 @@ import torch
 from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Categorical, Schema
-from scvae.model import make_model
-from scvae.nn.blocks import BatchNorm, Dropout, Linear, add_product, make_norm
-from scvae.nn.conditions import Conditions
-from scvae.nn.decoder import Decoder
-from scvae.nn.encoder import LOG_VARIANCE_RANGE, Encoder
+from scvae.model.blocks import BatchNorm, Dropout, Linear, add_product, make_norm
+from scvae.model.conditions import Conditions
+from scvae.model.decoder import Decoder
+from scvae.model.encoder import LOG_VARIANCE_RANGE, Encoder
+from scvae.model.vae import make_model
 from tests.kernels.problems import csr, tensor
 
 

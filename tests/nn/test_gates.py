@@ -2,8 +2,8 @@
 
 import torch
 
-from scvae.nn.blocks import Linear
-from scvae.nn.gates import make_gate
+from scvae.model.blocks import Linear
+from scvae.model.gates import make_gate
 
 ROWS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 KNOTS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0], [0.0, 0.75, 0.25]])

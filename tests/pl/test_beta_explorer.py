@@ -14,9 +14,9 @@ import traitlets
 from scipy import sparse
 
 import scvae
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 from scvae.pl._color import palette
-from scvae.pl._explorer_page import asset, script
+from scvae.pl._explorer.page import asset, script
 from tests.pl import explorable as cells
 from tests.pl.explorable import explorable
 
@@ -295,7 +295,7 @@ def test_beta_and_colour_of_the_widget_can_be_set_within_what_it_has():
 
 def test_without_anywidget_the_error_says_what_to_install_and_the_page_is_still_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    monkeypatch.delitem(sys.modules, "scvae.pl._explorer_widget", raising=False)
+    monkeypatch.delitem(sys.modules, "scvae.pl._explorer.widget", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'scvae-torch\[explorer\]'.*save='explorer.html'"):
         scvae.pl.beta_explorer(explorable())
     assert written(explorable(), tmp_path)[0]["n_cells"] == 40

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import scvae
-from scvae.pl._explorer_page import asset, script
+from scvae.pl._explorer.page import asset, script
 from tests.pl import explorable as cells
 
 REQUIRED = "SCVAE_REQUIRE_CHROMIUM"

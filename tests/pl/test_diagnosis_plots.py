@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scvae
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 from scvae.diagnostics.jacobian import FLAT_BELOW
 from scvae.pl import _diagnose
 from scvae.pl._figure import whole_figure

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import scvae
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 from tests.pl import records
 
 mpl.use("Agg")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import scvae
-from scvae._checks import MissingKeyError
-from scvae.fitted import ACTIVE_ABOVE
-from scvae.latent import DiagonalNormal
+from scvae.common.checks import MissingKeyError
+from scvae.inference.fitted import ACTIVE_ABOVE
+from scvae.model.latent import DiagonalNormal
 from scvae.pl import _color, _dimensions
 from tests.pl import records
 

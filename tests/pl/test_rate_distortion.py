@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import scvae
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 
 mpl.use("Agg")
 

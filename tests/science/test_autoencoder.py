@@ -6,10 +6,10 @@ import torch
 from scipy.spatial.distance import cdist
 
 import scvae
-import scvae.step
+import scvae.training.step
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
-from scvae.model import make_model
+from scvae.model.vae import make_model
 
 SEED, N_LATENT, NETWORK = 0, 5, NetworkConfig(width=64)
 
@@ -30,13 +30,13 @@ def fitted(adata, beta):
 @pytest.fixture(scope="module")
 def models(cells):
     """The autoencoder, trained by the package's own steps with the noise set to 0, and the model at β = 1."""
-    original = scvae.step.evidence_terms
+    original = scvae.training.step.evidence_terms
 
     def without_noise(model, batch, noise, weight, generator=None):
         return original(model, batch, torch.zeros_like(noise), weight, generator)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scvae.step, "evidence_terms", without_noise)
+        patch.setattr(scvae.training.step, "evidence_terms", without_noise)
         autoencoder = fitted(cells[0].copy(), 0.0)
     return autoencoder, fitted(cells[0].copy(), 1.0)
 

@@ -16,9 +16,9 @@ from torch import nn
 from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Schema
-from scvae.latent import DiagonalNormal
-from scvae.model import make_model
-from scvae.objective import elbo, evidence_terms, importance_weighted, loss
+from scvae.model.latent import DiagonalNormal
+from scvae.model.objective import elbo, evidence_terms, importance_weighted, loss
+from scvae.model.vae import make_model
 
 SCALE = 0.8
 ONE_DIMENSION = np.array([[0.7]])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scvae.objective import Terms, loss
+from scvae.model.objective import Terms, loss
 
 WEIGHT = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
 KL = [[0.02, 1.0], [0.08, 2.0], [0.04, 0.0]]  # means over the weighted cells: 0.04 and 1.0

@@ -9,7 +9,7 @@ from scipy import stats
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.nn.decoder import LOADING_SD, OFFSET_SD
+from scvae.model.decoder import LOADING_SD, OFFSET_SD
 from tests.diagnostics.models import NOISE, linear_normal
 from tests.tl.hardly_trained import case, fit
 

@@ -14,9 +14,9 @@ import pytest
 from scipy import sparse
 
 import scvae
-import scvae._files
-import scvae.tl._destinations
-from scvae._checks import MissingKeyError
+import scvae.common.files
+import scvae.data.destinations
+from scvae.common.checks import MissingKeyError
 from tests.tl.hardly_trained import case
 
 SLOTS = ["scvae_denoised", "scvae_denoised_lower", "scvae_denoised_upper"]
@@ -91,8 +91,8 @@ def test_a_threshold_keeps_what_is_above_it_and_its_interval():
 @pytest.mark.parametrize("threshold", [None, 5.0])
 def test_a_store_holds_what_a_layer_would(tmp_path, monkeypatch, digest, threshold):
     pytest.importorskip("zarr")
-    monkeypatch.setattr(scvae.decoding, "TABLE", 16 * 12)  # several chunks
-    monkeypatch.setattr(scvae.tl._destinations, "STORE_CHUNK", 20 * 12)
+    monkeypatch.setattr(scvae.inference.decoding, "TABLE", 16 * 12)  # several chunks
+    monkeypatch.setattr(scvae.data.destinations, "STORE_CHUNK", 20 * 12)
     adata, model = case()
     options = {"library_size": 80.0, "interval": 0.9, "n_samples": 20, "threshold": threshold}
     before = digest(adata)
@@ -148,7 +148,7 @@ def test_a_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         scvae.tl.denoise(adata, model, path=place)
     content = ad.read_zarr(place).X
-    original, calls = scvae.tl._destinations.Store.add, []
+    original, calls = scvae.data.destinations.Store.add, []
 
     def fails_later(self, positions, tables):
         calls.append(positions)
@@ -156,9 +156,9 @@ def test_a_store_appears_whole_or_not_at_all(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         original(self, positions, tables)
 
-    monkeypatch.setattr(scvae.decoding, "TABLE", 16 * 12)
+    monkeypatch.setattr(scvae.inference.decoding, "TABLE", 16 * 12)
     with monkeypatch.context() as patched:
-        patched.setattr(scvae.tl._destinations.Store, "add", fails_later)
+        patched.setattr(scvae.data.destinations.Store, "add", fails_later)
         for target, options in ((tmp_path / "new.zarr", {}), (place, {"overwrite": True})):
             calls.clear()
             with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from scipy import sparse
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 
 
 def simulated(**options):
@@ -154,7 +154,7 @@ def test_covariates_are_standardised_as_at_the_fit():
 def test_more_cells_than_one_chunk_come_back_in_order(monkeypatch):
     adata = simulated()
     model = fit(adata)
-    monkeypatch.setattr("scvae.inference.EMBEDDING_CHUNK", 7)
+    monkeypatch.setattr("scvae.inference.posterior.EMBEDDING_CHUNK", 7)
     other = query(adata)
     scvae.tl.embed(other, model)
     np.testing.assert_allclose(other.obsm["X_scvae"], adata.obsm["X_scvae"], rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from scipy import sparse, stats
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.libraries import LibrarySizes
-from scvae.tl._mixture import fit_mixture
+from scvae.inference.mixture import fit_mixture
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.5, 0.0], [0.5, 0.0], [0.0, 0.9], [0.0, -0.4]])  # orthogonal: posteriors are diagonal

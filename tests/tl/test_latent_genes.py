@@ -12,8 +12,8 @@ from scipy import sparse
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.diagnostics.directions import directions, natural
-from scvae.inference import batches_of, posterior_moments
-from scvae.tl._read import read_cells
+from scvae.inference.cells import read_cells
+from scvae.inference.posterior import batches_of, posterior_moments
 
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 

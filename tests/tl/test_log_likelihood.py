@@ -7,7 +7,7 @@ import torch
 from scipy.stats import nbinom
 
 import scvae
-import scvae.objective
+import scvae.model.objective
 from scvae import NetworkConfig, TrainingConfig
 
 
@@ -89,7 +89,7 @@ def rows_at_a_time(monkeypatch, model):
 @pytest.mark.parametrize("kind", ["iw", "elbo"])
 def test_memory_does_not_grow_with_the_samples(monkeypatch, fitted, kind):
     adata, model = fitted
-    monkeypatch.setattr(scvae.objective, "DRAWS_BUDGET", 30 * 64 * 3)  # three draws of a chunk of 64 cells
+    monkeypatch.setattr(scvae.model.objective, "DRAWS_BUDGET", 30 * 64 * 3)  # three draws of a chunk of 64 cells
     seen = rows_at_a_time(monkeypatch, model)
     for n_samples in (3, 10, 100):
         seen.clear()
@@ -102,7 +102,7 @@ def test_memory_does_not_grow_with_the_samples(monkeypatch, fitted, kind):
 def test_the_size_of_the_passes_does_not_matter(monkeypatch, fitted, kind):
     adata, model = fitted
     whole = scvae.tl.log_likelihood(adata, model, kind=kind, n_samples=2000)
-    monkeypatch.setattr(scvae.objective, "DRAWS_BUDGET", 30 * 64 * 150)
+    monkeypatch.setattr(scvae.model.objective, "DRAWS_BUDGET", 30 * 64 * 150)
     cut = scvae.tl.log_likelihood(adata, model, kind=kind, n_samples=2000, rng=9)
     assert np.abs(whole - cut).max() < 0.5
     assert whole.mean() == pytest.approx(cut.mean(), abs=0.05)

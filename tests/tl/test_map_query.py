@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 from scvae.data.intake import read_query
-from scvae.inference import batches_of, posterior_of
+from scvae.inference.posterior import batches_of, posterior_of
 
 
 @functools.cache
@@ -146,7 +146,7 @@ def test_cells_of_a_mapped_batch_and_they_alone_are_led_from_the_encoders_poster
     # pieces of another size, and the cells of a mapped batch among the others, change nothing
     scvae.tl.embed(both, mapped)
     np.testing.assert_allclose(both.obsm["X_scvae"], placed.mean.detach(), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr("scvae.inference.REFINED_AT_ONCE", 7 * 150)
+    monkeypatch.setattr("scvae.inference.posterior.REFINED_AT_ONCE", 7 * 150)
     again = both.copy()
     scvae.tl.embed(again, mapped)
     np.testing.assert_allclose(again.obsm["X_scvae"], both.obsm["X_scvae"], rtol=1e-4, atol=1e-5)

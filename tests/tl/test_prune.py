@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import scvae
-import scvae.train
+import scvae.training.train
 from scvae import NetworkConfig, TrainingConfig
-from scvae._rng import numpy_generator
+from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
-from scvae.fitted import in_use
-from scvae.train import SPLIT
+from scvae.inference.fitted import in_use
+from scvae.training.train import SPLIT
 
 SEED = 4
 
@@ -180,7 +180,7 @@ def test_ctrl_c_while_fine_tuning_keeps_the_cut_model(pruned, monkeypatch):
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scvae.train, "epoch_plan", pressed)
+    monkeypatch.setattr(scvae.training.train, "epoch_plan", pressed)
     with pytest.warns(UserWarning, match="interrupted after 0 epochs"):
         narrow = scvae.tl.prune(adata, wide, verbose=False)
     assert narrow.n_latent == wide.outcome.active_dimensions < 12
@@ -246,7 +246,7 @@ def test_auto_goes_on_from_a_checkpoint_to_the_same_numbers(tmp_path):
 
 @pytest.mark.parametrize(("stop", "said"), [(3, 2), (104, 3)])
 def test_an_auto_fit_is_not_trained_any_further_after_ctrl_c(monkeypatch, stop, said):
-    original, calls = scvae.train.epoch_plan, []
+    original, calls = scvae.training.train.epoch_plan, []
 
     def pressed(*arguments, **options):
         calls.append(1)
@@ -254,7 +254,7 @@ def test_an_auto_fit_is_not_trained_any_further_after_ctrl_c(monkeypatch, stop, 
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(scvae.train, "epoch_plan", pressed)
+    monkeypatch.setattr(scvae.training.train, "epoch_plan", pressed)
     with pytest.warns(UserWarning, match=f"interrupted after {said} epochs"):
         model = fit(simulated(300), "auto", training=TrainingConfig(epochs=100))
     assert len(calls) == stop

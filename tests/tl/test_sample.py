@@ -116,7 +116,7 @@ def test_the_seed_decides_and_the_size_of_the_chunks_does_not_change_the_latent(
     first, again, other = (scvae.tl.sample(adata, model, rng=seed) for seed in (1, 1, 2))
     assert (first.X != again.X).nnz == 0
     assert (first.X != other.X).nnz > 0
-    monkeypatch.setattr(scvae.decoding, "TABLE", 8 * 16 * 12)
+    monkeypatch.setattr(scvae.inference.decoding, "TABLE", 8 * 16 * 12)
     cut = scvae.tl.sample(adata, model, rng=1)
     np.testing.assert_allclose(cut.obsm["X_scvae"], first.obsm["X_scvae"], atol=1e-5)
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 import scvae
 from scvae import TrainingConfig
-from scvae._checks import MissingKeyError
+from scvae.common.checks import MissingKeyError
 
 PANCREAS = Path(__file__).parents[3] / "shared" / "data" / "pancreas4.h5ad"
 

@@ -1,0 +1,323 @@
+"""The command `scvae`: fit and embed h5ad files, and a demonstration on bundled data.
+
+An error in what the user gave ends with one line on stderr and exit code 2; outputs appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.keys import Keys
+from .files import (
+    check_input,
+    check_output,
+    check_paths_differ,
+    check_picture,
+    check_writable,
+    opened,
+    results_of,
+    write_copy,
+)
+from .parser import USAGE_ERROR, make_parser, one_line
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ..inference.fitted import FittedModel
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options that name files to write
+KEYWORDS = (
+    "layer",
+    "mask_var",
+    "batch_key",
+    "covariate_keys",
+    "size_factor_key",
+    "likelihood",
+    "n_latent",
+    "beta",
+    "rng",
+    "device",
+    "key_added",
+    "checkpoint",
+    "betas",
+    "labels_key",
+    "method",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Parameters
+    ----------
+    arguments
+        The words after `scvae`; None for those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 for success, 2 for an error in what was given, 130 after Ctrl-C outside training.
+
+    Raises
+    ------
+    SystemExit
+        After ``--help`` and ``--version`` (code 0), and if the arguments cannot be understood (code 2).
+    """
+    given = make_parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_place: _complain("warning", message)
+        try:
+            _run(given)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except (ValueError, OSError, FloatingPointError) as error:
+            _complain("error", error)
+            return USAGE_ERROR
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Runs a command, in all processes at once where torchrun has started several."""
+    run = COMMANDS[given.command]
+    if not _is_launched():
+        run(given)
+        return
+    if given.command not in {"fit", "tune-beta"}:
+        raise ValueError("this command runs in one process; only fit and tune-beta can be started by torchrun")
+
+    from ..common.distributed import joined
+
+    with joined():
+        run(given)
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return not _is_launched() or os.environ.get("RANK", "0") == "0"
+
+
+def _fit(given: argparse.Namespace) -> None:
+    _check_files(given)
+
+    from ..training.fit import fit
+
+    keys = Keys(given.key_added)
+    keywords = _keywords(given)
+    layer = getattr(given, "layer", None)
+    with results_of(given.input, given.output, layer, is_writer=_is_first()) as results:
+        model = fit(results.cells, **keywords)
+        results.take(lambda adata: _results(adata, keys))
+        if given.model is not None and _is_first():
+            model.save(given.model)
+    if not _is_first():
+        return
+    if given.quiet:
+        return
+    outcome = model.outcome
+    rows = {
+        "cells": f"{results.n_cells:,}",
+        "genes": f"{len(model.genes):,}",
+        "seconds": f"{outcome.seconds:.1f} ({outcome.epochs} epochs)",
+        "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
+        "active dimensions": f"{outcome.active_dimensions} of {model.n_latent}",
+        "converged": "yes" if outcome.converged else f"no: {outcome.reason}",
+        "seed": model.seed,
+        "embedding": f"{results.place}, obsm[{keys.mean!r}]",
+    }
+    _print_rows(rows if given.model is None else rows | {"model": given.model})
+
+
+def _tune_beta(given: argparse.Namespace) -> None:
+    _check_files(given)
+    if given.plot is not None:
+        check_picture(given.plot)
+    if given.explorer is not None:
+        _check_explorer(given)
+
+    from ..common.files import written_whole
+    from ..tl._tune_beta import tune_beta
+
+    keys = Keys(given.key_added)
+    with opened(given.input, getattr(given, "layer", None)) as adata:
+        path = tune_beta(adata, **_keywords(given))
+        results = _results(adata, keys)
+        n_cells = adata.n_obs
+        if given.plot is not None and _is_first():
+            with written_whole(given.plot) as temporary:
+                _draw(adata, given.key_added, temporary)
+        if given.explorer is not None and _is_first():
+            results["obsm"][keys.beta_umaps] = _explore(adata, path.model, keys, given)
+            results["uns"][keys.uns] = adata.uns[keys.uns]
+    if not _is_first():
+        return
+    if given.model is not None:
+        path.model.save(given.model)
+    write_copy(given.input, given.output, results)
+    if given.quiet:
+        return
+    rows = {
+        "cells": f"{n_cells:,}",
+        "genes": f"{len(path.model.genes):,}",
+        "judged on": path.judged_on,
+        "recommended β": f"{path.recommended:.4g}",
+        "seed": path.model.seed,
+        "embedding": f"{given.output}, obsm[{keys.mean!r}]",
+        "table": f"{given.output}, uns[{keys.uns!r}][{keys.beta_path!r}]",
+    }
+    places = (("plot", given.plot), ("explorer", given.explorer), ("model", given.model))
+    _print_rows(rows | {name: place for name, place in places if place})
+
+
+def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) -> None:
+    """Refuses what could not be read, or written in the end, before a training begins."""
+    inputs = given.input if isinstance(given.input, list) else [given.input]
+    for path in inputs:
+        check_input(path, may_be_folder=isinstance(given.input, list))
+    if not _is_first():
+        return
+    outputs = {f"--{name}": getattr(given, name, None) for name in written}
+    check_paths_differ({"output": given.output} | outputs)
+    for source in inputs:
+        if given.output is not None:
+            check_output(given.output, source, force=given.force, may_replace_input=len(inputs) == 1)
+        for name, path in outputs.items():
+            if path is not None:
+                # a checkpoint that exists is resumed, so it needs no --force
+                force = given.force or name == "--checkpoint"
+                check_output(path, source, force=force, may_replace_input=False)
+
+
+def _keywords(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given, for `fit` or `tune_beta`."""
+    from ..config import TrainingConfig
+
+    options = vars(given)
+    keywords = {name: options[name] for name in KEYWORDS if name in options}
+    if "beta" in keywords:
+        betas = keywords["beta"]
+        keywords["beta"] = betas[0] if len(betas) == 1 else tuple(betas)
+    given_training = {name: options[name] for name in ("epochs", "memory") if name in options}
+    training = TrainingConfig(**given_training) if given_training else None
+    return keywords | {"training": training, "verbose": not given.quiet}
+
+
+def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
+    """What a fit has written into `adata`."""
+    return {
+        "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
+        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None takes those of an earlier fit away
+        "uns": {keys.uns: adata.uns[keys.uns]},
+    }
+
+
+def _draw(adata: AnnData, key_added: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from ..pl import rate_distortion
+
+    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a screen
+    rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
+
+
+def _check_explorer(given: argparse.Namespace) -> None:
+    if given.explorer.suffix.lower() not in {".html", ".htm"}:
+        raise ValueError(f"{given.explorer} is to be a page for browsers; end its name in .html")
+    if getattr(given, "method", "path") == "sweep":
+        raise ValueError("--explorer shows one model of many β, and --method sweep has a model for each; leave one out")
+
+
+def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Namespace) -> Any:
+    """Writes the explorer; returns the UMAPs in it."""
+    from ..pl import beta_explorer
+    from ..tl import beta_embeddings
+
+    beta_embeddings(adata, model, rng=model.seed, key_added=given.key_added, verbose=not given.quiet)
+    color = getattr(given, "labels_key", None)
+    beta_explorer(adata, color=color, key_added=given.key_added, save=given.explorer)
+    return adata.obsm[keys.beta_umaps]
+
+
+def _embed(given: argparse.Namespace) -> None:
+    _check_files(given, written=())
+    check_paths_differ({"output": given.output, "--model": given.model})
+
+    from ..inference.fitted import load
+    from ..tl import embed
+
+    model = load(given.model)
+    keys = Keys(given.key_added)
+    layer = getattr(given, "layer", model.schema.layer)
+    with results_of(given.input, given.output, None if layer == "X" else layer) as results:
+        embed(results.cells, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
+        results.take(lambda adata: {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}})
+    _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
+
+
+def _diagnose(given: argparse.Namespace) -> None:
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model})
+    if given.output is not None:
+        check_output(given.output, given.input, force=given.force)
+
+    from ..inference.fitted import load
+    from ..tl import diagnose
+
+    model, options = load(given.model), vars(given)
+    keys = Keys(given.key_added)
+    names = ("beta", "n_cells", "compare_heads", "rng", "key_added")
+    keywords = {name: options[name] for name in names if name in options}
+    layer = options.get("layer", model.schema.layer)
+    with opened(given.input, None if layer == "X" else layer) as adata:
+        print(diagnose(adata, model, layer=layer or "X", verbose=False, **keywords))
+        results = {"uns": {keys.uns: adata.uns[keys.uns]}}
+    if given.output is not None:
+        write_copy(given.input, given.output, results)
+
+
+def _demo(given: argparse.Namespace) -> None:
+    folder: Path = given.out_dir
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; pass another --out-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+
+    from .. import datasets
+    from ..common.files import written_whole
+    from .demo import analyse, draw
+
+    adata, row = analyse(datasets.pbmc3k())
+    with written_whole(folder / "pbmc3k_scvae.h5ad") as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+    with written_whole(folder / "umap.png") as temporary:
+        draw(adata, temporary)
+    widths = [max(len(name), len(value)) for name, value in row.items()]
+    print("  ".join(f"{name:>{width}}" for name, width in zip(row, widths, strict=True)))
+    print("  ".join(f"{value:>{width}}" for value, width in zip(row.values(), widths, strict=True)))
+    print(f"wrote {folder / 'pbmc3k_scvae.h5ad'} and {folder / 'umap.png'}")
+
+
+def _print_rows(rows: Mapping[str, object]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _complain(kind: str, message: object) -> None:
+    """One line, of the first of several processes; of another one only where the first is not there to say it."""
+    if _is_first() or 0 in getattr(message, "missing", ()):
+        print(f"scvae: {kind}: {one_line(message)}", file=sys.stderr)
+
+
+COMMANDS = {"fit": _fit, "tune-beta": _tune_beta, "embed": _embed, "diagnose": _diagnose, "demo": _demo}

@@ -1,0 +1,175 @@
+"""What the commands do with files: whether they can be read and written, and copies with results in them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def check_input(path: Path, *, may_be_folder: bool = False) -> None:
+    """Refuses a path that is no file, nor, where it may be one, a folder."""
+    if path.is_dir() and may_be_folder:
+        return
+    if path.is_dir():
+        zarr = ", e.g. anndata.read_zarr(...).write_h5ad(...)" if path.suffix == ".zarr" else ""
+        raise IsADirectoryError(f"the input {path} is a folder; pass an h5ad file{zarr}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; pass an h5ad file")
+
+
+def check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
+    """Refuses one path for two outputs."""
+    seen: dict[Path, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        other = seen.setdefault(path.resolve(), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} are both {path}; give each its own file")
+
+
+def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
+    """Refuses a path that could not be written later, before anything long begins."""
+    if path.is_dir():
+        raise IsADirectoryError(f"the output {path} is a folder; pass the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first, {path.name} goes there")
+    if path.exists() and path.samefile(source):
+        if not may_replace_input:
+            raise ValueError(f"{path} is the input; pass another file")
+        if not force:
+            raise FileExistsError(f"the output {path} is the input; pass another file, or --force to replace it")
+    if path.exists() and not force:
+        raise FileExistsError(f"the output {path} exists; pass --force to replace it")
+    check_writable(path.parent)
+
+
+def check_picture(path: Path) -> None:
+    """Refuses a name whose ending is no format that matplotlib writes."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise ValueError(f"{path} ends in no format of a picture; end it in .{', .'.join(formats)}")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder in which no file can be made."""
+    try:
+        # permission bits do not tell of read-only file systems, so try it
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(f"cannot write in the folder {folder} ({error.strerror}); pass another") from error
+
+
+@contextmanager
+def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
+    """The cells of an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in pieces."""
+    from anndata import read_h5ad
+
+    from ..data.containers import matrix_of
+
+    try:
+        adata = read_h5ad(path, backed="r")
+        can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
+        if "X" not in adata.file:
+            adata.file.close()
+            adata = read_h5ad(path)
+    except Exception as error:  # which one depends on where in the file anndata was stopped
+        raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
+    try:
+        if not can_be_added_to:
+            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer one")
+        try:
+            matrix_of(adata, layer)
+        except TypeError as error:  # here the file is at fault; later it would be the program
+            raise ValueError(f"{path}: {error}") from error
+        yield adata
+    finally:
+        adata.file.close()
+
+
+class Results:
+    """Cells for a command to work on, and where what it finds of them goes.
+
+    Attributes
+    ----------
+    cells
+        An AnnData, a source of which the results are taken from its AnnData, or the paths of files to write into.
+    place
+        Where the results go, for people to read.
+    n_cells
+        Known when the results are there.
+    """
+
+    def __init__(self, cells: Any, adata: AnnData | None, place: str) -> None:
+        self.cells, self.place = cells, place
+        self._adata = adata
+        self.n_cells = 0
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def take(self, results: Callable[[AnnData], dict[str, dict[str, Any]]]) -> None:
+        """Remembers the results, if they are not in the files yet."""
+        if self._adata is not None:
+            self.found, self.n_cells = results(self._adata), self._adata.n_obs
+
+
+@contextmanager
+def results_of(
+    inputs: list[Path], output: Path | None, layer: str | None, *, is_writer: bool = True
+) -> Iterator[Results]:
+    """Opens what a command reads, and writes its results when the block ends well.
+
+    Of one h5ad file into a copy of it; of others into a file of the cells without values; without an output into the
+    inputs, which the command does itself. Of several processes that work on the cells, one is the writer.
+    """
+    from ..common.files import written_whole
+    from ..data import sources
+
+    if output is None:
+        files = sources.listed(inputs)
+        with sources.opened(inputs, layer) as source:
+            n_cells = source.adata.n_obs
+        place = str(files[0]) if len(files) == 1 else f"{len(files):,} files"
+        results = Results(inputs, None, place)
+        results.n_cells = n_cells
+        yield results
+        return
+    if len(inputs) == 1 and inputs[0].is_file():
+        with opened(inputs[0], layer) as adata:
+            results = Results(adata, adata, str(output))
+            yield results
+        if is_writer:
+            write_copy(inputs[0], output, results.found)
+        return
+    with sources.opened(inputs, layer) as source:
+        results = Results(source, source.adata, str(output))
+        yield results
+        if not is_writer:
+            return
+        with written_whole(output) as temporary:
+            sources.small(source).write_h5ad(temporary, compression="gzip")
+
+
+def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
+
+    None takes a key away.
+    """
+    import h5py
+
+    from ..common.files import written_whole
+    from ..data.write_back import add_results
+
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            add_results(file, results)

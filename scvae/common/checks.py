@@ -1,0 +1,232 @@
+"""Checks of arguments that many functions share. Every message says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from numbers import Integral, Real
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+LISTED = 10  # names shown in a message
+PACKAGE = Path(__file__).parents[1]
+Settings = TypeVar("Settings")
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)  # how a warning is put
+
+
+class MissingKeyError(KeyError, ValueError):
+    """A layer, column or other key that was asked for does not exist."""
+
+    def __str__(self) -> str:
+        """The message itself; KeyError would put it in quotes."""
+        return str(self.args[0])
+
+
+def listing(names: Iterable[object], limit: int = LISTED) -> str:
+    """The first names, quoted, and how many more there are; "none" if there are none."""
+    names = list(names)
+    shown = ", ".join(repr(str(name)) for name in names[:limit])
+    if len(names) > limit:
+        shown += f" and {len(names) - limit:,} more"
+    return shown or "none"
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called into the package, however deep in it the cause is found."""
+    frame: FrameType | None = sys._getframe()
+    depth, level, inside = 1, 1, False
+    while frame is not None:
+        path = frame.f_code.co_filename
+        # contextlib stands between the user and functions that it decorates
+        inside = Path(path).is_relative_to(PACKAGE) or (inside and path == contextlib.__file__)
+        depth += 1
+        level = depth if inside else level
+        frame = frame.f_back
+    warnings.warn(_wording.get()(message), UserWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
+    """Errors and warnings within name the AnnData that they are about by the user's argument, and so its layer."""
+
+    def about(text: str) -> str:
+        text = text.replace("adata", argument).replace("layer=", f"{layer}=")
+        return text if text.startswith(argument) else f"{argument}: {text}"
+
+    token = _wording.set(about)
+    try:
+        yield
+    except (MissingKeyError, ValueError, TypeError) as error:
+        raise type(error)(about(str(error))) from None
+    finally:
+        _wording.reset(token)
+
+
+def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:
+    """The error for a `key` that is not in `place`, with what is there and the closest match.
+
+    Parameters
+    ----------
+    place
+        What was searched, e.g. "adata.layers".
+    key
+        What was asked for.
+    available
+        The keys that exist.
+    """
+    close = difflib.get_close_matches(str(key), [str(name) for name in available], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return MissingKeyError(f"{place} has no {key!r}; it has {listing(available)}{hint}")
+
+
+def check_adata(adata: object) -> AnnData:
+    """`adata` itself, if it is an AnnData with at least one cell and one gene.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    ValueError
+        If it is empty.
+    """
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata is a {type(adata).__name__}; pass an anndata.AnnData, cells x genes")
+    for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
+        if count == 0:
+            raise ValueError(
+                f"adata has no {what} (shape {adata.n_obs} x {adata.n_vars}); check what filtered them out"
+            )
+    return adata
+
+
+def check_layer(adata: AnnData, layer: str | None) -> None:
+    """Raises MissingKeyError if there is no such layer; None stands for `X` and must not be empty (ValueError)."""
+    if layer is not None:
+        if layer not in adata.layers:
+            raise missing_key("adata.layers", layer, list(adata.layers))
+    elif "X" not in adata.file if adata.isbacked else adata.X is None:
+        layers = f"pass layer=, one of {listing(adata.layers)}"
+        hint = layers if len(adata.layers) else "it has no layers either: put counts into X"
+        raise ValueError(f"adata has no X; {hint}")
+
+
+def check_obs_column(adata: AnnData, key: str) -> pd.Series:
+    """The column `key` of `adata.obs`.
+
+    Raises
+    ------
+    MissingKeyError
+        If there is none.
+    ValueError
+        If several columns have this name.
+    """
+    return _column(adata.obs, "adata.obs", key)
+
+
+def check_var_column(adata: AnnData, key: str) -> pd.Series:
+    """The column `key` of `adata.var`; errors as in `check_obs_column`."""
+    return _column(adata.var, "adata.var", key)
+
+
+def check_positive_int(value: object, name: str) -> int:
+    """`value` as int.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer (a bool is not).
+    ValueError
+        If it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; pass an integer of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}; pass an integer of at least 1")
+    return int(value)
+
+
+def check_not_negative(value: object, name: str) -> float:
+    """`value` as float.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If it is negative, nan or infinite.
+    """
+    number = _number(value, name, "a finite number of at least 0")
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} is {value!r}; pass a finite number of at least 0")
+    return number
+
+
+def check_positive(value: object, name: str) -> float:
+    """`value` as float; errors as in `check_not_negative`, also for 0."""
+    number = _number(value, name, "a finite number above 0")
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} is {value!r}; pass a finite number above 0")
+    return number
+
+
+def check_probability(value: object, name: str) -> float:
+    """`value` as float; errors as in `check_not_negative`, also above 1."""
+    number = _number(value, name, "a number in [0, 1]")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} is {value!r}; pass a number in [0, 1]")
+    return number
+
+
+def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
+    if isinstance(key, list | dict | set | np.ndarray | pd.Index | pd.Series):
+        raise TypeError(f"{place}: {key!r} is a {type(key).__name__}; pass the name of one column")
+    if key not in frame.columns:
+        raise missing_key(place, key, list(frame.columns))
+    column = frame[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"{place} has {column.shape[1]} columns named {key!r}; rename all but one")
+    return column
+
+
+def _number(value: object, name: str, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; pass {wanted}")
+    return float(value)
+
+
+def check_settings(value: object, kind: type[Settings], name: str) -> Settings | None:
+    """`value` itself, if it is None or of the class that holds such settings.
+
+    Raises
+    ------
+    TypeError
+        Otherwise, with what to write.
+    """
+    if value is None or isinstance(value, kind):
+        return value
+    given = ", ".join(f"{key}={setting!r}" for key, setting in value.items()) if isinstance(value, dict) else "..."
+    raise TypeError(f"{name} is a {type(value).__name__}; pass scvae.{kind.__name__}({given})")
+
+
+def check_choice(value: object, choices: Sequence[str], name: str) -> None:
+    """Refuses a `value` that is none of `choices`.
+
+    Raises
+    ------
+    ValueError
+        Naming the choices, and the closest one.
+    """
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} must be one of {listing(choices)}; found {value!r}{hint}")

@@ -1,0 +1,156 @@
+"""Where tables of expected values go, chunk of cells by chunk: to arrays, to sparse matrices, or to a zarr store."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+
+from ..common.files import folder_written_whole
+
+Tables = Mapping[str, Float[np.ndarray, "cells genes"]]  # by name: the expected values, and the ends of their intervals
+
+MEAN = "mean"
+STORE_CHUNK = 2**20  # cells x genes of one chunk of a store, 4 MB before compression
+
+
+class Destination(ABC):
+    """Takes the tables of one chunk of cells after another."""
+
+    @abstractmethod
+    def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
+        """The tables of the cells at `positions`, which follow those of the last call."""
+
+
+@final
+class Arrays(Destination):
+    """Whole dense tables in memory."""
+
+    def __init__(self, names: tuple[str, ...], n_cells: int, n_genes: int) -> None:
+        self.tables = {name: np.empty((n_cells, n_genes), np.float32) for name in names}
+
+    def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
+        for name, table in tables.items():
+            self.tables[name][positions] = table
+
+
+@final
+class SparseMatrices(Destination):
+    """Sparse tables in memory: entries whose expected value is above a threshold, the same ones in each table."""
+
+    def __init__(self, names: tuple[str, ...], threshold: float) -> None:
+        self.threshold = threshold
+        self.pieces: dict[str, list[sp.csr_matrix]] = {name: [] for name in names}
+
+    @property
+    def tables(self) -> dict[str, sp.csr_matrix]:
+        """The tables so far."""
+        return {name: sp.vstack(pieces, format="csr") for name, pieces in self.pieces.items()}
+
+    def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
+        for name, piece in above(tables, self.threshold).items():
+            self.pieces[name].append(piece)
+
+
+@final
+class Store(Destination):
+    """A zarr store that anndata reads: expected values in X, the ends of their intervals in layers.
+
+    Written in zarr's format 2, which every version of it reads.
+    """
+
+    def __init__(
+        self, folder: Path, names: tuple[str, ...], cells: pd.Index, genes: pd.Index, threshold: float | None
+    ) -> None:
+        import zarr
+        from anndata import AnnData
+        from anndata.io import write_elem
+
+        self.threshold = threshold
+        self.places = {name: "X" if name == MEAN else f"layers/{name}" for name in names}
+        version: dict[str, Any] = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
+        self.root: Any = zarr.open_group(str(folder), mode="w", **version)
+        write_elem(self.root, "/", AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)))
+        self.arrays: dict[str, Any] = {}
+        if threshold is None:
+            rows = max(1, STORE_CHUNK // len(genes))
+            shape = (len(cells), len(genes))
+            for name, place in self.places.items():
+                self.arrays[name] = zarr.open_array(
+                    store=str(folder),
+                    path=place,
+                    mode="w",
+                    shape=shape,
+                    chunks=(rows, len(genes)),
+                    dtype="f4",
+                    **version,
+                )
+                self.arrays[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
+        if self.threshold is None:
+            for name, table in tables.items():
+                self.arrays[name][int(positions[0]) : int(positions[-1]) + 1] = table
+            return
+        from anndata.io import sparse_dataset, write_elem
+
+        for name, piece in above(tables, self.threshold).items():
+            place = self.places[name]
+            if positions[0] == 0:
+                write_elem(self.root, place, piece)
+            else:
+                sparse_dataset(self.root[place]).append(piece)
+
+
+def above(tables: Tables, threshold: float) -> dict[str, sp.csr_matrix]:
+    """The tables at the places where the expected values are above the threshold."""
+    rows, columns = np.nonzero(tables[MEAN] > threshold)
+    indptr = np.searchsorted(rows, np.arange(len(tables[MEAN]) + 1)).astype(np.int64)
+    return {
+        name: sp.csr_matrix((table[rows, columns], columns.astype(np.int64), indptr), shape=table.shape)
+        for name, table in tables.items()
+    }
+
+
+def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """`path`, if a store can be written there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder it is to be in does not exist.
+    FileExistsError
+        If something is there that may not be, or must not be, replaced.
+    ImportError
+        Without zarr.
+    """
+    path = Path(path)
+    try:
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise ImportError("path= needs zarr, which is not installed; run: pip install zarr") from error
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be written there.")
+    is_store = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+    if path.exists() and not is_store:
+        raise FileExistsError(f"{path} exists and is no zarr store; pass another path.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+    return path
+
+
+@contextmanager
+def store(
+    path: Path, names: tuple[str, ...], cells: pd.Index, genes: pd.Index, threshold: float | None
+) -> Iterator[Store]:
+    """A store that appears at `path` when the block ends well, and not at all when it does not."""
+    with folder_written_whole(path) as folder:
+        yield Store(folder, names, cells, genes, threshold)

@@ -1,0 +1,195 @@
+"""A large file changed in place, all at once: whatever happens, it can be opened, as it was or as it shall be.
+
+What is added goes behind the end of the file, where nobody looks. What is written over is kept in memory until all is
+there; then the old bytes are put aside in a second file, the new ones take their place, and the second file goes. A
+process that is killed in between leaves it behind, and `restore` brings the old bytes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from ..common.files import written_whole
+
+PAGE = 4096  # bytes that are kept together
+
+
+@final
+class InPlace(io.RawIOBase):
+    """The file, to be read and written as if the changes were made already; for `h5py.File`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._file = path.open("r+b", buffering=0)
+        self._old_size = self._file.seek(0, os.SEEK_END)
+        self._size, self._place = self._old_size, 0
+        self._pages: dict[int, bytearray] = {}
+        self.failure: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._size = self._place if size is None else size
+        if self._size > self._old_size and self.failure is None:
+            try:
+                self._file.truncate(self._size)
+            except OSError as error:
+                self.failure = error
+        return self._size
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        n = max(0, min(len(view), self._size - self._place))
+        self._file.seek(self._place)
+        found = self._file.read(n) or b""
+        view[: len(found)] = found
+        view[len(found) : n] = bytes(n - len(found))
+        for number in range(self._place // PAGE, (self._place + n - 1) // PAGE + 1) if n else ():
+            if number in self._pages:
+                page, start = self._pages[number], number * PAGE
+                first, last = max(self._place, start), min(self._place + n, start + len(page))
+                if first < last:
+                    view[first - self._place : last - self._place] = page[first - start : last - start]
+        self._place += n
+        return n
+
+    def write(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        begin, end = self._place, self._place + len(view)
+        while self._place < min(end, self._old_size):
+            number, within = divmod(self._place, PAGE)
+            page = self._page(number)
+            n = min(len(page) - within, end - self._place)
+            page[within : within + n] = view[self._place - begin : self._place - begin + n]
+            self._place += n
+        if self._place < end:
+            self._append(view[self._place - begin :])
+            self._place = end
+        self._size = max(self._size, end)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing waits here that could go on its way before `commit`."""
+
+    def _append(self, view: memoryview) -> None:
+        """Writes behind the old end.
+
+        HDF5 would stumble over an error here, and over its own attempts to tidy up after it: so it is told that all is
+        well, and the error is kept until it is done.
+        """
+        done = 0
+        try:
+            self._file.seek(self._place)
+            while done < len(view) and self.failure is None:
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self.failure = error
+
+    def refuse_failure(self) -> None:
+        """Raises the error that was kept from HDF5, if there was one."""
+        if self.failure is not None:
+            why = self.failure.strerror or self.failure
+            raise OSError(f"the results cannot be written into {self.path} ({why}); it is as it was") from self.failure
+
+    def commit(self) -> None:
+        """Makes the changes."""
+        os.fsync(self._file.fileno())
+        old = {number: self._read(number * PAGE, len(page)) for number, page in self._pages.items()}
+        _put_aside(self.path, old, self._old_size)
+        for number, page in self._pages.items():
+            self._file.seek(number * PAGE)
+            self._file.write(page)
+        os.fsync(self._file.fileno())
+        _aside(self.path).unlink()
+        self._file.truncate(self._size)
+        self._file.close()
+
+    def undo(self) -> None:
+        """Leaves the file as it was."""
+        self._file.truncate(self._old_size)
+        self._file.close()
+
+    def _page(self, number: int) -> bytearray:
+        if number not in self._pages:
+            start = number * PAGE
+            self._pages[number] = bytearray(self._read(start, min(PAGE, self._old_size - start)))
+        return self._pages[number]
+
+    def _read(self, start: int, n: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(n) or b""
+
+
+@contextmanager
+def changed_in_place(path: Path) -> Iterator[InPlace]:
+    """The file to change; when the block ends well the changes are made, and when it does not they are not."""
+    restore(path)
+    file = InPlace(path)
+    try:
+        yield file
+        file.refuse_failure()
+    except BaseException:
+        file.undo()
+        raise
+    file.commit()
+
+
+def restore(path: Path) -> None:
+    """Brings back the bytes of a file whose change was cut off, if it was."""
+    aside = _aside(path)
+    if not aside.is_file():
+        return
+    record, _, content = aside.read_bytes().partition(b"\n")
+    found = json.loads(record)
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != found["digest"]:
+        raise ValueError(f"{aside} is damaged, and {path} may be so, too; take {path} from a copy and delete {aside}")
+    with path.open("r+b") as file:
+        place = 0
+        for number, n in found["pages"]:
+            file.seek(number * PAGE)
+            file.write(content[place : place + n])
+            place += n
+        file.truncate(found["size"])
+        file.flush()
+        os.fsync(file.fileno())
+    aside.unlink()
+
+
+def _put_aside(path: Path, old: dict[int, bytes], size: int) -> None:
+    content = b"".join(old.values())
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    record = {"size": size, "pages": [(number, len(page)) for number, page in old.items()], "digest": digest}
+    with written_whole(_aside(path)) as temporary:
+        temporary.write_bytes(json.dumps(record).encode() + b"\n" + content)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.before")

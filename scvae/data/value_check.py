@@ -1,0 +1,275 @@
+"""Are these values raw counts? Every stored value is looked at, in blocks, while the matrix goes by.
+
+Two signs of normalisation are read from fractional values:
+
+* Sums over all genes that are the same in every cell, of the values or of what they were before a logarithm. The
+  middle 90 % of the sums may differ by 1 % of their median: rounding in half precision moves a sum by less, while the
+  depths of real cells differ by tens of per cent.
+* For matrices cut to some genes, whose sums differ: each cell's values are whole multiples of its smallest one (the
+  count 1, scaled by that cell's depth), and the cells have no unit in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from ..common.checks import warn
+from ..kernels.csr import CSR
+from .containers import Block, is_dense, matrix_of, name_of, readable
+from .rows import Rows, reduce_rows, row_sums
+from .schema import Kind
+
+SPREAD = 0.01  # relative; see the head of this file
+FEWEST_SUMS = 3  # two cells of one depth occur by chance
+FEWEST_CELLS = 20  # below this, multiples are no evidence
+TESTED_CELLS = 2_000
+LARGEST_LOGARITHM = 30.0  # no cell has 2^30 molecules of a gene
+LARGEST_MULTIPLE = 20  # beyond it, the tolerance would exceed what storage in half precision resolves
+TOLERANCE = 0.01  # of the unit; a fraction drawn at random fits with a chance of 2 %, a whole cell of them hardly ever
+PEEKED_CELLS = 1_000
+
+Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+BEFORE_LOGARITHM: Final[dict[str, Transform]] = {
+    "normalised": lambda values: values,
+    "log-normalised": np.expm1,
+    "log2-normalised": lambda values: np.exp2(values) - 1.0,
+}
+
+
+@final
+class ValueCheck:
+    """Looks at blocks of a matrix: refuses what cannot be right at once, and keeps sums for what needs all cells.
+
+    Parameters
+    ----------
+    kind
+        What the values should be.
+    layer
+        Where they are from.
+    adata
+        Its names are quoted in messages, its other matrices searched for raw counts; never changed.
+    mask
+        The genes that may be modelled, one bool per gene.
+    kind_is_open
+        Whether the user may choose another likelihood, as at a fit: advice that messages give.
+
+    Attributes
+    ----------
+    name
+        How messages call the matrix.
+    library
+        float64 sum over the genes of `mask`, per cell.
+    seen
+        Whether a gene has any value other than 0.
+    n_stored, n_kept
+        Stored values so far, and those among them in genes of `mask`.
+    """
+
+    def __init__(
+        self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_], *, kind_is_open: bool
+    ) -> None:
+        self._kind = kind
+        self._kind_is_open = kind_is_open
+        self._layer = layer
+        self.name = name_of(layer)
+        self._adata = adata
+        self._mask = mask
+        self.library = np.zeros(adata.n_obs)
+        self.seen = np.zeros(adata.n_vars, dtype=bool)
+        self.n_stored = 0
+        self.n_kept = 0
+        self._sums = {name: np.zeros(adata.n_obs) for name in BEFORE_LOGARITHM}
+        self._n_fractions = 0
+        self._n_filled = 0
+        self._fraction = ""
+        self._could_be_logarithms = True
+
+    def add(self, block: Block) -> None:
+        """Takes in some cells.
+
+        Raises
+        ------
+        ValueError
+            For nan, infinite and (but for real values) negative values, and for binary data that are not binary.
+        """
+        values = block.values
+        if values.dtype.kind == "f":
+            self._refuse(block, ~np.isfinite(values), "missing or infinite values", "remove or fill them first")
+        if self._kind != "real" and values.dtype.kind in "if":
+            self._refuse(block, values < 0, "negative values, so it looks scaled", self._advice)
+        if self._kind == "binary":
+            other = (values != 0) & (values != 1)
+            remedy = "binarise it, e.g. adata.X = (adata.X > 0)"
+            remedy += ", or pass likelihood='nb' for counts" if self._kind_is_open else ", as the model's data were"
+            self._refuse(block, other, "values other than 0 and 1", remedy)
+        filled = values != 0
+        self.seen[block.columns[filled]] = True
+        kept = self._mask[block.columns]
+        self.n_stored += len(values)
+        self.n_kept += int(kept.sum())
+        self._n_filled += int(filled.sum())
+        self.library[block.cells] += row_sums(block.indptr, values if kept.all() else np.where(kept, values, 0))
+        if self._kind == "counts":
+            self._look_for_fractions(block)
+
+    def finish(self, rows: Rows) -> None:
+        """Judges all cells together.
+
+        Parameters
+        ----------
+        rows
+            The modelled values, of which up to 2,000 cells are looked at again if there are fractions.
+
+        Raises
+        ------
+        ValueError
+            If the values are fractions and look normalised.
+
+        Warns
+        -----
+        UserWarning
+            If some values are fractions, and do not look normalised.
+        """
+        if self._n_fractions == 0:
+            return
+        where = self.name
+        for name, sums in self._sums.items():
+            if (name == "normalised" or self._could_be_logarithms) and _nearly_constant(sums):
+                total = float(np.median(sums[sums > 0]))
+                raise ValueError(
+                    f"{where} looks {name}: {_before(name)} sum to about {total:.6g} in every cell "
+                    f"(e.g. {self._fraction}); {self._advice()}"
+                )
+        tested = rows.take(np.unique(np.linspace(0, rows.n_cells - 1, TESTED_CELLS).astype(np.int64)))
+        assert isinstance(tested, CSR)
+        indptr, values = tested.indptr.numpy(), tested.values.numpy()
+        for name, transform in BEFORE_LOGARITHM.items():
+            if (name == "normalised" or self._could_be_logarithms) and _are_multiples(indptr, values, transform):
+                raise ValueError(
+                    f"{where} looks {name}: in each cell, {_before(name)} are whole multiples of a number that differs "
+                    f"between cells (e.g. {self._fraction}); {self._advice()}"
+                )
+        warn(
+            f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {where} are not integers "
+            f"(e.g. {self._fraction}); this is expected after a correction for ambient RNA, otherwise pass raw counts"
+        )
+
+    def _look_for_fractions(self, block: Block) -> None:
+        values = block.values
+        self._sums["normalised"][block.cells] += row_sums(block.indptr, values)
+        fractions = values != np.rint(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+        n_fractions = int(fractions.sum())
+        if n_fractions == 0:
+            # logarithms of scaled counts are not whole, so one block without fractions settles it for all
+            self._could_be_logarithms &= not values.any()
+            return
+        if self._n_fractions == 0:
+            self._fraction = self._example(block, int(fractions.argmax()))
+        self._n_fractions += n_fractions
+        self._could_be_logarithms &= bool(values.max() <= LARGEST_LOGARITHM)
+        if not self._could_be_logarithms:
+            return
+        wide = values.astype(np.float64)
+        for name, transform in BEFORE_LOGARITHM.items():
+            if name != "normalised":
+                self._sums[name][block.cells] += row_sums(block.indptr, transform(wide))
+
+    def _refuse(self, block: Block, wrong: NDArray[np.bool_], what: str, remedy: str | Callable[[], str]) -> None:
+        if not wrong.any():
+            return
+        remedy = remedy if isinstance(remedy, str) else remedy()
+        example = self._example(block, int(wrong.argmax()))
+        raise ValueError(f"{self.name} has {what} ({example}); {remedy}")
+
+    def _example(self, block: Block, entry: int) -> str:
+        row = int(np.searchsorted(block.indptr, entry, side="right")) - 1
+        cell, gene = self._adata.obs_names[block.first_cell + row], self._adata.var_names[int(block.columns[entry])]
+        return example(block.values[entry], cell, gene)
+
+    def _advice(self) -> str:
+        found = where_counts_are(self._adata, self._layer)
+        if found:
+            return f"pass raw counts: {' or '.join(found)} looks like counts"
+        other = " or pass likelihood='gaussian'" if self._kind_is_open else ""
+        return f"neither X, another layer nor adata.raw looks like counts; load the raw counts{other}"
+
+
+def example(value: Any, cell: str, gene: str) -> str:
+    """A value and its place, for a message."""
+    return f"{value:.6g} at cell {cell!r}, gene {gene!r}"
+
+
+def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Index, genes: pd.Index) -> None:
+    """Raises ValueError at the first nan or infinite value of some dense cells."""
+    wrong = ~np.isfinite(chunk)
+    if wrong.any():
+        cell, gene = np.unravel_index(int(wrong.argmax()), chunk.shape)
+        at = example(chunk[cell, gene], cells[first_cell + int(cell)], genes[int(gene)])
+        raise ValueError(f"{name} has missing or infinite values ({at}); remove or fill them first")
+
+
+def where_counts_are(adata: AnnData, layer: str | None) -> list[str]:
+    """Places other than `layer` that look like counts, judged by their first cells, as one would pass them."""
+    found = [
+        "layer=None (adata.X)" if other is None else f"layer={other!r}"
+        for other in (None, *adata.layers)
+        if other != layer and _looks_like_counts(adata, other)
+    ]
+    if adata.raw is not None and _peek_is_counts(adata.raw.X, "adata.raw"):
+        found.append("adata.raw.to_adata() as adata")
+    return found
+
+
+def _looks_like_counts(adata: AnnData, layer: str | None) -> bool:
+    try:
+        matrix = matrix_of(adata, layer)
+    except (TypeError, ValueError):
+        return False
+    return _peek_is_counts(matrix, name_of(layer))
+
+
+def _peek_is_counts(matrix: Any, name: str) -> bool:
+    try:
+        part = readable(matrix, name)[:PEEKED_CELLS]
+    except TypeError:
+        return False
+    part = part.compute() if hasattr(part, "dask") else part
+    values = np.asarray(part) if is_dense(part) else part.data
+    return bool(values.size and values.any() and (values >= 0).all() and (values == np.rint(values)).all())
+
+
+def _before(name: str) -> str:
+    return {"normalised": "its values", "log-normalised": "exp(value) - 1", "log2-normalised": "2^value - 1"}[name]
+
+
+def _nearly_constant(sums: NDArray[np.float64]) -> bool:
+    sums = sums[sums > 0]
+    if len(sums) < FEWEST_SUMS:
+        return False
+    low, middle, high = np.percentile(sums, [5, 50, 95])
+    return bool(high - low < SPREAD * middle)
+
+
+def _are_multiples(indptr: NDArray[np.int64], values: NDArray[np.float32], transform: Transform) -> bool:
+    """Whether cells with fractions hold whole multiples of a unit of their own."""
+    plain = transform(values.astype(np.float64))
+    positive = np.where(plain > 0, plain, np.inf)
+    unit = reduce_rows(np.minimum, indptr, positive, np.inf)
+    fraction = reduce_rows(np.maximum, indptr, (values != np.rint(values)).astype(np.float64), 0.0) > 0
+    with np.errstate(invalid="ignore", over="ignore"):  # inf / inf is not used, and a huge multiple is not looked at
+        multiple = np.where(np.isfinite(positive), positive / np.repeat(unit, np.diff(indptr)), 0.0)
+    multiple[multiple > LARGEST_MULTIPLE] = 0.0
+    distance = reduce_rows(np.maximum, indptr, np.abs(multiple - np.rint(multiple)), 0.0)
+    largest = reduce_rows(np.maximum, indptr, multiple, 0.0)
+    tested = fraction & (largest > 1.5)
+    if tested.sum() < FEWEST_CELLS or np.mean(distance[tested] <= TOLERANCE) < 0.99:
+        return False
+    relative = unit[tested] / unit[tested].min()
+    in_common = np.abs(relative - np.rint(relative)) <= TOLERANCE  # all counts times 0.9 share the unit 0.9
+    return bool(np.mean(in_common) < 0.5)

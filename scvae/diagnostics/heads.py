@@ -1,0 +1,120 @@
+"""Which likelihood head fits these counts: each is trained on the same cells and judged on the same others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.progress import passing
+from ..common.rng import numpy_generator
+from ..data.batches import split
+from ..data.intake import Cells
+from ..inference.fitted import FittedModel
+from ..inference.posterior import log_likelihood_bound
+from ..likelihoods import LikelihoodName
+from ..training.run import Settings, fit_cells
+from ..training.train import SPLIT
+
+HEADS: tuple[LikelihoodName, ...] = ("nb", "zinb", "poisson")
+MOST_CELLS = 1_000
+N_DRAWS = 50
+HELD_OUT = 0.1  # of the cells, where the fit held none out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadFit:
+    """How one head fits, next to the best.
+
+    Parameters
+    ----------
+    likelihood
+        Name of the head.
+    log_likelihood
+        Importance-weighted log-likelihood of the held-out cells, nats per cell.
+    difference, error
+        What it lacks to the best head: mean over cells of the paired differences, and its standard error.
+    """
+
+    likelihood: LikelihoodName
+    log_likelihood: float
+    difference: float
+    error: float
+
+
+def compare_heads(
+    model: FittedModel, cells: Cells, *, beta: float | None, seed: int, verbose: bool
+) -> tuple[HeadFit, ...]:
+    """Fits nb, zinb and poisson with the settings of the model and compares them on cells held out of all three.
+
+    Parameters
+    ----------
+    model
+        A model of counts, whose settings, seed and split are taken.
+    cells
+        Cells to train on and to hold out; those of the model's fit are split as they were then.
+    beta
+        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+    seed
+        Where the noise of the log-likelihood comes from.
+    verbose
+        Whether to show the progress of each fit.
+
+    Returns
+    -------
+    tuple
+        Best first.
+
+    Raises
+    ------
+    ValueError
+        If the model is not one of counts, or there are too few cells to hold any out.
+    """
+    if model.schema.kind != "counts":
+        raise ValueError(
+            f"compare_heads is for counts ({', '.join(HEADS)}); the model has likelihood={model.likelihood!r}"
+        )
+    fraction = model.training_config.validation_fraction or HELD_OUT
+    held_out = split(len(cells), fraction, numpy_generator(model.seed, SPLIT))[1][:MOST_CELLS]
+    if len(held_out) < 2:
+        raise ValueError(f"{len(cells)} cells are too few to hold any out; compare heads with 20 at least")
+    judged = cells.taken(held_out)
+    training = dataclasses.replace(model.training_config, validation_fraction=fraction)
+    bounds = {}
+    for name in HEADS:
+        network = model.network_config
+        if name == "poisson":
+            network = dataclasses.replace(network, dispersion="gene")  # it has none
+        settings = Settings(
+            schema=model.schema,
+            likelihood=name,
+            beta=model.beta_of(beta),
+            seed=model.seed,
+            network=network,
+            training=training,
+        )
+        with passing():
+            fitted, _ = fit_cells(
+                cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose
+            )
+        bounds[name] = log_likelihood_bound(fitted, judged, kind="iw", n_samples=N_DRAWS, seed=seed)
+    return _ranked(bounds)
+
+
+def _ranked(bounds: dict[LikelihoodName, np.ndarray]) -> tuple[HeadFit, ...]:
+    order = sorted(bounds, key=lambda name: -bounds[name].mean())
+    fits = []
+    for name in order:
+        lacks = bounds[order[0]] - bounds[name]
+        error = float(lacks.std(ddof=1) / math.sqrt(len(lacks)))
+        fits.append(
+            HeadFit(
+                likelihood=name,
+                log_likelihood=float(bounds[name].mean()),
+                difference=float(lacks.mean()),
+                error=error,
+            )
+        )
+    return tuple(fits)

@@ -1,0 +1,1 @@
+"""A fitted model and cells in, arrays out: posteriors, decoding, refinement, differences, labels."""

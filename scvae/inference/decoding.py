@@ -1,0 +1,207 @@
+"""Draws of the latent of some cells and what the decoder makes of them: for all genes or a few, in any batch.
+
+Used within `torch.no_grad()` and `working_on(model.device)`, chunk by chunk: memory does not grow with cells x genes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..common.checks import listing
+from ..common.rng import numpy_generator
+from ..data.batches import Batch
+from ..data.intake import Cells
+from ..likelihoods import Distribution
+from .fitted import FittedModel
+from .posterior import batches_of, posterior_of
+
+NOISE = 50  # stream of the random numbers that draw the latent
+NOISE_BLOCK = 16  # cells that share a generator: draws do not depend on how the cells are cut into chunks
+TABLE = 2**20  # cells x genes of one decoded table, 4 MB
+CATEGORIES_LISTED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """Some cells and draws of their latent.
+
+    Parameters
+    ----------
+    positions
+        Which of the cells.
+    batch
+        The cells, on the device of the model, at the β asked for.
+    z
+        Draws from the posterior q(z | x) of each cell; the posterior mean alone if no draw was asked for.
+    """
+
+    positions: Int[np.ndarray, " cells"]
+    batch: Batch
+    z: Float[Tensor, "draws cells latent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Target:
+    """What is decoded.
+
+    Parameters
+    ----------
+    genes
+        Positions among the modelled genes; None for all of them.
+    batches
+        Codes of the batches that the cells are put into, one after the other; empty for their own.
+    library
+        Library size (of binary data: depth) that the cells are given; None for their own.
+    """
+
+    genes: Int[Tensor, " chosen"] | None = None
+    batches: tuple[int, ...] = ()
+    library: float | None = None
+
+
+def posterior_draws(
+    model: FittedModel, cells: Cells, *, n_samples: int, seed: int, beta: float | None = None, n_tables: float = 1.0
+) -> Iterator[Drawn]:
+    """Draws of the latent of all cells, chunk by chunk, in order.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    cells
+        Cells as `read_query` gives them.
+    n_samples
+        Draws a cell; 0 for the posterior mean.
+    seed
+        Where they come from: the draws of a cell are a function of it, of the place of the cell and of `n_samples`.
+    beta
+        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+    n_tables
+        How many tables, chunk x modelled genes, will be held at a time: chunks are the smaller for it.
+    """
+    blocks = int(TABLE / (cells.rows.n_genes * n_tables)) // NOISE_BLOCK
+    for positions, batch in batches_of(model, cells, NOISE_BLOCK * max(1, blocks), beta=beta):
+        posterior = posterior_of(model, batch, beta=beta)
+        z = posterior.mean[None]
+        if n_samples:
+            noise = posterior_noise(positions, n_samples, model.n_latent, seed)
+            z = posterior.reparameterize(torch.from_numpy(noise).to(z.device))
+        yield Drawn(positions=positions, batch=batch, z=z)
+
+
+def posterior_noise(
+    positions: Int[np.ndarray, " cells"], n_samples: int, n_latent: int, seed: int
+) -> Float[np.ndarray, "draws cells latent"]:
+    """Standard normal noise of consecutive cells; the first has to be a multiple of `NOISE_BLOCK`."""
+    shape = (n_samples, NOISE_BLOCK, n_latent)
+    blocks = range(int(positions[0]) // NOISE_BLOCK, int(positions[-1]) // NOISE_BLOCK + 1)
+    noise = [numpy_generator(seed, NOISE, block).standard_normal(shape, np.float32) for block in blocks]
+    return np.concatenate(noise, axis=1)[:, : len(positions)]
+
+
+def decode(
+    model: FittedModel, z: Float[Tensor, "cells latent"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
+) -> Distribution:
+    """p(x | z, s) of some genes, or of all, those that nobody measured included: a dense table."""
+    features = model.network.features(z, batch)
+    return model.network.likelihood.distribution(features, model.network.whole(features, batch), genes)
+
+
+def expression(model: FittedModel, drawn: Drawn, target: Target) -> Iterator[Float[Tensor, "cells chosen"]]:
+    """Expected values of each draw, averaged over the batches of `target` (see `Likelihood.expected`)."""
+    network, batches = model.network, placed(drawn.batch, target)
+
+    def expected(z: Float[Tensor, "cells latent"], batch: Batch) -> Float[Tensor, "cells chosen"]:
+        features = network.features(z, batch)
+        batch = network.whole(features, batch) if target.library is None else batch
+        return network.likelihood.expected(features, batch, target.genes)
+
+    for z in drawn.z:
+        total = expected(z, batches[0])
+        for batch in batches[1:]:
+            total = total + expected(z, batch)
+        yield total / len(batches)
+
+
+def placed(batch: Batch, target: Target) -> list[Batch]:
+    """The cells in each of the batches of `target`, with its library size."""
+    if target.library is not None:
+        batch = dataclasses.replace(batch, library=torch.full_like(batch.library, target.library))
+    return [_in_batch(batch, code) for code in target.batches] or [batch]
+
+
+def at_beta(model: FittedModel, batch: Batch, beta: float | None) -> Batch:
+    """The cells at a β of the model: what `batches_of` does for cells that were read."""
+    betas, at = model.network.betas, model.beta_of(beta)
+    return batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))
+
+
+def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray) -> Int[np.ndarray, " chosen"]:
+    """Where the genes named are among the modelled ones.
+
+    Raises
+    ------
+    ValueError
+        If none is named, one twice, or one is not modelled.
+    TypeError
+        If `genes` is one string, or no list.
+    """
+    if isinstance(genes, str):
+        raise TypeError(f"genes is the string {genes!r}; pass a list of names, e.g. [{genes!r}]")
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes is {genes!r}; pass a list of names, e.g. {[str(model.genes[0])]}")
+    names = pd.Index([str(gene) for gene in genes], dtype=object)
+    if len(names) == 0:
+        raise ValueError("genes names no gene; pass some, or leave it out for all")
+    twice = names[names.duplicated()].unique()
+    if len(twice):
+        raise ValueError(f"genes names {listing(twice)} more than once; name each gene once")
+    found = model.genes.get_indexer(names)
+    unknown = names[found < 0]
+    if len(unknown):
+        raise ValueError(
+            f"genes has {listing(unknown)}, unknown to the model; it models {len(model.genes):,} genes, named in "
+            "model.genes"
+        )
+    positions: Int[np.ndarray, " chosen"] = found.astype(np.int64)
+    return positions
+
+
+def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...]:
+    """Codes of one or several batches of the model.
+
+    Raises
+    ------
+    ValueError
+        If the model has no batches, none is named, one twice, or one is unknown.
+    """
+    column = model.schema.batch
+    if column is None:
+        raise ValueError(f"{argument} has no effect: the model was fitted without batch_key; leave it out")
+    several = isinstance(names, Iterable) and not isinstance(names, str)
+    chosen = [str(name) for name in (names if several else [names])]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"{argument} names {listing(chosen)}; name one batch or several, each once")
+    unknown = [name for name in chosen if name not in column.categories]
+    if unknown:
+        raise ValueError(
+            f"{argument} has {listing(unknown)}, unknown to the model; the batches of {column.key!r} are "
+            f"{listing(column.categories, CATEGORIES_LISTED)}"
+        )
+    return tuple(column.categories.index(name) for name in chosen)
+
+
+def _in_batch(batch: Batch, code: int) -> Batch:
+    codes = batch.codes.clone()
+    codes[:, 0] = code
+    return dataclasses.replace(batch, codes=codes)

@@ -1,0 +1,341 @@
+"""A trained model: the network, what it was trained on, how it went; saved as one safetensors file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+
+from ..common.checks import check_not_negative, check_positive
+from ..common.devices import resolve_device
+from ..common.files import read_tensors, write_tensors
+from ..common.html import named_values, page
+from ..config import NetworkConfig, TrainingConfig
+from ..data.beta_range import BetaRange
+from ..data.libraries import LibrarySizes
+from ..data.schema import Schema
+from ..likelihoods import LikelihoodName
+from ..model.vae import VAE, make_model
+
+FORMAT = "scvae model"
+ROUNDING = 1e-6  # a β that much outside a range is its end, after an exp(log β)
+ACTIVE_ABOVE = 0.05  # nats of mean KL that make a latent dimension count as used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended.
+
+    Parameters
+    ----------
+    converged
+        Whether the validation ELBO had stopped moving.
+    reason
+        Why training ended and what `converged` rests on, in one sentence.
+    beta_attained
+        KL weight of the last step.
+    best_epoch
+        Epoch (from 1) whose weights were kept.
+    epochs
+        Epochs done.
+    seconds
+        Wall-clock seconds of the training.
+    skipped_steps
+        Steps left out because the loss or its gradient was not finite.
+    kl_per_dimension
+        Mean KL of each latent dimension in nats over the validation cells (over the training cells if there are none).
+    held_out_elbo
+        ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
+    pruned_from
+        Latent dimensions before the unused ones were dropped; None if none were.
+    """
+
+    converged: bool
+    reason: str
+    beta_attained: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    skipped_steps: int
+    kl_per_dimension: tuple[float, ...]
+    held_out_elbo: float
+    pruned_from: int | None = None
+
+    @property
+    def active_dimensions(self) -> int:
+        """Latent dimensions in use: those with a mean KL above 0.05 nats."""
+        return int(in_use(self.kl_per_dimension).sum())
+
+
+def in_use(kl_per_dimension: Sequence[float] | Float[np.ndarray, " latent"]) -> Bool[np.ndarray, " latent"]:
+    """Which latent dimensions say something of the cells: those with a mean KL above 0.05 nats."""
+    used: Bool[np.ndarray, " latent"] = np.asarray(kl_per_dimension) > ACTIVE_ABOVE
+    return used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FittedModel:
+    """A trained model and its record. Holds no reference to the data.
+
+    Parameters
+    ----------
+    network
+        The trained VAE, in evaluation mode.
+    schema
+        Genes, covariates and layer it was trained on: new data are checked against it.
+    likelihood, n_latent
+        As given to `scvae.fit`.
+    beta
+        As given to `scvae.fit`: one β, or the smallest and largest of a model of many.
+    network_config, training_config
+        All other settings.
+    outcome
+        How the training ended.
+    history
+        One row per epoch; see `scvae.fit`.
+    seed
+        Seed that all random numbers of the fit came from.
+    versions
+        Versions of scvae and of the libraries that made the model.
+    trained_on
+        `Cells.fingerprint` of all cells of the fit, held out or not.
+    libraries
+        Library sizes of the fit, and of batches mapped later; None for real values, which have none, and of models
+        saved before it was recorded.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> model.outcome.beta_attained
+    1.0
+    >>> list(model.history)[:3]
+    ['epoch', 'train_elbo', 'train_log_likelihood']
+    >>> model.summary()["genes"]
+    100
+    """
+
+    network: VAE
+    schema: Schema
+    likelihood: LikelihoodName
+    n_latent: int
+    beta: float | tuple[float, float]
+    network_config: NetworkConfig
+    training_config: TrainingConfig
+    outcome: Outcome
+    history: pd.DataFrame
+    seed: int
+    versions: dict[str, str]
+    trained_on: str
+    libraries: LibrarySizes | None = None
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the modelled genes, in the model's order."""
+        return pd.Index(self.schema.genes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def beta_of(self, beta: float | None) -> float:
+        """The β to use where the user asks for `beta`.
+
+        Parameters
+        ----------
+        beta
+            A β that the model was trained for. None gives its only one, or 1 of a model of many β (if 1 is out of its
+            range, the geometric middle of the range).
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained for this β.
+        """
+        betas = beta_range(self.beta)
+        if beta is None:
+            return self.beta if betas is None else betas.default  # type: ignore[return-value]
+        beta = check_positive(beta, "beta") if betas else check_not_negative(beta, "beta")
+        if betas is not None:
+            nearest = min(max(beta, betas.low), betas.high)
+            beta = nearest if math.isclose(beta, nearest, rel_tol=ROUNDING) else beta
+        if betas is not None and not betas.low <= beta <= betas.high:
+            raise ValueError(
+                f"beta is {beta:g}, and the model was trained for β from {betas.low:g} to {betas.high:g}; pass one of "
+                "these, or fit over a wider range"
+            )
+        if betas is None and beta != self.beta:
+            raise ValueError(
+                f"beta is {beta:g}, and the model was trained at β = {self.beta:g} alone; leave beta out, or fit a "
+                f"model of many β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
+            )
+        return beta
+
+    def summary(self) -> pd.Series:
+        """The fit in a dozen lines, for a notebook.
+
+        Returns
+        -------
+        pandas.Series
+            Named values: data, settings, result.
+        """
+        outcome = self.outcome
+        pruned = f", pruned from {outcome.pruned_from}" if outcome.pruned_from else ""
+        return pd.Series(
+            {
+                "likelihood": self.likelihood,
+                "genes": len(self.schema.genes),
+                "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
+                "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
+                "β": _betas_in_words(self.beta, outcome.beta_attained),
+                "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
+                "epochs": f"{outcome.epochs} (best: {outcome.best_epoch})",
+                "converged": f"{'yes' if outcome.converged else 'no'}: {outcome.reason}",
+                "seconds": f"{outcome.seconds:.1f}",
+                "seed": self.seed,
+            },
+            name="scvae model",
+            dtype=object,
+        )
+
+    def __repr__(self) -> str:
+        rows = self.summary()
+        width = max(map(len, rows.index))
+        return "FittedModel\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        return page("FittedModel", named_values(dict(self.summary())))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Writes the model as one safetensors file with its record as JSON inside (no pickle).
+
+        Parameters
+        ----------
+        path
+            Where to write. The file appears whole or not at all: it is written beside its place and renamed.
+        overwrite
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        pathlib.Path
+            The file written.
+
+        Raises
+        ------
+        FileExistsError
+            If the file exists and `overwrite` is false.
+        FileNotFoundError
+            If the folder does not exist.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+        record = {
+            "schema": self.schema.to_json(),
+            "likelihood": self.likelihood,
+            "n_latent": self.n_latent,
+            "beta": self.beta,
+            "network_config": dataclasses.asdict(self.network_config),
+            "training_config": dataclasses.asdict(self.training_config),
+            "outcome": dataclasses.asdict(self.outcome),
+            "history": {name: column.tolist() for name, column in self.history.items()},
+            "seed": self.seed,
+            "versions": self.versions,
+            "trained_on": self.trained_on,
+            "libraries": None if self.libraries is None else self.libraries.to_json(),
+        }
+        write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
+        return path
+
+
+def beta_range(beta: float | tuple[float, float]) -> BetaRange | None:
+    """The range of a model of many β, None for a model of one."""
+    return BetaRange(*beta) if isinstance(beta, tuple) else None
+
+
+def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
+    if isinstance(beta, tuple):
+        return f"{beta[0]:g} to {beta[1]:g} (what is said here is of {attained:g})"
+    return f"{beta:g} (attained {attained:g})"
+
+
+def check_model(model: object, name: str = "model") -> None:
+    """Refuses what is not a fitted model.
+
+    Raises
+    ------
+    TypeError
+        Naming what it is.
+    """
+    if not isinstance(model, FittedModel):
+        raise TypeError(
+            f"{name} is a {type(model).__name__}; pass a FittedModel, as scvae.fit returns it or scvae.load reads it"
+        )
+
+
+def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
+    """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
+
+    Parameters
+    ----------
+    path
+        The safetensors file.
+    device
+        Where to put the network, as in `scvae.fit`.
+
+    Returns
+    -------
+    FittedModel
+        The model, with the numbers it had when it was saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, is no scvae model, or was written in a newer format, or the device is not there.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
+    >>> path = model.save("model.safetensors")
+    >>> scvae.load(path).genes.equals(adata.var_names)
+    True
+    """
+    target = resolve_device(device)
+    tensors, record = read_tensors(path, FORMAT)
+    schema = Schema.from_json(record["schema"])
+    network_config = NetworkConfig(**record["network_config"])
+    beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
+    network = make_model(
+        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], beta_range(beta)
+    )
+    network.load_state_dict(tensors)
+    return FittedModel(
+        network=network.to(target).eval(),
+        schema=schema,
+        likelihood=record["likelihood"],
+        n_latent=record["n_latent"],
+        beta=beta,
+        network_config=network_config,
+        training_config=TrainingConfig(**record["training_config"]),
+        outcome=Outcome(**record["outcome"] | {"kl_per_dimension": tuple(record["outcome"]["kl_per_dimension"])}),
+        history=pd.DataFrame(record["history"]),
+        seed=record["seed"],
+        versions=record["versions"],
+        trained_on=record.get("trained_on", ""),  # files of before it was written: the cells of no fit
+        libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
+    )

@@ -1,0 +1,102 @@
+"""Data of a cell -> q(z | x)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import hardtanh, relu
+
+from ..config import Norm
+from ..kernels.csr import CSR
+from .blocks import Dropout, Linear, Weights, add_product, make_norm
+from .gates import make_gate
+from .latent import DiagonalNormal
+
+LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]: outside, one bad step could overflow exp
+
+
+class Encoder(nn.Module):
+    """A multilayer perceptron from (sparse) rows to the mean and log variance of each latent dimension.
+
+    Parameters
+    ----------
+    n_genes
+        Columns of the input.
+    n_latent
+        Latent dimensions.
+    width, n_layers
+        Units of a hidden layer, and number of hidden layers.
+    n_covariates
+        Numbers per cell that join the first layer besides the genes.
+    n_mapped
+        Categories that were mapped onto the fitted encoder: each shifts the first layer for its cells.
+    dropout
+        Share of the hidden units dropped in training.
+    input_dropout
+        Share of the stored values dropped in training (Liang et al. 2018, "Variational autoencoders for collaborative
+        filtering", drop the input likewise): the posterior must not hang on any one count.
+    norm
+        Normalisation of the hidden layers.
+    n_knots
+        Knots of β (see `BetaRange`); 0 for a model of one β.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_latent: int,
+        *,
+        width: int,
+        n_layers: int,
+        n_covariates: int,
+        n_mapped: int = 0,
+        dropout: float,
+        input_dropout: float,
+        norm: Norm,
+        n_knots: int = 0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.input_dropout = Dropout(input_dropout)
+        self.genes = Linear(n_genes, width, generator=generator)
+        self.covariates = Weights(n_covariates, width, generator=generator)
+        self.shifts = Weights(n_mapped, width, generator=generator) if n_mapped else None
+        self.hidden = nn.ModuleList(Linear(width, width, generator=generator) for _ in range(n_layers - 1))
+        self.norms = nn.ModuleList(make_norm(norm, width) for _ in range(n_layers))
+        self.gates = nn.ModuleList(make_gate(n_knots, width, generator=generator) for _ in range(n_layers))
+        self.dropout = Dropout(dropout)
+        self.mean = Linear(width, n_latent, n_knots=n_knots, generator=generator)
+        self.log_variance = Linear(width, n_latent, n_knots=n_knots, generator=generator)
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away."""
+        for layer in (self.mean, self.log_variance):
+            layer.drop_outputs(dropped)
+        self.n_latent -= int(dropped.sum())
+
+    def forward(
+        self,
+        x: CSR | Float[Tensor, "cells genes"],
+        covariates: Float[Tensor, "cells covariates"],
+        generator: torch.Generator | None,
+        knots: Float[Tensor, "cells knots"] | None = None,
+        mapped: Float[Tensor, "cells mapped"] | None = None,
+    ) -> DiagonalNormal:
+        """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
+        if isinstance(x, CSR):
+            x = x.with_values(self.input_dropout(x.values, generator))
+        else:
+            x = self.input_dropout(x, generator)
+        start: Tensor = self.genes.bias
+        if covariates.shape[1]:
+            start = torch.addmm(start, covariates, self.covariates.weight)
+        if self.shifts is not None and mapped is not None:
+            # a product of its own, which adds exactly 0 for cells of the fit: wider covariates would round anew
+            start = start + mapped @ self.shifts.weight
+        h = add_product(start, x, self.genes.weight)
+        h = self.dropout(relu(self.gates[0](self.norms[0](h), knots)), generator)
+        for layer, norm, gate in zip(self.hidden, self.norms[1:], self.gates[1:], strict=True):
+            h = self.dropout(relu(gate(norm(layer(h)), knots)), generator)
+        return DiagonalNormal(self.mean(h, knots), hardtanh(self.log_variance(h, knots), *LOG_VARIANCE_RANGE))

@@ -1,0 +1,143 @@
+"""What training maximises and evaluation reports: functions of a model and a batch, in nats per cell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.batches import Batch
+from ..kernels.shared_batch import shared, total
+from .latent import standard_normal_log_prob
+from .vae import VAE
+
+DRAWS_BUDGET = 2**22  # rows x genes of one pass over several draws
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Terms:
+    """The two sides of the ELBO for the cells of a batch, one draw of the latent each.
+
+    Parameters
+    ----------
+    log_likelihood
+        log p(x | z) of each cell: a value that carries no gradient.
+    kl
+        KL(q(z | x) || N(0, 1)) of each cell and latent dimension.
+    weighted_log_likelihood
+        Weighted sum of the log-likelihoods over cells: carries the gradient.
+    draws
+        The draw of the latent of each cell, without a gradient.
+    """
+
+    log_likelihood: Float[Tensor, " cells"]
+    kl: Float[Tensor, "cells latent"]
+    weighted_log_likelihood: Float[Tensor, ""]
+    draws: Float[Tensor, "cells latent"]
+
+    @property
+    def elbo(self) -> Float[Tensor, " cells"]:
+        """log p(x | z) - KL of each cell: the bound at β = 1, whatever β the model was trained with."""
+        return self.log_likelihood - self.kl.sum(1)
+
+
+def evidence_terms(
+    model: VAE,
+    batch: Batch,
+    noise: Float[Tensor, "cells latent"],
+    cell_weight: Float[Tensor, " cells"],
+    generator: torch.Generator | None = None,
+) -> Terms:
+    """Log-likelihood and KL by the reparameterized estimator with the given standard-normal noise.
+
+    Kingma & Welling 2014, equation 7. A generator turns dropout on.
+    """
+    posterior = model.encode(batch, generator)
+    z = posterior.reparameterize(noise)
+    log_prob = model.log_likelihood(z, batch, cell_weight)
+    return Terms(log_prob.per_row, posterior.kl_to_standard_normal(), log_prob.total, z.detach())
+
+
+def loss(
+    terms: Terms,
+    cell_weight: Float[Tensor, " cells"],
+    *,
+    beta: float | Float[Tensor, ""] | Float[Tensor, " cells"],
+    free_bits: float = 0.0,
+    capacity: float | Tensor | None = None,
+) -> Float[Tensor, ""]:
+    """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017); `beta` is one number or one for each cell.
+
+    With `free_bits`, a dimension whose mean KL is below that many nats costs nothing more (Kingma et al. 2016, "Inverse
+    autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
+    equation 8). Both are of one β.
+    """
+    if free_bits == 0.0 and capacity is None:
+        return ((cell_weight * beta) @ terms.kl).sum() - terms.weighted_log_likelihood
+    total_weight, kl = cell_weight.sum(), cell_weight @ terms.kl
+    share = shared()
+    if share is not None:  # the mean is that of all processes' cells, and each has one part of its penalty
+        total_weight, kl = total(total_weight), total(kl)
+    penalty = kl_penalty(kl / total_weight, free_bits=free_bits, capacity=capacity)
+    whole = beta * total_weight * penalty
+    return (whole if share is None else whole / share.world) - terms.weighted_log_likelihood
+
+
+def kl_penalty(
+    mean_kl: Float[Tensor, " latent"], *, free_bits: float, capacity: float | Tensor | None
+) -> Float[Tensor, ""]:
+    """What β multiplies, from the KL of each dimension averaged over cells: see `loss`."""
+    penalty = (mean_kl.clamp_min(free_bits) if free_bits > 0 else mean_kl).sum()
+    return penalty if capacity is None else (penalty - capacity).abs()
+
+
+@torch.no_grad()
+def elbo(model: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " cells"]:
+    """Evidence lower bound of each cell at β = 1: the mean log-likelihood over draws of the latent, minus the KL.
+
+    Memory does not grow with `n_samples`.
+    """
+    posterior = model.encode(batch)
+    total = torch.zeros_like(batch.library, dtype=torch.float64)
+    for n_draws in _passes(batch, n_samples):
+        z = _draws(posterior.mean, n_draws, generator)
+        total += _log_likelihood(model, posterior.reparameterize(z), batch).double().sum(0)
+    return total / n_samples - posterior.kl_to_standard_normal().double().sum(1)
+
+
+@torch.no_grad()
+def importance_weighted(
+    model: VAE, batch: Batch, n_samples: int, generator: torch.Generator
+) -> Float[Tensor, " cells"]:
+    """Importance-weighted bound on log p(x) of each cell, which tends to log p(x) as `n_samples` grows.
+
+    log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
+    Memory does not grow with `n_samples`.
+    """
+    posterior = model.encode(batch)
+    total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
+    for n_draws in _passes(batch, n_samples):
+        z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
+        log_ratio = standard_normal_log_prob(z) - posterior.log_prob(z)
+        log_weight = _log_likelihood(model, z, batch).double() + log_ratio.double()
+        total = torch.logaddexp(total, torch.logsumexp(log_weight, dim=0))
+    return total - math.log(n_samples)
+
+
+def _log_likelihood(model: VAE, z: Float[Tensor, "draws cells latent"], batch: Batch) -> Float[Tensor, "draws cells"]:
+    rows = z.flatten(0, 1)
+    return model.log_likelihood(rows, batch, rows.new_zeros(len(rows))).per_row.view(z.shape[:2])
+
+
+def _draws(like: Float[Tensor, "cells latent"], n: int, generator: torch.Generator) -> Float[Tensor, "n cells latent"]:
+    return torch.randn((n, *like.shape), generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _passes(batch: Batch, n_samples: int) -> list[int]:
+    """Sizes of the passes that `n_samples` draws are cut into."""
+    n_genes = batch.x.n_columns if hasattr(batch.x, "n_columns") else batch.x.shape[1]
+    most = max(1, DRAWS_BUDGET // (len(batch) * n_genes))
+    return [min(most, n_samples - done) for done in range(0, n_samples, most)]

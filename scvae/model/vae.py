@@ -1,0 +1,202 @@
+"""The variational autoencoder: encoder, decoder and likelihood head put together, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..common.rng import torch_generator
+from ..config import NetworkConfig
+from ..data.batches import Batch
+from ..data.beta_range import BetaRange
+from ..data.schema import Schema
+from ..kernels.autograd import WeightedLogProb
+from ..kernels.csr import CSR
+from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
+from ..likelihoods.base import OutputLayer, dense
+from .conditions import Conditions
+from .decoder import Decoder, LinearDecoder
+from .encoder import Encoder
+from .latent import DiagonalNormal
+
+INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
+
+
+class VAE(nn.Module):
+    """q(z | x, s) and p(x | z, s); in a model of many β, both at the β that the batch carries.
+
+    Genes that were not measured are filled in for the encoder with what the decoder expects of them at the prior's
+    mean, and have no share in the likelihood.
+
+    Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder | LinearDecoder,
+        likelihood: Likelihood,
+        conditions: Conditions,
+        *,
+        encode_conditions: bool,
+        betas: BetaRange | None = None,
+    ) -> None:
+        super().__init__()
+        self.encode_conditions, self.betas = encode_conditions, betas
+        self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
+
+    @property
+    def n_latent(self) -> int:
+        """Latent dimensions."""
+        return self.encoder.n_latent
+
+    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
+        """q(z | x, s) of each cell; a generator turns dropout on."""
+        if batch.missing is None:
+            return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
+        with torch.no_grad():  # what is missing is filled in as expected at the prior's mean, then at the posterior's
+            z = batch.library.new_zeros(len(batch), self.n_latent)
+            z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
+            filled = self._filled_in(batch, batch.missing, z)
+        return self._posterior(*filled, batch, generator)
+
+    def encode_expected(self, z: Float[Tensor, "cells latent"], batch: Batch) -> DiagonalNormal:
+        """q of what the decoder expects of cells at z, under the conditions and at the library sizes of the batch.
+
+        The values of the batch are not looked at. Gradients reach the encoder only, and nothing is dropped.
+        """
+        with torch.no_grad():
+            features = self.features(z, batch)
+            batch = self.whole(features, batch)
+            x, covariates = self.likelihood.expected_encoder_input(features, batch)
+        return self._posterior(x, covariates, batch, None)
+
+    def _posterior(
+        self,
+        x: CSR | Float[Tensor, "cells genes"],
+        covariates: Float[Tensor, "cells covariates"],
+        batch: Batch,
+        generator: torch.Generator | None,
+    ) -> DiagonalNormal:
+        mapped = None
+        if self.encode_conditions or self.encoder.shifts is not None:
+            conditions = self.conditions(batch)
+            if self.encode_conditions:
+                covariates = torch.cat([covariates, conditions[:, self.conditions.fitted]], dim=1)
+            if self.encoder.shifts is not None:
+                mapped = conditions[:, self.conditions.mapped]
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots, mapped)
+        return posterior
+
+    def _filled_in(
+        self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
+    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+        """What the encoder sees, with the missing genes and the library size as expected of cells at z."""
+        expected, share = self.likelihood.expected_input(self.features(z, batch), batch, missing)
+        whole = dataclasses.replace(batch, library=batch.library / share)
+        x, covariates = self.likelihood.encoder_input(whole)
+        return dense(x).index_copy(1, missing, expected), covariates
+
+    def whole(self, features: Float[Tensor, "cells features"], batch: Batch) -> Batch:
+        """The cells with the library size over all modelled genes that their measured ones let expect."""
+        if batch.missing is None:
+            return batch
+        share = self.likelihood.expected_input(features, batch, batch.missing)[1]
+        return dataclasses.replace(batch, library=batch.library / share)
+
+    def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
+        """The decoder's output for each row of z."""
+        draws, knots = z.shape[0] // max(len(batch), 1), batch.knots
+        conditions = self.conditions(batch).repeat(draws, 1)
+        features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
+        return features
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
+        """Takes latent dimensions away: the encoder forgets them, the decoder takes them for the given values."""
+        device = self.encoder.mean.weight.device
+        dropped, constant = dropped.to(device), constant.to(device)
+        self.encoder.drop_dimensions(dropped)
+        if isinstance(self.decoder, Decoder):
+            self.decoder.drop_dimensions(dropped, constant)
+            return
+        self.decoder.drop_dimensions(dropped)
+        for layer in self.likelihood.modules():
+            if isinstance(layer, OutputLayer):
+                layer.drop_features(dropped, constant)
+
+    def loadings(self) -> Float[Tensor, "genes latent"] | None:
+        """Of a linear decoder: what a unit of each latent dimension does to each gene (see `Likelihood.loadings`)."""
+        if not isinstance(self.decoder, LinearDecoder):
+            return None
+        return self.likelihood.loadings[:, : self.n_latent]
+
+    def log_likelihood(
+        self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        """log p(x | z, s) of each row in nats, summed over genes, and the weighted total that carries the gradient."""
+        return self.likelihood.log_prob(self.features(z, batch), batch, row_weight)
+
+
+def make_model(
+    schema: Schema,
+    likelihood: LikelihoodName,
+    n_latent: int,
+    config: NetworkConfig,
+    seed: int,
+    betas: BetaRange | None = None,
+) -> VAE:
+    """A VAE with freshly drawn weights for the genes and conditions of `schema`, for one β or a range of them."""
+    n_knots = betas.n_knots if betas else 0
+    generator = torch_generator(seed, INITIAL_WEIGHTS)
+    conditions = Conditions(
+        tuple(len(column.categories) for column in schema.categoricals),
+        len(schema.numeric),
+        mapped=schema.mapped_columns,
+    )
+    per_batch = config.dispersion == "gene-batch" and schema.batch is not None
+    decoder: Decoder | LinearDecoder
+    if config.decoder == "linear":
+        decoder = LinearDecoder(n_latent, n_conditions=conditions.n_columns)
+    else:
+        decoder = Decoder(
+            n_latent,
+            width=config.width,
+            n_layers=config.decoder_layers,
+            n_conditions=conditions.n_columns,
+            norm=config.norm,
+            n_knots=n_knots,
+            generator=generator,
+        )
+    head = make_likelihood(
+        likelihood,
+        decoder.n_features,
+        len(schema.genes),
+        n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
+        betas=betas,
+        minimum_scale=config.minimum_scale,
+        generator=generator,
+    )
+    encoder = Encoder(
+        len(schema.genes),
+        n_latent,
+        width=config.width,
+        n_layers=config.encoder_layers,
+        n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
+        n_mapped=len(conditions.mapped),
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        norm=config.norm,
+        n_knots=n_knots,
+        generator=generator,
+    )
+    for layer in head.modules():
+        if isinstance(layer, OutputLayer):
+            layer.suit(
+                weight_sd=decoder.weight_sd,
+                weight_rate=decoder.weight_rate,
+                n_conditions=n_knots + conditions.n_columns,
+            )
+    return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions, betas=betas)

@@ -1,0 +1,1 @@
+"""The page and the widget of `scvae.pl.beta_explorer`."""

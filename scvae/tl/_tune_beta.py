@@ -1,0 +1,307 @@
+"""`tune_beta`: what β does to a model of these cells, in one table, and which β to take."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+
+from ..common.checks import check_adata, check_choice, check_obs_column
+from ..common.distributed import joined, ranks
+from ..common.html import columns, page, paragraph
+from ..common.keys import Keys
+from ..common.progress import passing, progress_bar
+from ..common.rng import SeedLike, seed_of
+from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..data.betas_given import evenly_spaced, given_betas
+from ..data.intake import Cells
+from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
+from ..diagnostics.recommendation import recommend
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel
+from ..likelihoods import LikelihoodName
+from ..training.fit import fit, read_and_train, shared_seed, write_results
+from ..training.run import fit_next
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DEFAULT_RANGE = (0.1, 10.0)
+N_BETAS = 9
+LEAST_CELLS = 20  # for neighbours and clusters to mean anything
+
+WARM_EPOCHS = 0.5  # of a fit's, for the later models of a sweep
+
+Method = Literal["path", "sweep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BetaPath:
+    """What `tune_beta` found.
+
+    Parameters
+    ----------
+    table
+        One row per β; see `tune_beta`.
+    recommended
+        The β recommended, one of those in the table.
+    models
+        The path model alone, or the models of a sweep in the order of the table.
+    judged_on
+        What the cells behind the columns of likelihoods were to the model, and how many they are.
+    """
+
+    table: pd.DataFrame
+    recommended: float
+    models: tuple[FittedModel, ...]
+    judged_on: str
+
+    @property
+    def model(self) -> FittedModel:
+        """The model to use at the β recommended, as in ``scvae.tl.embed(adata, path.model, beta=path.recommended)``."""
+        return self.models[0] if len(self.models) == 1 else self.models[int(self.table["recommended"].argmax())]
+
+    def __repr__(self) -> str:
+        lines = self.table.drop(columns="recommended").to_string(index=False, float_format="{:.4g}".format).split("\n")
+        marks = ["  ", *("→ " if chosen else "  " for chosen in self.table["recommended"])]
+        rows = "\n".join(f"  {mark}{line}" for mark, line in zip(marks, lines, strict=True))
+        return f"BetaPath\n  recommended β = {self.recommended:g}; {self.judged_on}\n{rows}"
+
+    def _repr_html_(self) -> str:
+        shown = self.table.drop(columns="recommended")
+        rows = [[f"{value:.4g}" for value in row] for row in shown.to_numpy(dtype=float)]
+        marked = int(self.table["recommended"].to_numpy().argmax())
+        said = paragraph(f"recommended β = {self.recommended:g}; {self.judged_on}")
+        return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
+
+
+@joined()
+def tune_beta(
+    adata: AnnData,
+    *,
+    model: FittedModel | None = None,
+    betas: Sequence[float] | np.ndarray | None = None,
+    labels_key: str | None = None,
+    method: Method = "path",
+    layer: str | None = None,
+    mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
+    batch_key: str | None = None,
+    covariate_keys: str | Sequence[str] = (),
+    size_factor_key: str | None = None,
+    likelihood: LikelihoodName = "nb",
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
+    rng: SeedLike = None,
+    device: str | torch.device = "auto",
+    key_added: str = "scvae",
+    network: NetworkConfig | None = None,
+    training: TrainingConfig | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> BetaPath:
+    """Measures what β does to a model of these cells, recommends one, and writes the embedding at it into `adata`.
+
+    Small β favours fidelity, large β structure: rate R = KL(q(z | x) || p(z)) against distortion
+    D = -E_q[log p(x | z)] along β is the curve that a choice moves on (Alemi et al. 2018, "Fixing a broken ELBO").
+
+    The β recommended is, among those whose held-out ELBO is below the best by no more than a fifth of the rate there,
+    the one whose Leiden clusters are the most stable under resampling (averaged with the β's beside it).
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, raw data as for `scvae.fit`.
+    model
+        A path model, of ``scvae.fit(adata, beta=(low, high))``; None fits one. With a model only `layer` of the
+        arguments of the fit may be given.
+    betas
+        The β's to look at, at least two; None takes 9 between 0.1 and 10, or over the range of `model`, evenly spaced
+        on a log scale. A path is fitted over the range that they span.
+    labels_key
+        Column of `adata.obs` with known labels to compare with; cells without one (missing) are left out there. The
+        labels have no part in the recommendation.
+    method
+        ``"path"``: one model for every β, trained once (Bae et al. 2023, "Multi-rate VAE"); ``"sweep"``: a model for
+        each of `betas`, from the largest down, each but the first trained from the weights of the one before for half
+        as many epochs.
+    layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, device, network, training
+        As in `scvae.fit`.
+    rng
+        Seed or numpy Generator, for the fit and for the scores; None takes the seed of `model`, or draws one.
+    key_added
+        Name of the slots written.
+    checkpoint
+        As in `scvae.fit`; for one path only.
+    verbose
+        Whether to show progress bars. Nothing else is printed.
+
+    Returns
+    -------
+    BetaPath
+        ``table``, ``recommended``, ``model``. The table has one row per β in rising order, with the columns
+
+        ``beta``
+            and ``recommended``, true in one row;
+        ``distortion``, ``rate``, ``objective``, ``elbo``, ``log_likelihood``
+            D, R, D + βR, -(D + R) and the importance-weighted bound on log p(x), each in nats per cell, on at most
+            1,000 of the cells that the fit held out (of all cells, if `model` was fitted to other ones or held none
+            out; ``judged_on`` says so);
+        ``active_dimensions``
+            latent dimensions with a mean KL above 0.05 nats on these cells;
+        ``mutual_information``, ``mutual_information_bound``
+            I_q(x; z) in nats of these cells, and so at most the logarithm of their number; and an upper bound on it
+            that has no such cap;
+        ``leiden_stability``, ``graph_agreement``, ``modularity``, ``trustworthiness``, ``n_clusters``
+            structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
+            index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of
+            z ~ q(z | x) have in common; modularity of the Leiden clusters; how far neighbours in the embedding are
+            neighbours in principal components of log-normalised expression (2,000 cells at most); and the number of
+            Leiden clusters at resolution 1;
+        ``nmi``, ``ari``, ``silhouette``
+            with `labels_key`: agreement of Leiden clusters with the labels, best over the resolutions 0.1 to 2, and the
+            silhouette of the labels.
+
+        Slots written to `adata`, all at the end: those of `scvae.fit`, the embedding at the β recommended, and
+
+        ``uns["<key_added>"]["beta_path"]``
+            the table.
+        ``uns["<key_added>"]["beta_path_judged_on"]``
+            what the held-out columns rest on.
+
+    Raises
+    ------
+    ValueError
+        As `scvae.fit`; if there are fewer than 20 cells, β's are not positive, or lie outside the range of `model`.
+        `adata` is then as it was.
+    KeyboardInterrupt
+        After Ctrl-C during the trainings of a sweep, or while measuring: nothing is written. Ctrl-C during the training
+        of a path ends that training only, as in `scvae.fit`.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
+    >>> path = scvae.tune_beta(adata, betas=[0.3, 1, 3], n_latent=5, rng=0, verbose=False)
+    >>> path.table["beta"].tolist()
+    [0.3, 1.0, 3.0]
+    >>> path.recommended in [0.3, 1, 3]
+    True
+    """
+    keys = Keys(key_added)
+    check_adata(adata)
+    check_choice(method, ("path", "sweep"), "method")
+    if adata.n_obs < LEAST_CELLS:
+        raise ValueError(f"adata has {adata.n_obs} cells; β can be judged from {LEAST_CELLS} cells on")
+    labels = None if labels_key is None else _label_codes(adata, labels_key)
+    points = _points(betas, model)
+    settings: dict[str, Any] = {
+        "mask_var": mask_var,
+        "batch_key": batch_key,
+        "covariate_keys": covariate_keys,
+        "size_factor_key": size_factor_key,
+        "likelihood": likelihood,
+        "n_latent": n_latent,
+        "device": device,
+        "network": network,
+        "training": training,
+        "checkpoint": checkpoint,
+    }
+    if model is not None:
+        _refuse_without_effect(method, settings)
+        seed = model.seed if rng is None else seed_of(rng)
+        models: tuple[FittedModel, ...] = (model,)
+        cells = read_cells(adata, model, layer)
+    else:
+        seed = shared_seed(rng, None)
+        models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
+    yardstick = make_yardstick(models[0], cells, labels, seed=seed)
+    table = _table(models, yardstick, points, seed=seed, verbose=verbose and ranks().is_first)
+    recommended = recommend(table)
+    table["recommended"] = table["beta"] == recommended
+    judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
+    found = BetaPath(table=table, recommended=recommended, models=models, judged_on=judged_on)
+    record = {keys.beta_path: table.copy(), keys.judged_on: judged_on}
+    write_results(adata, found.model, cells, keys, beta=recommended, more=record)
+    return found
+
+
+def _label_codes(adata: AnnData, key: str) -> Int[np.ndarray, " cells"]:
+    """Number of the label of each cell, -1 where it is missing."""
+    codes, names = pd.factorize(check_obs_column(adata, key))
+    if len(names) < 2:
+        raise ValueError(f"adata.obs[{key!r}] has {len(names)} label(s); comparing needs at least 2")
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | None) -> list[float]:
+    """The β's to look at, rising; those not chosen by the user have four digits."""
+    span = DEFAULT_RANGE if model is None else model.beta
+    if not isinstance(span, tuple):
+        raise ValueError(
+            f"model was trained at β = {span:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
+            "or leave model out to have one fitted"
+        )
+    if betas is None:
+        return evenly_spaced(*span, N_BETAS)
+    points = given_betas(betas)
+    return points if model is None else [model.beta_of(beta) for beta in points]
+
+
+def _refuse_without_effect(method: Method, settings: dict[str, Any]) -> None:
+    """Refuses what only a fit could heed, when a fitted model is given."""
+    defaults = inspect.signature(fit).parameters
+    given = [name for name, value in settings.items() if value is not defaults[name].default]
+    given += ["method"] if method != "path" else []
+    if given:
+        raise ValueError(f"{', '.join(given)} can have no effect on a fitted model; leave out model or these")
+
+
+def _fit_all(
+    adata: AnnData, method: Method, points: list[float], **settings: Any
+) -> tuple[tuple[FittedModel, ...], Cells]:
+    """The path model, or the models of the sweep in the order of `points`; and the cells as they were read."""
+    if method == "path":
+        model, cells = read_and_train(adata, beta=(points[0], points[-1]), **settings)
+        return (model,), cells
+    if settings["checkpoint"] is not None:
+        raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
+    if settings["n_latent"] == "auto":
+        raise ValueError("n_latent='auto' would keep for every β what the largest needs; pass a number to a sweep")
+    # downwards: what was over-fitted at a small β would stay, and held-out cells be worse described than from scratch
+    model, cells = read_and_train(adata, beta=points[-1], **settings)
+    models = [model]
+    epochs = max(1, round(WARM_EPOCHS * (model.training_config.epochs or 1)))
+    for beta in reversed(points[:-1]):
+        if _was_interrupted(models[-1]):
+            raise KeyboardInterrupt
+        with passing():
+            models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
+    return tuple(reversed(models)), cells
+
+
+def _was_interrupted(model: FittedModel) -> bool:
+    """Whether training ended for no reason of its own: part of a sweep would pass for the whole."""
+    return not model.outcome.converged and model.outcome.epochs < (model.training_config.epochs or 0)
+
+
+def _table(
+    models: tuple[FittedModel, ...], yardstick: Yardstick, points: list[float], *, seed: int, verbose: bool
+) -> pd.DataFrame:
+    """One row per β."""
+    rows = []
+    of_each = models * len(points) if len(models) == 1 else models
+    with closing(progress_bar(len(points), unit="β", leave=False, verbose=verbose)) as bar:
+        for beta, model in zip(points, of_each, strict=True):
+            measured = rate_distortion(model, yardstick.judged, beta=beta, seed=seed)
+            parts = (measured, *embedding_at(model, yardstick, beta=beta, seed=seed))
+            rows.append({k: v for part in parts if part for k, v in dataclasses.asdict(part).items()})
+            bar.update()
+    return pd.DataFrame(rows)

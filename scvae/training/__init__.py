@@ -1,0 +1,1 @@
+"""From an AnnData to a FittedModel: reading, the loop, its step, its file, and training again."""

@@ -1,0 +1,173 @@
+"""Training steps replayed as one CUDA graph: the host starts a step by one call instead of a hundred."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..common.distributed import ALONE, Ranks
+from ..common.interrupt import Interrupt
+from ..config import TrainingConfig
+from ..data.feeds import Feed, Plan, Resident, upload
+from ..model.blocks import BatchNorm, Dropout
+from ..model.optimizer import Adam
+from ..model.vae import VAE
+from .ddp import ParallelStep
+from .step import Dials, EagerStep, update
+
+logger = logging.getLogger(__name__)
+
+WARM_UP = 3  # steps before the capture, which fill the caches of torch's libraries and compile the kernels
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """What differs between two steps, always at the same place in memory."""
+
+    positions: Int[Tensor, " cells"]
+    cell_weight: Float[Tensor, " cells"]
+    noise: Float[Tensor, "cells latent"]
+    log_beta: Float[Tensor, " cells"]
+    kl_weight: Float[Tensor, ""]
+    capacity: Float[Tensor, ""]
+    learning_rate: Float[Tensor, ""]
+
+
+class CapturedStep:
+    """Runs the same step as `EagerStep`, captured after a few steps and then replayed.
+
+    All batches have one size: a smaller one is filled up with cells of weight 0. Where the step cannot be captured, or
+    the device is none of CUDA, the same code runs eagerly.
+    """
+
+    def __init__(self, model: VAE, optimizer: Adam, feed: Resident, config: TrainingConfig) -> None:
+        self.model, self.optimizer, self.feed, self.config = model, optimizer, feed, config
+        self.inputs: Inputs | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.said = torch.empty(3, device=feed.device)
+        self.to_warm_up = WARM_UP
+        self.can_capture = feed.device.type == "cuda"
+
+    def run(
+        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+    ) -> list[Float[Tensor, "3"]]:
+        """See `EagerStep.run`."""
+        size = max(map(len, plan))
+        if self.inputs is None or len(self.inputs.positions) != size:
+            self.inputs, self.graph, self.to_warm_up = self._inputs(size), None, WARM_UP
+        inputs = self.inputs
+        positions, weights = (upload(array, self.feed.device) for array in padded(plan, size))
+        said = torch.empty(len(plan), 3, device=self.feed.device)
+        for i, (cells, generator) in enumerate(zip(plan, generators, strict=True)):
+            inputs.positions.copy_(positions[i])
+            inputs.cell_weight.copy_(weights[i])
+            # a tensor of this very shape gets the numbers that an eager step draws
+            inputs.noise[: len(cells)].normal_(generator=generator)
+            if self.model.betas is not None:
+                offset = torch.rand((), generator=generator, device=self.feed.device)
+                inputs.log_beta[: len(cells)] = self.model.betas.draw(len(cells), offset)
+            for dial, number in zip((inputs.kl_weight, inputs.capacity, inputs.learning_rate), dials[i], strict=True):
+                dial.fill_(0.0 if number is None else number)
+            said[i] = self._advance(inputs)
+        return list(said)
+
+    def _inputs(self, size: int) -> Inputs:
+        device = self.feed.device
+        return Inputs(
+            positions=torch.zeros(size, dtype=torch.int64, device=device),
+            cell_weight=torch.zeros(size, device=device),
+            noise=torch.zeros(size, self.model.n_latent, device=device),
+            log_beta=torch.zeros(size, device=device),
+            kl_weight=torch.zeros((), device=device),
+            capacity=torch.zeros((), device=device),
+            learning_rate=torch.zeros((), device=device),
+        )
+
+    def _advance(self, inputs: Inputs) -> Float[Tensor, "3"]:
+        if self.can_capture and self.graph is None and self.to_warm_up == 0:
+            self._capture(inputs)
+        if self.graph is not None:
+            self.graph.replay()
+            return self.said
+        if not self.can_capture:
+            return self._step(inputs)
+        # a stream of its own, as torch's documentation on CUDA graphs asks
+        self.to_warm_up -= 1
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            said = self._step(inputs)
+        current.wait_stream(aside)
+        said.record_stream(current)
+        return said
+
+    def _capture(self, inputs: Inputs) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.said = self._step(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("a training step cannot be captured in a CUDA graph (%s), so each runs by itself", error)
+            self.can_capture = False
+            self.optimizer.zero_grad()
+        else:
+            self.graph = graph
+
+    def _step(self, inputs: Inputs) -> Float[Tensor, "3"]:
+        capacity = None if self.config.capacity is None else inputs.capacity
+        dials = Dials(inputs.kl_weight, capacity, inputs.learning_rate)
+        batch = self.feed.pick(inputs.positions)
+        if self.model.betas is not None:
+            batch = batch.at(self.model.betas, inputs.log_beta)
+        noise, weight = inputs.noise, inputs.cell_weight
+        return update(self.model, self.optimizer, batch, noise, weight, None, dials, self.config)
+
+
+def make_step(
+    model: VAE,
+    optimizer: Adam,
+    feed: Feed,
+    config: TrainingConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    interrupt: Interrupt | None = None,
+) -> EagerStep | CapturedStep | ParallelStep:
+    """The fastest way to run a step with this network, feed and device; a log line where that is not a CUDA graph.
+
+    Of several processes, which torch's engine keeps together from the host, each step runs by itself.
+    """
+    if ranks.world > 1:
+        return ParallelStep(model, optimizer, feed, config, device, ranks, interrupt or Interrupt())
+    if isinstance(feed, Resident):
+        if is_capturable(model):
+            return CapturedStep(model, optimizer, feed, config)
+        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so each step runs by itself")
+    return EagerStep(model, optimizer, feed, config, device)
+
+
+def is_capturable(model: VAE) -> bool:
+    """Whether a step can be replayed and filled up.
+
+    Dropout draws from a generator that changes with the step; statistics of a batch would count the cells that only
+    fill it up.
+    """
+    return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in model.modules())
+
+
+def padded(plan: Plan, size: int) -> tuple[Int[np.ndarray, "steps cells"], Float[np.ndarray, "steps cells"]]:
+    """Positions and weights of each step, filled up to `size` cells by the last one of the step with weight 0."""
+    positions = np.empty((len(plan), size), dtype=np.int64)
+    weights = np.zeros((len(plan), size), dtype=np.float32)
+    for i, cells in enumerate(plan):
+        positions[i] = cells[-1]
+        positions[i, : len(cells)] = cells
+        weights[i, : len(cells)] = 1.0 / len(cells)
+    return positions, weights

@@ -1,0 +1,206 @@
+"""One step of training: from the positions of some cells to new weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..data.batches import Batch
+from ..data.feeds import Feed, Plan
+from ..data.intake import Cells
+from ..kernels.context import working_on
+from ..likelihoods.base import OutputLayer
+from ..likelihoods.counts import LOG_DISPERSION_SPREAD
+from ..model.objective import evidence_terms, loss
+from ..model.optimizer import Adam, Group
+from ..model.vae import VAE
+from .checkpoint import NonFiniteLossError
+from .consistency import inconsistency
+
+FAILURES_IN_A_ROW = 5
+DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate a step: too slow to travel from 1 to 100 in one run
+
+
+class Dials(NamedTuple):
+    """What is turned from step to step: numbers, or scalars on the device.
+
+    kl_weight
+        β of this step; in a model of many β, of a cell with the default one.
+    capacity
+        KL to aim for, in nats per cell; None where the objective is the ELBO.
+    learning_rate
+        Adam's.
+    """
+
+    kl_weight: float | Tensor
+    capacity: float | Tensor | None
+    learning_rate: float | Tensor
+
+
+class Reading(NamedTuple):
+    """What a run of steps said.
+
+    log_likelihood, kl
+        Nats per cell, averaged over the steps that were not skipped; NaN where all were.
+    skipped
+        Steps whose loss or gradient was not finite.
+    streak
+        How many of the last ones in a row.
+    gave_up
+        The step at which `FAILURES_IN_A_ROW` had been skipped in a row, if it came to that.
+    """
+
+    log_likelihood: float
+    kl: float
+    skipped: int
+    streak: int
+    gave_up: int | None
+
+
+class EagerStep:
+    """Runs each step as it is called."""
+
+    def __init__(self, model: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, device: torch.device) -> None:
+        self.model, self.optimizer, self.feed, self.config, self.device = model, optimizer, feed, config, device
+
+    def run(
+        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+    ) -> list[Float[Tensor, "3"]]:
+        """Moves the weights once for each batch of the plan; one of the generators draws the noise of each.
+
+        Returns
+        -------
+        list
+            For each step log-likelihood and KL, in nats per cell, and 1 if the step was skipped; on the device, which
+            was not waited for.
+        """
+        return [self(*step) for step in zip(self.feed.batches(plan), generators, dials, strict=True)]
+
+    def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
+        """One step: see `run`."""
+        noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
+        if self.model.betas is not None:
+            offset = torch.rand((), generator=generator, device=self.device)
+            batch = batch.at(self.model.betas, self.model.betas.draw(len(batch), offset))
+        weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
+        return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
+
+
+def update(
+    model: VAE,
+    optimizer: Adam,
+    batch: Batch,
+    noise: Float[Tensor, "cells latent"],
+    cell_weight: Float[Tensor, " cells"],
+    generator: torch.Generator | None,
+    dials: Dials,
+    config: TrainingConfig,
+) -> Float[Tensor, "3"]:
+    """One draw of the latent for each cell, the loss, its gradient and Adam's move, without waiting for the device.
+
+    Parameters
+    ----------
+    batch
+        Carries the β of each cell in a model of many.
+    cell_weight
+        Adds up to 1; 0 for cells that only fill up the batch.
+    generator
+        Draws the dropout masks; may be None where there are none.
+
+    Returns
+    -------
+    Tensor
+        As each of `EagerStep.run`.
+    """
+    objective, log_likelihood, kl = objective_of(model, batch, noise, cell_weight, generator, dials, config)
+    optimizer.zero_grad()
+    objective.backward()
+    skip = optimizer.step(dials.learning_rate, objective)
+    return torch.stack([log_likelihood, kl, skip])
+
+
+def objective_of(
+    model: VAE,
+    batch: Batch,
+    noise: Float[Tensor, "cells latent"],
+    cell_weight: Float[Tensor, " cells"],
+    generator: torch.Generator | None,
+    dials: Dials,
+    config: TrainingConfig,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """The loss of a batch, as in `update`, and its weighted log-likelihood and KL without a gradient."""
+    terms = evidence_terms(model, batch, noise, cell_weight, generator)
+    beta = dials.kl_weight
+    if model.betas is not None and batch.log_beta is not None:
+        beta = beta * model.betas.relative(batch.log_beta)
+    objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
+    if config.consistency > 0 and model.conditions.n_columns > 0:
+        weight = config.consistency * beta * cell_weight
+        objective = objective + inconsistency(model, terms.draws, batch, weight)
+    return objective, cell_weight @ terms.log_likelihood, (cell_weight @ terms.kl.detach()).sum()
+
+
+def make_optimizer(model: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
+    """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest.
+
+    With `only`, the parameters it names are trained, and of these the marked entries.
+    """
+    dispersions = [p for name, p in model.named_parameters() if "log_inverse_dispersion" in name]
+    outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
+    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
+    groups = [
+        Group([p for p in model.parameters() if id(p) not in special]),
+        Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
+        *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
+    ]
+    if only is None:
+        return Adam(groups)
+    marks = {id(p): only[name] for name, p in model.named_parameters() if name in only}
+    kept = [[p for p in group.parameters if id(p) in marks] for group in groups]
+    return Adam(
+        [
+            replace(group, parameters=some, moving=[marks[id(p)] for p in some])
+            for group, some in zip(groups, kept, strict=True)
+        ]
+    )
+
+
+def read(statistics: list[Float[Tensor, "3"]], streak: int) -> Reading:
+    """What a run of steps returned, read from the device at once; `streak` steps before them were skipped in a row."""
+    rows = torch.stack(statistics).double().cpu().numpy()
+    skipped = rows[:, 2] != 0
+    gave_up = None
+    for i, bad in enumerate(skipped):
+        streak = streak + 1 if bad else 0
+        if streak == FAILURES_IN_A_ROW and gave_up is None:
+            gave_up = i
+    log_likelihood, kl = rows[~skipped, :2].mean(0) if not skipped.all() else (math.nan, math.nan)
+    return Reading(float(log_likelihood), float(kl), int(skipped.sum()), streak, gave_up)
+
+
+@torch.no_grad()
+def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoch: int) -> NonFiniteLossError:
+    """The error after several skipped steps in a row, which names a cell where one stands out."""
+    model.eval()
+    device = next(model.parameters()).device
+    batch = cells.batch(positions).to(device)
+    if model.betas is not None:
+        batch = batch.at(model.betas, model.betas.spread(len(batch)).to(device))
+    zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
+    with working_on(device):
+        elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
+    bad = np.flatnonzero(~torch.isfinite(elbo).cpu().numpy())
+    culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
+    return NonFiniteLossError(
+        f"the loss or its gradient was not finite in {FAILURES_IN_A_ROW} steps in a row of epoch {epoch}; "
+        f"first at fault: {culprit}. Look for extreme values there, or lower TrainingConfig.learning_rate "
+        "(or raise NetworkConfig.minimum_scale, for likelihood='gaussian')."
+    )
