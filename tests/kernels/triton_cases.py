@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.kernels import autograd, cuda, device
+from scvae.kernels import autograd, cuda, fused_cuda
 from scvae.kernels.csr import CSR
 from scvae.kernels.selection import SelectedRows
 from tests import references
@@ -248,16 +248,16 @@ def test_dense_rows_are_those_of_the_matrix(n_cells, n_genes):
     expected = problem.counts.to_dense()
     scale = torch.linspace(0.1, 3.0, n_cells, device=WHERE)
     for rows in (problem.counts, narrow(problem).counts):
-        assert torch.equal(device.densify(rows), expected)
-        transformed = device.densify(rows, scale)
+        assert torch.equal(fused_cuda.densify(rows), expected)
+        transformed = fused_cuda.densify(rows, scale)
         torch.testing.assert_close(transformed, torch.log1p(expected * scale[:, None]), rtol=1e-6, atol=0)
     some = torch.tensor([n_cells - 1, 0, n_cells - 1], device=WHERE)
-    assert torch.equal(device.densify(narrow(problem).counts.select(some)), expected[some])
+    assert torch.equal(fused_cuda.densify(narrow(problem).counts.select(some)), expected[some])
 
 
 def test_no_rows_are_a_block_without_rows():
     nothing = CSR.from_numpy(np.zeros(1), np.zeros(0), np.zeros(0), 5).to(WHERE)
-    assert device.densify(nothing).shape == (0, 5)
+    assert fused_cuda.densify(nothing).shape == (0, 5)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="on the CPU the product is numba's")

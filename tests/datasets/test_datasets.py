@@ -14,7 +14,7 @@ from scipy import sparse, stats
 from scvae import datasets
 from scvae.datasets import _laws, _pbmc3k
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 LIMIT = 4.5  # standard errors; a right sampler passes one such test in all but 7 of a million seeds
 
