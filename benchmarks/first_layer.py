@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/first_layer.py [--repeats 60] [--out FILE]
 
-Random rows with a given share of non-zeros, 128 units. `scvae.kernels.autograd.is_crowded` follows the share at which
+Random rows with a given share of non-zeros, 128 units. `scvae.kernels.fused_cpu.is_crowded` follows the share at which
 the ratio passes 1. Times are medians, the two ways taken in turn.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scvae.kernels import autograd
+from scvae.kernels import fused_cpu
 from scvae.kernels.csr import CSR
 
 SHAPES = ((128, 2_000), (1_024, 2_000), (128, 20_000))  # cells, genes
@@ -27,7 +27,7 @@ WAYS = ("sparse", "dense")
 
 
 def seconds(rows: CSR, weight: torch.Tensor, way: str) -> float:
-    autograd.is_crowded = lambda _: way == "dense"  # type: ignore[assignment]
+    fused_cpu.is_crowded = lambda _: way == "dense"  # type: ignore[assignment]
     start = time.perf_counter()
     autograd.csr_matmul(rows, weight, torch.zeros(weight.shape[1])).sum().backward()
     return time.perf_counter() - start

@@ -11,8 +11,8 @@ from . import datasets, pl, tl
 from .config import NetworkConfig, TrainingConfig
 from .inference.fitted import FittedModel, load
 from .tl._tune_beta import BetaPath, tune_beta
-from .training.checkpoint import NonFiniteLossError
 from .training.fit import fit
+from .training.step import NonFiniteLossError
 
 __all__ = [
     "BetaPath",

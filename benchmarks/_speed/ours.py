@@ -37,9 +37,7 @@ def simulate(path: str, cells: int, genes: int, tile: int = 1) -> Answer:
 
 def prepare(source: str | None, path: str, seeds: list[int]) -> Answer:
     """Writes the counts of `source` (None: the bundled set) with the cells that `fit` holds out at each seed."""
-    from scvae.common.rng import numpy_generator
     from scvae.data.batches import split
-    from scvae.training.train import SPLIT
 
     x = sparse.csr_matrix(_bundled() if source is None else anndata.read_h5ad(source).X, dtype=np.float32)
     x = x[:, np.asarray(x.sum(0)).ravel() > 0]
@@ -52,7 +50,7 @@ def prepare(source: str | None, path: str, seeds: list[int]) -> Answer:
     fraction = scvae.TrainingConfig().validation_fraction
     for seed in seeds:
         held_out = np.zeros(len(adata), bool)
-        held_out[split(len(adata), fraction, numpy_generator(seed, SPLIT))[1]] = True
+        held_out[split(len(adata), fraction, seed)[1]] = True
         adata.obs[f"held_out_{seed}"] = held_out
     adata.write_h5ad(path)
     return {"cells": adata.n_obs, "genes": adata.n_vars, "non_zeros": x.nnz / (x.shape[0] * x.shape[1])}

@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..common.checks import check_positive_int, check_probability
+from ..common.rng import numpy_generator
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 from .beta_range import BetaRange
 
+SPLIT = 1  # stream of random numbers, a function of the seed alone
 SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
 MOST_ASIDE = 20_000  # more cells tell nothing more of a mean, and every epoch looks at all of them
 
@@ -95,10 +97,8 @@ def n_aside(n: int, fraction: float) -> int:
     return min(max(round(n * fraction), 1), n - 1, MOST_ASIDE)
 
 
-def split(
-    n: int, fraction: float, rng: np.random.Generator
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
-    """Sets some cells aside for validation.
+def split(n: int, fraction: float, seed: int) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
+    """The cells to train on and those held out for validation: the same wherever it is asked with the same arguments.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def split(
         Number of cells.
     fraction
         Share of the cells to set aside, in [0, 1).
-    rng
-        Draws the cells.
+    seed
+        Of the fit.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def split(
         If `n` is not positive or `fraction` not in [0, 1).
     """
     aside = n_aside(n, fraction)
-    order = rng.permutation(n).astype(np.int64)
+    order = numpy_generator(seed, SPLIT).permutation(n).astype(np.int64)
     return np.sort(order[aside:]), np.sort(order[:aside])
 
 

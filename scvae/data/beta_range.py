@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..common.checks import check_positive
 
 # shares of the range in log β by which cells are trained beyond its ends, where a β would have neighbours on one side
 # only; twice as much at the upper end, where too high a rate costs most
@@ -78,3 +82,24 @@ class BetaRange:
         """log β of `n` cells to be judged by: evenly over the range, independent of the order of the cells."""
         share = (torch.arange(n, dtype=torch.float64) * GOLDEN).remainder(1.0).float()
         return math.log(self.low) + math.log(self.high / self.low) * share
+
+
+def evenly_spaced(low: float, high: float, n: int) -> list[float]:
+    """`n` β's over a range, evenly on a log scale, rounded to four digits."""
+    return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, n)]
+
+
+def given_betas(betas: Sequence[float] | np.ndarray) -> list[float]:
+    """The user's β's in rising order.
+
+    Raises
+    ------
+    ValueError
+        If there are not two different ones, or one is not positive.
+    """
+    points = sorted({check_positive(beta, "each of betas") for beta in np.asarray(betas).ravel().tolist()})
+    if len(points) < 2:
+        raise ValueError(
+            f"betas has {len(points)} different value(s); pass at least 2, or use scvae.fit(adata, beta=…)"
+        )
+    return points

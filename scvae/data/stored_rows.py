@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Int
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from ..kernels.autograd import cpu_kernels
+from ..kernels.backends import cpu_kernels
 from ..kernels.csr import CSR
 from ..kernels.rows import Taken, place_rows, renamed
 from .batches import Shuffle
 from .on_disk import Joined, Part, Raw, Run, in_threads, regular
-from .recycled import Recycled
 from .rows import Rows
+
+SLACK = 1.05  # windows of as many cells differ a little in their number of values
+MOST_SPARE = 2  # indices and values of a window: while one is in use, another is read
+
 
 SMALLEST_BLOCK = 16  # cells: what reading costs beyond its bytes is then small
 CHUNKS_OF_A_BLOCK = 4  # so that of the chunks at its ends not much more than a quarter is read in vain
@@ -176,3 +181,30 @@ def _runs(cells: NDArray[np.int64]) -> list[Run]:
     edges = np.flatnonzero(np.diff(cells) != 1) + 1
     starts, stops = cells[np.concatenate([[0], edges])], cells[np.concatenate([edges - 1, [len(cells) - 1]])] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+@final
+class Recycled:
+    """Hands out arrays, and the memory of one again when neither it nor a view of it is held by anyone."""
+
+    def __init__(self) -> None:
+        self._spare: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def empty(self, n: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array of `n` elements that may hold anything."""
+        n_bytes = n * np.dtype(dtype).itemsize
+        with self._lock:
+            fitting = [i for i, memory in enumerate(self._spare) if len(memory) >= n_bytes]
+            memory = self._spare.pop(fitting[0]) if fitting else np.empty(int(SLACK * n_bytes) + 1, np.uint8)
+        # the base of a view is the last array on the way to the memory, here always this one: it outlives its views
+        array = np.frombuffer(memory.data, dtype, count=n)
+        weakref.finalize(array, self._take_back, memory).atexit = False
+        return array
+
+    def _take_back(self, memory: NDArray[np.uint8]) -> None:
+        """Keeps the largest; may be called wherever the last reference goes, within `empty` too."""
+        self._spare.append(memory)
+        if len(self._spare) > MOST_SPARE:
+            self._spare.sort(key=len)
+            del self._spare[0]

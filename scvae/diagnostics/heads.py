@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.progress import passing
-from ..common.rng import numpy_generator
 from ..data.batches import split
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import log_likelihood_bound
 from ..likelihoods import LikelihoodName
 from ..training.run import Settings, fit_cells
-from ..training.train import SPLIT
 
 HEADS: tuple[LikelihoodName, ...] = ("nb", "zinb", "poisson")
 MOST_CELLS = 1_000
@@ -77,7 +75,7 @@ def compare_heads(
             f"compare_heads is for counts ({', '.join(HEADS)}); the model has likelihood={model.likelihood!r}"
         )
     fraction = model.training_config.validation_fraction or HELD_OUT
-    held_out = split(len(cells), fraction, numpy_generator(model.seed, SPLIT))[1][:MOST_CELLS]
+    held_out = split(len(cells), fraction, model.seed)[1][:MOST_CELLS]
     if len(held_out) < 2:
         raise ValueError(f"{len(cells)} cells are too few to hold any out; compare heads with 20 at least")
     judged = cells.taken(held_out)

@@ -8,11 +8,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from ..common.rng import numpy_generator
 from ..data.batches import split
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel
-from ..training.train import SPLIT
 
 Role = Literal["held out of the fit", "trained on", "other cells than those of the fit"]
 
@@ -41,5 +39,5 @@ def judged_cells(model: FittedModel, cells: Cells) -> Judged:
     everyone = np.arange(len(cells))
     if cells.fingerprint() != model.trained_on:
         return Judged(everyone, "other cells than those of the fit")
-    _, held_out = split(len(cells), model.training_config.validation_fraction, numpy_generator(model.seed, SPLIT))
+    _, held_out = split(len(cells), model.training_config.validation_fraction, model.seed)
     return Judged(held_out, "held out of the fit") if len(held_out) else Judged(everyone, "trained on")

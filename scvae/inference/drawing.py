@@ -19,6 +19,9 @@ from .fitted import FittedModel
 if TYPE_CHECKING:
     from anndata import AnnData
 
+TABLES = 8.0  # float32 tables that drawing one of a negative binomial takes
+
+
 Values: TypeAlias = sp.csr_matrix | np.ndarray
 
 

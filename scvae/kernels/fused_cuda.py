@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,33 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import kernels_for
 from .csr import CSR
 from .selection import SelectedRows
 
-logger = logging.getLogger(__name__)
-
 LOGITS_BUDGET = 2**26  # float32 logits alive at once (256 MB): larger batches pass the output layer in parts
-
-
-def kernels_for(device: torch.device) -> ModuleType | None:
-    """The Triton kernels for tensors on `device`; None where there are none."""
-    return _cuda_kernels() if device.type == "cuda" else None
-
-
-@cache
-def _cuda_kernels() -> ModuleType | None:
-    """The Triton kernels after a trial launch, or None (and one log line) where they do not work."""
-    try:
-        from . import cuda
-
-        zero = torch.zeros(1, dtype=torch.int64, device="cuda")
-        cuda.densify(zero, zero, zero, zero, 1)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (no Triton, no C compiler, too old a card: each fails in its own way)
-        logger.warning("triton is not usable here (%r); scvae falls back to plain torch, which is slower", error)
-        return None
-    return cuda
 
 
 def densify(rows: CSR | SelectedRows, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:

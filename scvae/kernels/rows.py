@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .autograd import cpu_kernels
+from .backends import cpu_kernels
 
 COMPILED = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}  # what is worth compiling for
 

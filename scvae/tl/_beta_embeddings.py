@@ -12,7 +12,7 @@ from ..common.keys import Keys
 from ..common.progress import progress_bar
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import target_of, write
-from ..data.betas_given import evenly_spaced, given_betas
+from ..data.beta_range import evenly_spaced, given_betas
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
 from ..inference.cells import earlier_record, read_cells

@@ -14,8 +14,8 @@ from ..data.intake import Cells
 from ..data.schema import Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
-from ..training.fit import write_results
 from ..training.refit import map_cells
+from ..training.results import write_results
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,8 +9,8 @@ from ..common.distributed import joined
 from ..common.keys import Keys
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
-from ..training.fit import write_results
-from ..training.run import prune_cells
+from ..training.refit import prune_cells
+from ..training.results import write_results
 
 if TYPE_CHECKING:
     from anndata import AnnData

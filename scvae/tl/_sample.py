@@ -13,7 +13,7 @@ from ..common.keys import Keys
 from ..common.rng import SeedLike, seed_of, torch_generator
 from ..inference.cells import read_cells
 from ..inference.decoding import posterior_draws
-from ..inference.drawing import Values, draw_values, drawn_cells, stacked
+from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import working_on
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 VALUES = 51  # stream of the random numbers that draw values
-TABLES = 8.0  # float32 tables that drawing one of a negative binomial takes
 
 
 def sample(

@@ -22,15 +22,16 @@ from ..common.keys import Keys
 from ..common.progress import passing, progress_bar
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
-from ..data.betas_given import evenly_spaced, given_betas
+from ..data.beta_range import evenly_spaced, given_betas
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel
 from ..likelihoods import LikelihoodName
-from ..training.fit import fit, read_and_train, shared_seed, write_results
-from ..training.run import fit_next
+from ..training.fit import fit, read_and_train, shared_seed
+from ..training.refit import fit_next
+from ..training.results import write_results
 
 if TYPE_CHECKING:
     from anndata import AnnData

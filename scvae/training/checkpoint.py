@@ -46,10 +46,6 @@ class Progress:
     seconds: float = 0.0
 
 
-class NonFiniteLossError(FloatingPointError):
-    """Step after step, the loss or its gradient was not finite."""
-
-
 def save_checkpoint(
     path: str | os.PathLike[str],
     progress: Progress,

@@ -11,15 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..common.distributed import ALONE, Ranks
-from ..common.interrupt import Interrupt
 from ..config import TrainingConfig
-from ..data.feeds import Feed, Plan, Resident, upload
-from ..model.blocks import BatchNorm, Dropout
+from ..data.feeds import Plan, Resident, upload
 from ..model.optimizer import Adam
 from ..model.vae import VAE
-from .ddp import ParallelStep
-from .step import Dials, EagerStep, update
+from .step import Dials, update
 
 logger = logging.getLogger(__name__)
 
@@ -129,37 +125,6 @@ class CapturedStep:
             batch = batch.at(self.model.betas, inputs.log_beta)
         noise, weight = inputs.noise, inputs.cell_weight
         return update(self.model, self.optimizer, batch, noise, weight, None, dials, self.config)
-
-
-def make_step(
-    model: VAE,
-    optimizer: Adam,
-    feed: Feed,
-    config: TrainingConfig,
-    device: torch.device,
-    ranks: Ranks = ALONE,
-    interrupt: Interrupt | None = None,
-) -> EagerStep | CapturedStep | ParallelStep:
-    """The fastest way to run a step with this network, feed and device; a log line where that is not a CUDA graph.
-
-    Of several processes, which torch's engine keeps together from the host, each step runs by itself.
-    """
-    if ranks.world > 1:
-        return ParallelStep(model, optimizer, feed, config, device, ranks, interrupt or Interrupt())
-    if isinstance(feed, Resident):
-        if is_capturable(model):
-            return CapturedStep(model, optimizer, feed, config)
-        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so each step runs by itself")
-    return EagerStep(model, optimizer, feed, config, device)
-
-
-def is_capturable(model: VAE) -> bool:
-    """Whether a step can be replayed and filled up.
-
-    Dropout draws from a generator that changes with the step; statistics of a batch would count the cells that only
-    fill it up.
-    """
-    return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in model.modules())
 
 
 def padded(plan: Plan, size: int) -> tuple[Int[np.ndarray, "steps cells"], Float[np.ndarray, "steps cells"]]:

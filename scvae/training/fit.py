@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from ..common.checks import (
     check_adata,
@@ -27,7 +26,6 @@ from ..common.files import check_place, read_tensors
 from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.rng import SeedLike, seed_of
-from ..common.slots import write
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.intake import Cells, read_fit
 from ..data.on_disk import Joined
@@ -35,12 +33,11 @@ from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
 from ..data.write_back import check_can_be_changed, write_back
 from ..inference.fitted import FittedModel, check_model, in_use
-from ..inference.posterior import posterior_moments
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
-from .refit import check_agreement, continue_fit
-from .results import record_of
-from .run import Settings, fit_cells, prune_cells, usage
+from .refit import check_agreement, continue_fit, prune_cells, usage
+from .results import write_results
+from .run import Settings, fit_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -295,25 +292,6 @@ def read_and_train(
     return model, cells
 
 
-def write_results(
-    adata: AnnData,
-    model: FittedModel,
-    cells: Cells,
-    keys: Keys,
-    *,
-    beta: float | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
-
-    With `more` in the record.
-    """
-    mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
-    obsm = {keys.mean: mean, keys.variance: variance}
-    uns = {keys.uns: record_of(model) | dict(more or {})}
-    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
-
-
 def _train_on(
     cells: Cells,
     settings: Settings,
@@ -379,12 +357,3 @@ def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
     if rng is None and checkpoint is not None and Path(checkpoint).exists():
         return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
     return seed_of(rng)
-
-
-def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
-    """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
-    loadings = model.network.loadings()
-    if loadings is None:
-        return None
-    rows = model.genes.get_indexer(adata.var_names.astype(str))
-    return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))

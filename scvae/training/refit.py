@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from ..common.rng import numpy_generator
+from ..common.checks import warn
 from ..config import DEFAULT_N_LATENT, TrainingConfig
 from ..data.batches import split
 from ..data.covariates import covariate_names, widened
@@ -20,16 +22,21 @@ from ..data.intake import Cells, read_query
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.schema import Schema
-from ..inference.fitted import FittedModel
-from ..inference.posterior import whole_libraries
+from ..inference.fitted import ACTIVE_ABOVE, FittedModel, in_use
+from ..inference.posterior import posterior_moments, whole_libraries
 from ..model.vae import VAE
+from .checkpoint import Progress
 from .recipe import make_recipe
-from .run import fine_tuning, fitted_model, settings_of, split_of, train_network
+from .run import _evaluate, fitted_model, settings_of, split_of, train_network
 from .surgery import grown
-from .train import SPLIT
+from .train import Ending
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
+FINE_RATE, FINE_EPOCHS = 0.3, 0.25
+
 
 MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
 # of `scvae.fit`: left so, they are the model's
@@ -174,7 +181,7 @@ def fit_more(
     """
     config = training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
     settings = replace(settings_of(model), schema=schema, seed=seed)
-    n_training = len(split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))[0])
+    n_training = len(split(len(cells), config.validation_fraction, seed)[0])
     recipe = make_recipe(
         config,
         n_training,
@@ -197,3 +204,81 @@ def _digest_of(network: VAE) -> str:
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
+    """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
+
+    The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
+    layer's bias. Where all are unused, the one with the largest KL stays. Also says why the fine-tuning ended.
+    """
+    kl = usage(model, cells)
+    kept = in_use(kl)
+    if kept.all():
+        warn(
+            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
+            "whether the data have more to say, a fit with a larger n_latent will tell"
+        )
+        return replace(model, network=copy.deepcopy(model.network)), "finished"
+    if not kept.any():
+        kept[kl.argmax()] = True
+        warn(
+            "no latent dimension is in use: the posterior has collapsed. The one with the largest KL was kept; fit "
+            "again with a lower beta, a longer TrainingConfig.warmup or some TrainingConfig.free_bits"
+        )
+    network = copy.deepcopy(model.network)
+    mean, _ = posterior_moments(model, cells)
+    network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
+    fitted = settings_of(model)
+    fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
+    progress, ended = train_network(network, cells, fine, checkpoint=None, verbose=verbose)
+    again = fitted_model(network, cells, fitted, _joined(model, progress), ended)
+    outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
+    return replace(again, outcome=outcome), ended
+
+
+def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
+    """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
+    if not isinstance(model.beta, tuple):
+        return np.array(model.outcome.kl_per_dimension)
+    return _evaluate(model.network, cells, settings_of(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
+
+
+def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
+    """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
+    training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
+    network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training=training)
+    progress, ended = train_network(network, cells, settings, checkpoint=None, verbose=verbose)
+    return fitted_model(network, cells, settings, progress, ended)
+
+
+def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
+    """How a model that was trained by `training` is trained a little more: at the final β, at a lower learning rate."""
+    assert training.learning_rate is not None
+    assert training.epochs is not None
+    return replace(
+        training,
+        epochs=epochs or max(1, round(FINE_EPOCHS * training.epochs)),
+        learning_rate=FINE_RATE * training.learning_rate,
+        warmup=0.0,
+        warmup_cycles=1,
+        patience=None,
+    )
+
+
+def _joined(model: FittedModel, progress: Progress) -> Progress:
+    """The progress of a fit and of its fine-tuning as those of one run."""
+    earlier = model.outcome
+    offset = {"epoch": earlier.epochs, "seconds": earlier.seconds}
+    history = {
+        str(name): [*column, *(value + offset.get(str(name), 0) for value in progress.history.get(str(name), []))]
+        for name, column in model.history.items()
+    }
+    return Progress(
+        epoch=earlier.epochs + progress.epoch,
+        history=history,
+        best_objective=progress.best_objective,
+        best_epoch=earlier.epochs + progress.best_epoch if progress.best_epoch else earlier.best_epoch,
+        skipped_steps=earlier.skipped_steps + progress.skipped_steps,
+        seconds=earlier.seconds + progress.seconds,
+    )

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
+from ..common.distributed import ranks
+from ..common.keys import Keys
+from ..common.slots import write
 from ..config import to_json
+from ..data.intake import Cells
 from ..inference.fitted import FittedModel
+from ..inference.posterior import posterior_moments
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def record_of(model: FittedModel) -> dict[str, Any]:
@@ -47,3 +57,31 @@ def record_of(model: FittedModel) -> dict[str, Any]:
 def _storable(values: dict[str, Any]) -> dict[str, Any]:
     plain = {name: _storable(value) if isinstance(value, dict) else value for name, value in values.items()}
     return {name: "none" if value is None else value for name, value in plain.items()}
+
+
+def write_results(
+    adata: AnnData,
+    model: FittedModel,
+    cells: Cells,
+    keys: Keys,
+    *,
+    beta: float | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
+
+    With `more` in the record.
+    """
+    mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
+    obsm = {keys.mean: mean, keys.variance: variance}
+    uns = {keys.uns: record_of(model) | dict(more or {})}
+    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
+
+
+def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
+    """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
+    loadings = model.network.loadings()
+    if loadings is None:
+        return None
+    rows = model.genes.get_indexer(adata.var_names.astype(str))
+    return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))

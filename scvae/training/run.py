@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -15,13 +14,12 @@ from importlib.metadata import version
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .._version import __version__
 from ..common.checks import warn
 from ..common.distributed import ranks
-from ..common.rng import numpy_generator
 from ..config import NetworkConfig, TrainingConfig, to_json
 from ..data.batches import chunks, split
 from ..data.beta_range import BetaRange
@@ -31,17 +29,13 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..data.stored_rows import StoredRows
 from ..data.summary import summarize
-from ..inference.fitted import ACTIVE_ABOVE, FittedModel, Outcome, beta_range, in_use
-from ..inference.posterior import posterior_moments
+from ..inference.fitted import FittedModel, Outcome, beta_range
 from ..kernels.csr import CSR
 from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
 from .checkpoint import Progress
 from .recipe import make_recipe
-from .train import EVALUATION_CHUNK, SPLIT, Ending, Evaluation, evaluate, train, verdict
-
-# fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
-FINE_RATE, FINE_EPOCHS = 0.3, 0.25
+from .train import EVALUATION_CHUNK, Ending, Evaluation, evaluate, train, verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,66 +85,6 @@ def fit_cells(
     network.likelihood.start_from(summarize(cells, training_cells))
     progress, ended = train_network(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
     return fitted_model(network, cells, settings, progress, ended), ended
-
-
-def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
-    """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
-
-    The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
-    layer's bias. Where all are unused, the one with the largest KL stays. Also says why the fine-tuning ended.
-    """
-    kl = usage(model, cells)
-    kept = in_use(kl)
-    if kept.all():
-        warn(
-            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
-            "whether the data have more to say, a fit with a larger n_latent will tell"
-        )
-        return replace(model, network=copy.deepcopy(model.network)), "finished"
-    if not kept.any():
-        kept[kl.argmax()] = True
-        warn(
-            "no latent dimension is in use: the posterior has collapsed. The one with the largest KL was kept; fit "
-            "again with a lower beta, a longer TrainingConfig.warmup or some TrainingConfig.free_bits"
-        )
-    network = copy.deepcopy(model.network)
-    mean, _ = posterior_moments(model, cells)
-    network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
-    fitted = settings_of(model)
-    fine = replace(fitted, training=fine_tuning(model.training_config, epochs))
-    progress, ended = train_network(network, cells, fine, checkpoint=None, verbose=verbose)
-    again = fitted_model(network, cells, fitted, _joined(model, progress), ended)
-    outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
-    return replace(again, outcome=outcome), ended
-
-
-def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
-    """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
-    if not isinstance(model.beta, tuple):
-        return np.array(model.outcome.kl_per_dimension)
-    return _evaluate(model.network, cells, settings_of(model), beta=model.beta[0]).kl_per_dimension.double().numpy()
-
-
-def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
-    """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
-    training = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
-    network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training=training)
-    progress, ended = train_network(network, cells, settings, checkpoint=None, verbose=verbose)
-    return fitted_model(network, cells, settings, progress, ended)
-
-
-def fine_tuning(training: TrainingConfig, epochs: int | None) -> TrainingConfig:
-    """How a model that was trained by `training` is trained a little more: at the final β, at a lower learning rate."""
-    assert training.learning_rate is not None
-    assert training.epochs is not None
-    return replace(
-        training,
-        epochs=epochs or max(1, round(FINE_EPOCHS * training.epochs)),
-        learning_rate=FINE_RATE * training.learning_rate,
-        warmup=0.0,
-        warmup_cycles=1,
-        patience=None,
-    )
 
 
 def train_network(
@@ -232,24 +166,6 @@ def settings_of(model: FittedModel) -> Settings:
     )
 
 
-def _joined(model: FittedModel, progress: Progress) -> Progress:
-    """The progress of a fit and of its fine-tuning as those of one run."""
-    earlier = model.outcome
-    offset = {"epoch": earlier.epochs, "seconds": earlier.seconds}
-    history = {
-        str(name): [*column, *(value + offset.get(str(name), 0) for value in progress.history.get(str(name), []))]
-        for name, column in model.history.items()
-    }
-    return Progress(
-        epoch=earlier.epochs + progress.epoch,
-        history=history,
-        best_objective=progress.best_objective,
-        best_epoch=earlier.epochs + progress.best_epoch if progress.best_epoch else earlier.best_epoch,
-        skipped_steps=earlier.skipped_steps + progress.skipped_steps,
-        seconds=earlier.seconds + progress.seconds,
-    )
-
-
 def _final_beta(settings: Settings) -> float:
     """The β of the model, or that which stands for the many it has."""
     return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
@@ -257,7 +173,7 @@ def _final_beta(settings: Settings) -> float:
 
 def split_of(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
     """The cells to train on and those held out: the same at every training from this seed."""
-    return split(len(cells), settings.training.validation_fraction, numpy_generator(settings.seed, SPLIT))
+    return split(len(cells), settings.training.validation_fraction, settings.seed)
 
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> Outcome:

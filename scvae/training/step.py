@@ -22,7 +22,6 @@ from ..likelihoods.counts import LOG_DISPERSION_SPREAD
 from ..model.objective import evidence_terms, loss
 from ..model.optimizer import Adam, Group
 from ..model.vae import VAE
-from .checkpoint import NonFiniteLossError
 from .consistency import inconsistency
 
 FAILURES_IN_A_ROW = 5
@@ -204,3 +203,7 @@ def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoc
         f"first at fault: {culprit}. Look for extreme values there, or lower TrainingConfig.learning_rate "
         "(or raise NetworkConfig.minimum_scale, for likelihood='gaussian')."
     )
+
+
+class NonFiniteLossError(FloatingPointError):
+    """Step after step, the loss or its gradient was not finite."""

@@ -18,23 +18,26 @@ from torch import Tensor
 from ..common.distributed import ALONE, Ranks, ranks
 from ..common.interrupt import Interrupt, Interrupted
 from ..common.progress import Bar, progress_bar
-from ..common.rng import numpy_generator, torch_generator, torch_generators
+from ..common.rng import torch_generator, torch_generators
 from ..config import TrainingConfig
 from ..data.batches import chunks, epoch_plan, split
-from ..data.feeds import Feed, Plan, make_feed
+from ..data.feeds import Feed, Plan, Resident, make_feed
 from ..data.intake import Cells
 from ..kernels.context import working_on
+from ..model.blocks import BatchNorm, Dropout
 from ..model.objective import evidence_terms, kl_penalty
+from ..model.optimizer import Adam
 from ..model.vae import VAE
 from .checkpoint import Progress, resume, save_checkpoint
-from .cuda_graph import make_step
+from .cuda_graph import CapturedStep
+from .ddp import ParallelStep
 from .recipe import Recipe, make_recipe
 from .schedules import beta_at, one_cycle
-from .step import Dials, Reading, failure, make_optimizer, read
+from .step import Dials, EagerStep, Reading, failure, make_optimizer, read
 
 logger = logging.getLogger(__name__)
 
-SPLIT, STEP, VALIDATION = 1, 2, 3  # streams of random numbers, all functions of the seed alone
+STEP, VALIDATION = 2, 3  # streams of random numbers, all functions of the seed alone
 EVALUATION_CHUNK = 512  # cells
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
 STANDS_STILL = 5e-3  # nats per real value, likewise
@@ -113,7 +116,7 @@ def train(
     """
     together = ranks()
     interrupt = Interrupt(is_held_back=together.world > 1)
-    training, validation = split(len(cells), config.validation_fraction, numpy_generator(seed, SPLIT))
+    training, validation = split(len(cells), config.validation_fraction, seed)
     recipe = make_recipe(config, len(training))
     n_epochs, batch_size = recipe.epochs, recipe.batch_size
     log_beta = None if model.betas is None else model.betas.spread(len(validation))
@@ -315,3 +318,34 @@ def verdict(progress: Progress, ended: str, *, n_real: int = 0) -> tuple[bool, s
     change = abs(elbo[-1] - elbo[-1 - window])
     said = f"the {name} ELBO moved by {change:.2f} nats ({change / abs(elbo[-1]):.2%}) over the last {window} epochs"
     return change <= max(CONVERGED_WITHIN * abs(elbo[-1]), STANDS_STILL * n_real), said
+
+
+def make_step(
+    model: VAE,
+    optimizer: Adam,
+    feed: Feed,
+    config: TrainingConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    interrupt: Interrupt | None = None,
+) -> EagerStep | CapturedStep | ParallelStep:
+    """The fastest way to run a step with this network, feed and device; a log line where that is not a CUDA graph.
+
+    Of several processes, which torch's engine keeps together from the host, each step runs by itself.
+    """
+    if ranks.world > 1:
+        return ParallelStep(model, optimizer, feed, config, device, ranks, interrupt or Interrupt())
+    if isinstance(feed, Resident):
+        if is_capturable(model):
+            return CapturedStep(model, optimizer, feed, config)
+        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so each step runs by itself")
+    return EagerStep(model, optimizer, feed, config, device)
+
+
+def is_capturable(model: VAE) -> bool:
+    """Whether a step can be replayed and filled up.
+
+    Dropout draws from a generator that changes with the step; statistics of a batch would count the cells that only
+    fill it up.
+    """
+    return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in model.modules())

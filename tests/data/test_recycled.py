@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scvae.data import recycled
-from scvae.data.recycled import Recycled
+from scvae.data import stored_rows as recycled
+from scvae.data.stored_rows import Recycled
 
 
 def address(array):

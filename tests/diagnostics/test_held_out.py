@@ -5,7 +5,6 @@ import pytest
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.diagnostics.held_out import judged_cells
@@ -31,7 +30,7 @@ def model():
 
 def test_cells_of_the_fit_are_judged_where_it_held_them_out(model):
     found = judged(model, simulated())
-    expected = split(60, 0.1, numpy_generator(5, 1))[1]
+    expected = split(60, 0.1, 5)[1]
     assert found.positions.tolist() == expected.tolist()
     assert found.role == "held out of the fit"
 

@@ -20,8 +20,8 @@ from scvae.data.intake import read_fit
 from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
 from scvae.model.vae import make_model
-from scvae.training.cuda_graph import make_step
 from scvae.training.step import Dials
+from scvae.training.train import make_step
 
 CPU = torch.device("cpu")
 # uneven parts, and in the last two steps fewer cells than processes, or one more

@@ -6,7 +6,7 @@ import numba
 import pytest
 import torch
 
-from scvae.kernels.autograd import cpu_kernels
+from scvae.kernels.backends import cpu_kernels
 from scvae.kernels.context import float32_products, shared_threads, working_on
 
 MATMUL = torch.backends.cuda.matmul

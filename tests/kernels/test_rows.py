@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scvae.kernels.autograd import cpu_kernels
+from scvae.kernels.backends import cpu_kernels
 from scvae.kernels.rows import COMPILED, take_rows
 
 POSITIONS = np.array([5, 0, 5, 11, 3, 4])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import scvae.kernels
-from scvae.kernels import autograd, fused_cuda
+from scvae.kernels import autograd, backends
 from scvae.kernels.selection import SelectedRows
 from tests.kernels.problems import make
 
@@ -51,14 +51,14 @@ def test_without_triton_there_are_no_kernels_and_one_log_line(monkeypatch, caplo
     for name in ("cuda", "special"):
         monkeypatch.delitem(sys.modules, f"scvae.kernels.{name}", raising=False)
         monkeypatch.delattr(scvae.kernels, name, raising=False)
-    fused_cuda._cuda_kernels.cache_clear()
+    backends._cuda_kernels.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert fused_cuda.kernels_for(torch.device("cuda")) is None
-            assert fused_cuda.kernels_for(torch.device("cuda")) is None
-            assert fused_cuda.kernels_for(torch.device("cpu")) is None
+            assert backends.kernels_for(torch.device("cuda")) is None
+            assert backends.kernels_for(torch.device("cuda")) is None
+            assert backends.kernels_for(torch.device("cpu")) is None
     finally:
-        fused_cuda._cuda_kernels.cache_clear()
+        backends._cuda_kernels.cache_clear()
     (message,) = (record.message for record in caplog.records)
     assert message.startswith("triton is not usable here (")
     assert message.endswith("falls back to plain torch, which is slower")

@@ -22,7 +22,7 @@ SHAPES = [(1, 1, 1, 1), (7, 201, 1, 1), (1, 257, 2, 1), (6, 1, 2, 2), (5, 67, 3,
 
 @pytest.fixture(autouse=True)
 def _triton_is_used(monkeypatch):
-    for module in (autograd, device):
+    for module in (autograd, fused_cuda):
         monkeypatch.setattr(module, "kernels_for", lambda _: cuda)
     # the interpreter computes by numpy, which warns where an empty cell has log(0)
     with np.errstate(all="ignore"):
@@ -120,7 +120,7 @@ def test_a_nan_in_a_parameter_reaches_the_total():
 def test_parts_of_the_rows_give_what_one_pass_gives(monkeypatch, budget):
     problem = there(make(5, 33, draws=2, groups=2))
     _, whole, _ = problem.fused()
-    monkeypatch.setattr(device, "LOGITS_BUDGET", budget)
+    monkeypatch.setattr(fused_cuda, "LOGITS_BUDGET", budget)
     assert_agrees(problem)
     torch.testing.assert_close(problem.fused()[1], whole, rtol=1e-6, atol=0)
 

@@ -10,11 +10,9 @@ import torch
 import scvae
 import scvae.training.train
 from scvae import NetworkConfig, TrainingConfig
-from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.inference.fitted import in_use
-from scvae.training.train import SPLIT
 
 SEED = 4
 
@@ -30,7 +28,7 @@ def fit(adata, n_latent=12, **options):
 
 def held_out_elbo(adata, model):
     """Of the cells held out at the fit, averaged over enough draws to tell a tenth of a nat."""
-    _, held_out = split(adata.n_obs, model.training_config.validation_fraction, numpy_generator(SEED, SPLIT))
+    _, held_out = split(adata.n_obs, model.training_config.validation_fraction, SEED)
     return scvae.tl.log_likelihood(adata[held_out].copy(), model, kind="elbo", n_samples=200).mean()
 
 
@@ -194,7 +192,7 @@ def test_a_model_of_many_beta_drops_what_none_of_them_uses_and_keeps_its_elbo_at
     low = scvae.tl.embed(adata, wide, beta=0.5, copy=True)
     mean, variance = low.obsm["X_scvae"], low.obsm["X_scvae_var"]
     kl = 0.5 * (mean**2 + variance - 1 - np.log(variance))
-    _, held_out = split(600, 0.1, numpy_generator(SEED, SPLIT))
+    _, held_out = split(600, 0.1, SEED)
     narrow = scvae.tl.prune(adata, wide, beta=4.0, verbose=False)
     assert narrow.n_latent == (kl[held_out].mean(0) > 0.05).sum() < 12
     assert narrow.beta == (0.5, 4.0)

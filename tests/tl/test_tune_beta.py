@@ -15,12 +15,10 @@ import scvae.tl._tune_beta
 import scvae.training.run
 from scvae import NetworkConfig, TrainingConfig
 from scvae.common.checks import MissingKeyError
-from scvae.common.rng import numpy_generator
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.diagnostics import rate_distortion as measures
-from scvae.training.run import fit_next
-from scvae.training.train import SPLIT
+from scvae.training.refit import fit_next
 
 BETAS = [0.3, 1.0, 3.0]
 LABEL_FREE = ["leiden_stability", "graph_agreement", "modularity", "trustworthiness", "n_clusters"]
@@ -50,7 +48,7 @@ def tuned(request):
 
 
 def held_out(adata, model):
-    return split(adata.n_obs, model.training_config.validation_fraction, numpy_generator(model.seed, SPLIT))[1]
+    return split(adata.n_obs, model.training_config.validation_fraction, model.seed)[1]
 
 
 def model_at(path, i):

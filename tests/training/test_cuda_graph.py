@@ -20,8 +20,9 @@ from scvae.data.intake import read_fit
 from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
 from scvae.model.vae import make_model
-from scvae.training.cuda_graph import CapturedStep, is_capturable, make_step, padded
+from scvae.training.cuda_graph import CapturedStep, padded
 from scvae.training.step import Dials, EagerStep, make_optimizer
+from scvae.training.train import is_capturable, make_step
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
