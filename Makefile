@@ -24,6 +24,7 @@ lint: $(VENV)/.test-stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy scvae
+	$(BIN)/lint-imports --no-logo
 
 # no warning is let through, a link or name that leads nowhere included
 docs: $(VENV)/.docs-stamp
