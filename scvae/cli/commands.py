@@ -93,9 +93,9 @@ def _run(given: argparse.Namespace) -> None:
     if given.command not in {"fit", "tune-beta"}:
         raise ValueError("this command runs in one process; only fit and tune-beta can be started by torchrun")
 
-    from ..common.distributed import joined
+    from ..common.distributed import process_group
 
-    with joined():
+    with process_group():
         run(given)
 
 

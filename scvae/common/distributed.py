@@ -14,11 +14,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -57,8 +57,45 @@ class Word(NamedTuple):
     content: Any
 
 
+@final
+class Alone:
+    """The one process of an ordinary run, in the words of `Ranks`: nothing is shared and nobody is waited for."""
+
+    rank, world, is_first = 0, 1, True
+    failed = False
+
+    def part(self, n: int) -> slice:
+        """All of n things."""
+        return slice(0, n)
+
+    def gather(self, content: T) -> list[T]:
+        """What this process passes."""
+        return [content]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What `make` returns."""
+        return make()
+
+    def agree(self, properties: dict[str, str]) -> None:
+        """Agrees with itself."""
+        return
+
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """A block that goes well or raises."""
+        return nullcontext()
+
+    def take_from_first(self, tensors: list[Tensor]) -> None:
+        """The tensors stay as they are."""
+        return
+
+    def give_up(self, error: Exception) -> None:
+        """There is nobody to tell."""
+        return
+
+
+@final
 class Ranks:
-    """The processes of a run, this one among them. Alone, it costs nothing and says so.
+    """The processes of a run, this one among them.
 
     Every method but `part` has to be called by all processes in the same order. One that fails says so to the others at
     their next call, which then raises `RankError` there: nobody waits for a process that has given up.
@@ -68,12 +105,12 @@ class Ranks:
     rank, world
         Number of this process, from 0, and how many there are.
     control
-        A gloo group for records on the CPU; None on one process.
+        A gloo group for records on the CPU.
     timeout
         Seconds after which a silent process is given up.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, control: Any = None, timeout: float = math.inf) -> None:
+    def __init__(self, rank: int, world: int, control: Any = None, timeout: float = math.inf) -> None:
         self.rank, self.world, self.control, self.timeout = rank, world, control, timeout
         self.failed = False
 
@@ -94,8 +131,6 @@ class Ranks:
 
     def first(self, make: Callable[[], T]) -> T:
         """What `make` returns in process 0, for all; an error that it raises there is raised by all."""
-        if self.world == 1:
-            return make()
         made: T | None = None
         failure: Exception | None = None
         if self.is_first:
@@ -138,7 +173,7 @@ class Ranks:
 
     def take_from_first(self, tensors: list[Tensor]) -> None:
         """Overwrites the tensors with those of process 0, to the last bit."""
-        for tensor in tensors if self.world > 1 else ():
+        for tensor in tensors:
             if tensor.numel():
                 self._call(partial(dist.broadcast, tensor, src=0))
 
@@ -157,16 +192,14 @@ class Ranks:
             self.failed = True  # the others are in a collective, where no word reaches them
             raise
         except RuntimeError as error:
-            if self.world > 1:
-                raise self._lost(error) from error
-            raise
+            raise self._lost(error) from error
         except Exception:
             self.failed = True
             raise
 
     def give_up(self, error: Exception) -> None:
         """Tells the others, who are about to ask, that this process failed."""
-        if self.world == 1 or self.failed:
+        if self.failed:
             return
         self.failed = True
         with suppress(RankError):
@@ -174,8 +207,6 @@ class Ranks:
 
     def _said(self, word: Word) -> list[Word]:
         """The word of every process; an error of any of them ends all."""
-        if self.world == 1:
-            return [word]
         words: list[Any] = [None] * self.world
         self._call(lambda: dist.all_gather_object(words, word, group=self.control))
         wrong = {rank: said.error for rank, said in enumerate(words) if said.error is not None}
@@ -209,13 +240,13 @@ class Ranks:
         )
 
 
-ALONE = Ranks()
+ALONE = Alone()
 _known: list[tuple[Any, Ranks]] = []  # the ranks of the present process group, whose control group is made once
-_inside: ContextVar[bool] = ContextVar("inside", default=False)  # of a block of `joined`
+_inside: ContextVar[bool] = ContextVar("inside", default=False)  # of a block of `process_group`
 _joins: list[Any] = []  # stores of the groups made here: their number is the same in all processes
 
 
-def ranks() -> Ranks:
+def ranks() -> Ranks | Alone:
     """The processes of the process group that exists; `ALONE` where there is none, or only one."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
@@ -229,7 +260,7 @@ def ranks() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The processes that torchrun has started are one group in this block, unless they are in one already.
 
     Sets the CUDA device of this process to that of its local rank, where there are devices. An error that leaves the

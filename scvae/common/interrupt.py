@@ -1,42 +1,59 @@
-"""Ctrl-C in one of several processes, at which all of them stop together."""
+"""Ctrl-C ends a training and keeps what it has; in several processes, all of them stop at the same step."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, final
+
+from .checks import warn
+from .distributed import ranks
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in one of several processes, on which all have agreed."""
 
 
+@final
 class Interrupt:
-    """Remembers Ctrl-C until all processes can stop at the same step; a second one, a second later, is not held back.
+    """A block that Ctrl-C ends, after which the program goes on.
 
-    Outside the main thread, where Python lets nobody handle signals, it never hears of one.
+    One process can stop anywhere. Several can only stop at the same step: there Ctrl-C is remembered until they ask for
+    it (`asked_at`) and raise `Interrupted` in all of them. A second Ctrl-C, a second later, is not held back.
+    Outside the main thread, where Python handles no signals, Ctrl-C is never heard of.
 
-    Parameters
+    Attributes
     ----------
-    is_held_back
-        Whether it does so at all: one process can stop anywhere.
+    stopped
+        Whether the block was ended so.
+    asked_at
+        When Ctrl-C was held back.
     """
 
-    def __init__(self, *, is_held_back: bool = False) -> None:
-        self.is_held_back = is_held_back and threading.current_thread() is threading.main_thread()
+    def __init__(self) -> None:
+        self.stopped = False
         self.asked_at: float | None = None
-        self.earlier: Any = None
+        self._several = ranks().world > 1
+        self._earlier: Any = None
 
-    def hold_back(self) -> None:
-        """From here on."""
-        if self.is_held_back:
-            self.earlier = signal.signal(signal.SIGINT, self._ask)
+    def __enter__(self) -> Self:
+        if self._several and threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGINT, self._ask)
+        return self
 
-    def release(self) -> None:
-        """Ctrl-C does again what it did before."""
-        if self.is_held_back:
-            signal.signal(signal.SIGINT, self.earlier)
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> bool:
+        if self._earlier is not None:
+            signal.signal(signal.SIGINT, self._earlier)
+        # of several, one that stopped by itself is an error: the others know nothing of it
+        self.stopped = kind is not None and issubclass(kind, Interrupted if self._several else KeyboardInterrupt)
+        return self.stopped
+
+    def warn(self, message: str) -> None:
+        """A warning that is given once, by the first of several processes."""
+        if ranks().is_first:
+            warn(message)
 
     def _ask(self, *_: object) -> None:
         now = time.monotonic()

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TextIO
 
+from .distributed import ranks
+
 LINES = 4  # at most, of one bar, in a log file
 QUIET = 10.0  # seconds before a log file hears of a run that is not done
 
@@ -87,7 +89,7 @@ def progress_bar(total: int, *, unit: str, initial: int = 0, leave: bool = True,
         Whether to show anything.
     """
     leave = leave and not _passing.get()
-    verbose = verbose and sys.stderr is not None
+    verbose = verbose and sys.stderr is not None and ranks().is_first
     if verbose and not _redraws(sys.stderr):
         return Log(sys.stderr, total=total, initial=initial, unit=unit, leave=leave)
     bar: Bar = _tqdm()(total=total, initial=initial, desc="scvae", unit=unit, leave=leave, disable=not verbose)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final, overload
 
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ..common.checks import check_positive_int, check_probability
 from ..common.rng import numpy_generator
-from ..kernels.csr import CSR
-from ..kernels.selection import SelectedRows
+from ..kernels.block import Block
 from .beta_range import BetaRange
 
 SPLIT = 1  # stream of random numbers, a function of the seed alone
@@ -49,7 +48,7 @@ class Batch:
         nothing. None where all were measured.
     """
 
-    x: CSR | SelectedRows | Float[Tensor, "cells genes"]
+    x: Block
     library: Float[Tensor, " cells"]
     codes: Int[Tensor, "cells categoricals"]
     numeric: Float[Tensor, "cells numerics"]
@@ -61,18 +60,15 @@ class Batch:
     def __len__(self) -> int:
         return self.library.shape[0]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same cells with every tensor replaced."""
+        log_beta, knots, missing = (None if t is None else change(t) for t in (self.log_beta, self.knots, self.missing))
+        library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, log_beta, knots, missing)
+
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""
-        return Batch(
-            self.x.to(device),
-            self.library.to(device),
-            self.codes.to(device),
-            self.numeric.to(device),
-            self.has_batch,
-            None if self.log_beta is None else self.log_beta.to(device),
-            None if self.knots is None else self.knots.to(device),
-            None if self.missing is None else self.missing.to(device),
-        )
+        return self.map(lambda tensor: tensor.to(device))
 
     def at(self, betas: BetaRange, log_beta: Float[Tensor, " cells"]) -> Batch:
         """The same cells at other β of a model of many."""
@@ -136,10 +132,13 @@ class Shuffle:
         Cells that lie next to each other and are read together.
     window
         Cells that are in memory together, on each rank.
+    world
+        Processes that share each batch: `share_of` says which of its cells are a rank's.
     """
 
     block: int
     window: int
+    world: int = 1
 
     def variance_ratio(self, batch_size: int, n_cells: int) -> float:
         """Variance of a batch's mean over that of a batch drawn from all cells, where like cells lie together.
@@ -159,7 +158,6 @@ def epoch_plan(
     *,
     seed: int,
     epoch: int,
-    world: int = 1,
     shuffle: Shuffle | None = None,
 ) -> Batches:
     """The batches of one epoch: a pure function of its arguments, so that a resumed run meets the same batches.
@@ -173,8 +171,6 @@ def epoch_plan(
         differ by at most one cell and no tiny last batch (which would upset batch statistics) can occur.
     seed, epoch
         Not negative; together they decide the order.
-    world
-        Processes that share each batch: `share_of` says which of its cells are a rank's.
     shuffle
         For cells on disk: each rank reads blocks of neighbours, of which nobody else reads a cell (but for those cut at
         the edge of a window), and its batches come out of one window after another.
@@ -193,8 +189,8 @@ def epoch_plan(
     if len(train) == 0:
         raise ValueError("there is no training cell; lower the validation fraction")
     train = np.asarray(train, dtype=np.int64)
-    if shuffle is not None and shuffle.window * world < len(train):
-        return WindowedPlan(train, batch_size, seed=seed, epoch=epoch, world=world, shuffle=shuffle)
+    if shuffle is not None and shuffle.window * shuffle.world < len(train):
+        return WindowedPlan(train, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
     order = _generator(seed, epoch).permutation(train)
     return np.array_split(order, _n_batches(len(order), batch_size))
 
@@ -220,16 +216,15 @@ class WindowedPlan(Sequence[np.ndarray]):
         *,
         seed: int,
         epoch: int,
-        world: int,
         shuffle: Shuffle,
         rank: int | None = None,
     ) -> None:
         self._train, self._batch_size, self._seed, self._epoch = train, batch_size, seed, epoch
-        self.world, self.shuffle, self.rank = world, shuffle, rank
+        self.shuffle, self.rank = shuffle, rank
         n_batches = _n_batches(len(train), batch_size)
         least, longer = divmod(len(train), n_batches)
         self._ends = np.cumsum(least + (np.arange(n_batches) < longer))  # as `np.array_split` cuts
-        self.batches_per_window = max(1, shuffle.window // -(-(least + 1) // world))
+        self.batches_per_window = max(1, shuffle.window // -(-(least + 1) // shuffle.world))
         rng = _generator(seed, epoch)
         first = int(rng.integers(1, shuffle.block + 1))
         starts = np.concatenate([[0], np.arange(first, len(train), shuffle.block)])
@@ -253,7 +248,7 @@ class WindowedPlan(Sequence[np.ndarray]):
         if self._made[0] != window:
             self._made = window, self._batches_of(window)
         whole = self._made[1][batch]
-        return whole if self.rank is None else np.array_split(whole, self.world)[self.rank]
+        return whole if self.rank is None else np.array_split(whole, self.shuffle.world)[self.rank]
 
     def of_rank(self, rank: int) -> WindowedPlan:
         """The same plan, giving only a rank's share of each batch."""
@@ -262,7 +257,6 @@ class WindowedPlan(Sequence[np.ndarray]):
             self._batch_size,
             seed=self._seed,
             epoch=self._epoch,
-            world=self.world,
             shuffle=self.shuffle,
             rank=rank,
         )
@@ -274,7 +268,8 @@ class WindowedPlan(Sequence[np.ndarray]):
         cells = self._cells(begin, int(ends[-1]))
         sizes = np.diff(ends, prepend=begin)
         # what array_split will cut each batch into, ranks x batches
-        shares = sizes // self.world + (np.arange(self.world)[:, None] < sizes % self.world)
+        world = self.shuffle.world
+        shares = sizes // world + (np.arange(world)[:, None] < sizes % world)
         rng = _generator(self._seed, self._epoch, 1 + window)  # numpy takes (epoch, 0) for (epoch)
         dealt = []
         for part, share in zip(np.split(cells, np.cumsum(shares.sum(1))[:-1]), shares, strict=True):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..common.checks import check_positive
@@ -89,7 +89,7 @@ def evenly_spaced(low: float, high: float, n: int) -> list[float]:
     return [min(max(float(f"{beta:.4g}"), low), high) for beta in np.geomspace(low, high, n)]
 
 
-def given_betas(betas: Sequence[float] | np.ndarray) -> list[float]:
+def given_betas(betas: ArrayLike) -> list[float]:
     """The user's β's in rising order.
 
     Raises

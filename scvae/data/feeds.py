@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from ..common.distributed import ranks
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 from .batches import Batch, Batches, Shuffle, WindowedPlan, chunks
@@ -24,8 +26,6 @@ from .rows import DenseRows, SparseRows
 from .stored_rows import USUAL_BATCH, StoredRows
 
 logger = logging.getLogger(__name__)
-
-Plan = Batches
 
 CHUNK = 4096  # cells on their way to the device
 MUCH_READ_IN_VAIN = 4.0  # values read for each used
@@ -44,7 +44,7 @@ class Feed(ABC):
     shuffle: Shuffle | None = None
 
     @abstractmethod
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: Batches) -> Iterator[Batch]:
         """The cells at each of the given positions, one batch after another."""
 
 
@@ -55,7 +55,7 @@ class Host(Feed):
     def __init__(self, cells: Cells, device: torch.device) -> None:
         self.cells, self.device = cells, device
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: Batches) -> Iterator[Batch]:
         for positions in plan:
             yield self.cells.batch(positions).to(self.device)
 
@@ -71,7 +71,7 @@ class Streamed(Feed):
         self.cells, self.device = cells, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: Batches) -> Iterator[Batch]:
         if len(plan) == 0:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="scvae-feed") as worker:
@@ -87,17 +87,15 @@ class Streamed(Feed):
         if self.stream is None:
             return batch.to(self.device), None
         with torch.cuda.stream(self.stream):
-            sent = _changed(batch, lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+            sent = _uploaded(batch, self.device)
             return sent, self.stream.record_event()
 
     def _received(self, batch: Batch, copied: torch.cuda.Event | None) -> Batch:
         if copied is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(copied)
-            _changed(batch, lambda tensor: _used_on(tensor, current))
-        # rows by where they begin and end: to count them would wait for the device
-        x = SelectedRows.of(batch.x) if isinstance(batch.x, CSR) else batch.x
-        return dataclasses.replace(batch, x=x)
+            batch.map(lambda tensor: _used_on(tensor, current))
+        return batch
 
 
 @final
@@ -114,11 +112,12 @@ class FromDisk(Feed):
 
     def __init__(self, cells: Cells, device: torch.device, held: Int[np.ndarray, " held"] | None = None) -> None:
         assert isinstance(cells.rows, StoredRows)
-        self.cells, self.device, self.shuffle = cells, device, cells.rows.shuffle
+        self.cells, self.device = cells, device
+        self.shuffle = dataclasses.replace(cells.rows.shuffle, world=ranks().world)
         self.held = np.empty(0, np.int64) if held is None else held
         self.held_cells = cells.taken(self.held) if len(self.held) else None
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: Batches) -> Iterator[Batch]:
         if len(plan) == 0:
             return
         if self.held_cells is not None and np.isin(plan[0], self.held).all():
@@ -141,7 +140,7 @@ class FromDisk(Feed):
                 del window
                 group = following
 
-    def _groups(self, plan: Plan) -> Iterator[list[Int[np.ndarray, "_"]]]:
+    def _groups(self, plan: Batches) -> Iterator[list[Int[np.ndarray, "_"]]]:
         """Batches to be read together: a window of the plan, or as many as fill one."""
         if isinstance(plan, WindowedPlan):
             size = plan.batches_per_window
@@ -162,11 +161,7 @@ class FromDisk(Feed):
         return self.cells.taken(np.concatenate(group))
 
     def _sent(self, batch: Batch) -> Batch:
-        if self.device.type != "cuda":
-            return batch.to(self.device)
-        sent = _changed(batch, lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
-        # rows by where they begin and end: to count them would wait for the device
-        return dataclasses.replace(sent, x=SelectedRows.of(sent.x)) if isinstance(sent.x, CSR) else sent
+        return _uploaded(batch, self.device) if self.device.type == "cuda" else batch.to(self.device)
 
 
 def _between(window: Cells, start: int, stop: int) -> Batch:
@@ -197,7 +192,7 @@ class Resident(Feed):
         """Where the cells are."""
         return self.everything.library.device
 
-    def batches(self, plan: Plan) -> Iterator[Batch]:
+    def batches(self, plan: Batches) -> Iterator[Batch]:
         if len(plan) == 0:
             return
         positions = upload(np.concatenate(plan), self.device)
@@ -207,11 +202,9 @@ class Resident(Feed):
     def pick(self, positions: Int[Tensor, " chosen"]) -> Batch:
         """Some cells; `positions` are on the device, which is not waited for."""
         every = self.everything
-        assert not isinstance(every.x, CSR)
-        x = every.x[positions] if isinstance(every.x, Tensor) else every.x.select(positions)
         return dataclasses.replace(
             every,
-            x=x,
+            x=every.x.select(positions),
             library=every.library[positions],
             codes=every.codes[positions],
             numeric=every.numeric[positions],
@@ -282,15 +275,13 @@ def store_on(cells: Cells, device: torch.device) -> Resident | None:
     return Resident(Batch(x, library, codes, numeric, cells.has_batch, missing=missing))
 
 
-def _dense_store(cells: Cells, device: torch.device, room: float) -> Float[Tensor, "cells genes"] | None:
+def _dense_store(cells: Cells, device: torch.device, room: float) -> Dense | None:
     if 4 * len(cells) * cells.rows.n_genes > room:
         return None
     store = torch.empty(len(cells), cells.rows.n_genes, device=device)
     for part in chunks(len(cells), CHUNK):
-        rows = cells.rows.take(part)
-        assert isinstance(rows, Tensor)
-        store[part[0] : part[-1] + 1] = rows.to(device)
-    return store
+        store[part[0] : part[-1] + 1] = cells.rows.take(part).to_dense().to(device)
+    return Dense(store)
 
 
 def _sparse_store(cells: Cells, device: torch.device, room: float) -> SelectedRows | None:
@@ -348,15 +339,10 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor replaced."""
-    x = batch.x
-    if isinstance(x, CSR):
-        x = CSR(change(x.indptr), change(x.indices), change(x.values), x.n_columns)
-    elif isinstance(x, Tensor):
-        x = change(x)
-    missing = None if batch.missing is None else change(batch.missing)
-    return Batch(x, change(batch.library), change(batch.codes), change(batch.numeric), batch.has_batch, missing=missing)
+def _uploaded(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a CUDA device, its rows by where they begin and end: to count them would wait for the device."""
+    sent = batch.map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+    return dataclasses.replace(sent, x=sent.x.selected())
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:

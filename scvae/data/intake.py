@@ -102,7 +102,7 @@ class Cells:
         return Cells(
             rows=SparseRows(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), x.n_columns)
             if isinstance(x, CSR)
-            else DenseRows(x.numpy()),
+            else DenseRows(x.values.numpy()),
             library=self.library[positions],
             codes=self.codes[positions],
             numeric=self.numeric[positions],
@@ -143,25 +143,12 @@ class Cells:
         return digest.hexdigest()
 
 
-def read_fit(
-    adata: AnnData,
-    *,
-    layer: str | None,
-    mask_var: str | Sequence[bool] | NDArray[Any] | ExtensionArray | pd.Series | None,
-    batch_key: str | None,
-    covariate_keys: Sequence[str] | str,
-    size_factor_key: str | None,
-    kind: Kind,
-    matrix: Joined | None = None,
-    memory: float = MEMORY,
-) -> tuple[Schema, Cells]:
-    """Reads the cells of a fit, and what later data must look like.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DataKeys:
+    """What of an AnnData a fit reads.
 
     Parameters
     ----------
-    adata
-        Cells x genes, in memory or backed; not changed, and not referred to afterwards. A CSR matrix in memory is used
-        where it lies unless a mask drops most of it, so it must not be changed while the cells are in use.
     layer
         The layer to read; None for `X`.
     mask_var
@@ -174,6 +161,27 @@ def read_fit(
     size_factor_key
         Column of `obs` with positive numbers, of any scale, that take the place of the library size; None for the sum
         over the modelled genes.
+    """
+
+    layer: str | None = None
+    mask_var: str | Sequence[bool] | NDArray[Any] | ExtensionArray | pd.Series | None = None
+    batch_key: str | None = None
+    covariate_keys: Sequence[str] | str = ()
+    size_factor_key: str | None = None
+
+
+def read_fit(
+    adata: AnnData, data: DataKeys, *, kind: Kind, matrix: Joined | None = None, memory: float = MEMORY
+) -> tuple[Schema, Cells]:
+    """Reads the cells of a fit, and what later data must look like.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, in memory or backed; not changed, and not referred to afterwards. A CSR matrix in memory is used
+        where it lies unless a mask drops most of it, so it must not be changed while the cells are in use.
+    data
+        What of it to read.
     kind
         "counts", "binary" or "real".
     matrix
@@ -201,11 +209,12 @@ def read_fit(
         If counts are fractions without looking normalised, or a category has one cell.
     """
     check_adata(adata)
-    keys = covariate_names(batch_key, covariate_keys)
+    layer, size_factor_key = data.layer, data.size_factor_key
+    keys = covariate_names(data.batch_key, data.covariate_keys)
     if kind == "real" and size_factor_key is not None:
         raise ValueError("size_factor_key has no meaning for real values; leave it out, or pass counts")
-    mask = gene_mask(adata, mask_var)
-    batch, categorical, numeric = learn_columns(adata, batch_key, keys)
+    mask = gene_mask(adata, data.mask_var)
+    batch, categorical, numeric = learn_columns(adata, data.batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
     values = matrix_of(adata, layer) if matrix is None else matrix
     if kind == "real" and _is_dense_in_memory(values, int(mask.sum()), memory):

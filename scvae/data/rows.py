@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries, take_rows
 
@@ -32,7 +32,7 @@ class Rows(ABC):
         """Number of modelled genes."""
 
     @abstractmethod
-    def take(self, positions: Int[np.ndarray, " cells"]) -> CSR | Float[Tensor, "cells genes"]:
+    def take(self, positions: Int[np.ndarray, " cells"]) -> CSR | Dense:
         """The values of some cells in the order of `positions`, genes in the order of the model, float32.
 
         In a CSR the columns of each row rise, so that sums over a row run in the same order however the genes were
@@ -138,10 +138,10 @@ class DenseRows(Rows):
         """Number of modelled genes."""
         return int(self.values.shape[1])
 
-    def take(self, positions: Int[np.ndarray, " cells"]) -> Float[Tensor, "cells genes"]:
+    def take(self, positions: Int[np.ndarray, " cells"]) -> Dense:
         """See `Rows.take`."""
         chosen = self.values[np.asarray(positions, dtype=np.int64)]
-        return torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.float32))
+        return Dense(torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.float32)))
 
 
 def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tuple[int, int]]:

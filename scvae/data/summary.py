@@ -59,7 +59,7 @@ def summarize(cells: Cells, positions: Int[np.ndarray, " cells"]) -> GeneSummary
             total += np.bincount(x.indices.numpy(), values, minlength=len(total))
             total_square += np.bincount(x.indices.numpy(), values**2, minlength=len(total))
         else:
-            values = x.numpy().astype(np.float64)
+            values = x.values.numpy().astype(np.float64)
             total += values.sum(axis=0)
             total_square += (values**2).sum(axis=0)
     log_library = np.log(np.maximum(cells.library[positions], 1.0))

@@ -62,7 +62,7 @@ def _normalised(
     for part in chunks(len(positions), READ_AT_ONCE):
         x = cells.rows.take(positions[part])
         if not isinstance(x, CSR):
-            yield x.numpy()
+            yield x.values.numpy()
             continue
         values = x.values.numpy()
         if kind != "real":

@@ -14,7 +14,8 @@ from ..data.intake import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import log_likelihood_bound
 from ..likelihoods import LikelihoodName
-from ..training.run import Settings, fit_cells
+from ..training.run import fit_cells
+from ..training.settings import Settings
 
 HEADS: tuple[LikelihoodName, ...] = ("nb", "zinb", "poisson")
 MOST_CELLS = 1_000
@@ -90,8 +91,8 @@ def compare_heads(
             likelihood=name,
             beta=model.beta_of(beta),
             seed=model.seed,
-            network=network,
-            training=training,
+            network_config=network,
+            training_config=training,
         )
         with passing():
             fitted, _ = fit_cells(

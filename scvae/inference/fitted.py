@@ -162,7 +162,7 @@ class FittedModel:
         ValueError
             If the model was not trained for this β.
         """
-        betas = beta_range(self.beta)
+        betas = range_of(self.beta)
         if beta is None:
             return self.beta if betas is None else betas.default  # type: ignore[return-value]
         beta = check_positive(beta, "beta") if betas else check_not_negative(beta, "beta")
@@ -259,7 +259,7 @@ class FittedModel:
         return path
 
 
-def beta_range(beta: float | tuple[float, float]) -> BetaRange | None:
+def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
     """The range of a model of many β, None for a model of one."""
     return BetaRange(*beta) if isinstance(beta, tuple) else None
 
@@ -321,7 +321,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
     network = make_model(
-        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], beta_range(beta)
+        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], range_of(beta)
     )
     network.load_state_dict(tensors)
     return FittedModel(

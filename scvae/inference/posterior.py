@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..common.distributed import ALONE, Ranks
+from ..common.distributed import ALONE, Alone, Ranks
 from ..common.rng import numpy_generator, torch_generator
 from ..data.batches import Batch, Batches, chunks
 from ..data.feeds import single_pass
@@ -35,7 +35,7 @@ BoundKind = Literal["iw", "elbo"]
 
 @torch.no_grad()
 def posterior_moments(
-    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks = ALONE
+    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
     """Posterior means and variances of each cell, float32; several processes embed a share each, and return all."""
     mean = np.empty((len(cells), model.n_latent), np.float32)

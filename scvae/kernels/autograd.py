@@ -10,10 +10,10 @@ from torch import Tensor
 
 from . import reference
 from .backends import cpu_kernels, kernels_for
+from .block import Block, Dense
 from .csr import CSR
 from .fused_cpu import FusedHead, RowsMatmul
 from .fused_cuda import CountHead, densify
-from .selection import SelectedRows
 
 
 class WeightedLogProb(NamedTuple):
@@ -41,8 +41,10 @@ def csr_matmul(
     return start + reference.csr_matmul(rows, weight)
 
 
-def log1p_scaled(rows: CSR, scale: Float[Tensor, " rows"]) -> CSR:
-    """The rows with log1p(scale of the row x value) as their values; not differentiable."""
+def log1p_scaled(rows: Block, scale: Float[Tensor, " rows"]) -> CSR | Dense:
+    """log1p(scale of the row x value) of every value; not differentiable."""
+    if not isinstance(rows, CSR):
+        return Dense(densify(rows, scale))
     kernels = cpu_kernels() if scale.device.type == "cpu" and scale.dtype == torch.float32 else None
     if kernels is None:
         return rows.with_values(reference.log1p_scaled(rows, scale))
@@ -56,7 +58,7 @@ def negative_binomial(
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
     log_inverse_dispersion: Float[Tensor, "groups genes"],
-    counts: CSR | SelectedRows,
+    counts: Block,
     library: Float[Tensor, " cells"],
     group: Int[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
@@ -83,7 +85,7 @@ def zero_inflated(
     zero_weight: Float[Tensor, "genes features"],
     zero_bias: Float[Tensor, " genes"],
     log_inverse_dispersion: Float[Tensor, "groups genes"],
-    counts: CSR | SelectedRows,
+    counts: Block,
     library: Float[Tensor, " cells"],
     group: Int[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
@@ -103,7 +105,7 @@ def poisson(
     features: Float[Tensor, "rows features"],
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
-    counts: CSR | SelectedRows,
+    counts: Block,
     library: Float[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
@@ -125,7 +127,7 @@ def bernoulli(
     features: Float[Tensor, "rows features"],
     weight: Float[Tensor, "genes features"],
     bias: Float[Tensor, " genes"],
-    values: CSR | SelectedRows,
+    values: Block,
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """Output layer and Bernoulli log-probability in one operation; rows as in `negative_binomial`."""
@@ -143,7 +145,7 @@ def _on_device(features: Tensor) -> bool:
     return features.dtype == torch.float32 and kernels_for(features.device) is not None
 
 
-def _fusible(features: Tensor, counts: CSR | SelectedRows) -> bool:
+def _fusible(features: Tensor, counts: Block) -> bool:
     on_cpu = features.device.type == "cpu" and isinstance(counts, CSR)
     return on_cpu and features.dtype == torch.float32 and cpu_kernels() is not None
 
@@ -153,7 +155,7 @@ def _negative_binomial_table(
     weight: Tensor,
     bias: Tensor,
     log_theta: Tensor,
-    counts: CSR | SelectedRows,
+    counts: Block,
     library: Tensor,
     group: Tensor,
 ) -> Float[Tensor, "rows genes"]:

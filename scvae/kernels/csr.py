@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .block import Block
+from .selection import SelectedRows
 
+
+@final
 @dataclass(frozen=True, eq=False, slots=True)
-class CSR:
+class CSR(Block):
     """Cells x genes in compressed sparse rows.
 
     Parameters
@@ -39,16 +45,21 @@ class CSR:
         """The same pattern with other values."""
         return CSR(self.indptr, self.indices, values, self.n_columns)
 
-    def to(self, device: torch.device) -> CSR:
-        """The same rows on another device."""
-        return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_columns)
+    def map(self, change: Callable[[Tensor], Tensor]) -> CSR:
+        return CSR(change(self.indptr), change(self.indices), change(self.values), self.n_columns)
+
+    def selected(self) -> SelectedRows:
+        longest = min(self.n_columns, self.values.numel())
+        return SelectedRows(self.indptr[:-1], self.indptr[1:], self.indices, self.values, self.n_columns, longest)
+
+    def select(self, positions: Tensor) -> SelectedRows:
+        return self.selected().select(positions)
 
     def row_of_stored(self) -> Int[Tensor, "stored"]:
         """Row number of each stored value."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.indptr.device), self.indptr.diff())
 
     def to_dense(self) -> Float[Tensor, "rows columns"]:
-        """A dense copy; for blocks of cells only."""
         dense = self.values.new_zeros(len(self), self.n_columns)
         dense.index_put_((self.row_of_stored(), self.indices.long()), self.values, accumulate=True)
         return dense

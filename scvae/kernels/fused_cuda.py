@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import kernels_for
-from .csr import CSR
+from .block import Block
 from .selection import SelectedRows
 
 LOGITS_BUDGET = 2**26  # float32 logits alive at once (256 MB): larger batches pass the output layer in parts
 
 
-def densify(rows: CSR | SelectedRows, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
+def densify(rows: Block, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
     """Rows as a dense float32 block; with `scale`, log1p(value x scale of the row) of each value."""
-    chosen = SelectedRows.of(rows) if isinstance(rows, CSR) else rows
+    chosen = rows.selected()
+    if not isinstance(chosen, SelectedRows):
+        return chosen.to_dense() if scale is None else torch.log1p(chosen.to_dense() * scale[:, None])
     kernels = kernels_for(chosen.values.device)
     if kernels is None:
         return chosen.to_dense(scale)
@@ -41,14 +43,15 @@ class CountHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         log_theta: Tensor,
-        counts: CSR | SelectedRows,
+        counts: Block,
         library: Tensor,
         group: Tensor,
         row_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         kernels = kernels_for(features.device)
         assert kernels is not None
-        cells = SelectedRows.of(counts) if isinstance(counts, CSR) else counts
+        cells = counts.selected()
+        assert isinstance(cells, SelectedRows)
         stored = (cells.first, cells.last, cells.indices, cells.values, cells.longest)
         want_gradient = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(t) for t in (features, weight, bias, log_theta)] if want_gradient else []

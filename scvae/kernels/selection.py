@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from .csr import CSR
+from .block import Block
 
 
+@final
 @dataclass(frozen=True, eq=False, slots=True)
-class SelectedRows:
+class SelectedRows(Block):
     """Some rows of a cells x genes matrix; every shape is known without a look at the values.
 
     Parameters
@@ -44,10 +47,12 @@ class SelectedRows:
         first, last = self.first[positions], self.last[positions]
         return SelectedRows(first, last, self.indices, self.values, self.n_columns, self.longest)
 
-    def to(self, device: torch.device) -> SelectedRows:
-        """The same rows on another device, with the whole matrix that they belong to."""
-        first, last, indices, values = (t.to(device) for t in (self.first, self.last, self.indices, self.values))
+    def map(self, change: Callable[[Tensor], Tensor]) -> SelectedRows:
+        first, last, indices, values = map(change, (self.first, self.last, self.indices, self.values))
         return SelectedRows(first, last, indices, values, self.n_columns, self.longest)
+
+    def selected(self) -> SelectedRows:
+        return self
 
     def to_dense(self, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
         """The rows as a dense float32 block; with `scale`, log1p(value x scale of the row) of each value."""
@@ -59,9 +64,3 @@ class SelectedRows:
             values = torch.log1p(values * scale[:, None])
         dense = values.new_zeros(len(self), self.n_columns)
         return dense.scatter_add_(1, torch.where(here, self.indices[stored].long(), 0), values)
-
-    @classmethod
-    def of(cls, rows: CSR) -> SelectedRows:
-        """All rows of `rows`, without a copy."""
-        longest = min(rows.n_columns, rows.values.numel())
-        return cls(rows.indptr[:-1], rows.indptr[1:], rows.indices, rows.values, rows.n_columns, longest)

@@ -14,6 +14,7 @@ from ..data.batches import Batch
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels.autograd import WeightedLogProb
+from ..kernels.block import Block, Dense
 from ..kernels.csr import CSR
 from ..kernels.fused_cuda import densify
 from ..kernels.selection import SelectedRows
@@ -65,9 +66,7 @@ class Likelihood(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encoder_input(
-        self, batch: Batch
-    ) -> tuple[CSR | Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         """What the encoder sees of the data: values per gene, and `n_encoder_covariates` numbers per cell."""
 
     @abstractmethod
@@ -171,11 +170,9 @@ def log_library(batch: Batch, mean_log_library: Float[Tensor, ""]) -> Float[Tens
     return torch.log(batch.library.clamp_min(1.0)) - mean_log_library
 
 
-def dense(x: CSR | SelectedRows | Tensor) -> Float[Tensor, "cells genes"]:
+def dense(x: Block) -> Float[Tensor, "cells genes"]:
     """Data of a block of cells as a dense tensor."""
-    if isinstance(x, SelectedRows):
-        return densify(x)
-    return x.to_dense() if isinstance(x, CSR) else x
+    return densify(x) if isinstance(x, SelectedRows) else x.to_dense()
 
 
 def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[Tensor, "rows"]) -> WeightedLogProb:

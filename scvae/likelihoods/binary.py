@@ -14,10 +14,9 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from ..kernels.fused_cuda import densify
-from ..kernels.selection import SelectedRows
-from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, dense, log_library, of_genes, repeat_cells
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,8 +68,8 @@ class Bernoulli(Likelihood):
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.output.weight
 
-    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
-        x = densify(batch.x) if isinstance(batch.x, SelectedRows) else batch.x
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
+        x = batch.x if isinstance(batch.x, CSR) else Dense(dense(batch.x))
         return x, log_library(batch, self.mean_log_depth)[:, None]
 
     def expected_input(
@@ -101,7 +100,6 @@ class Bernoulli(Likelihood):
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
         # the depth is one more feature, so that the output layer's product gives the whole logit
-        assert not isinstance(batch.x, Tensor)
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
         return autograd.bernoulli(

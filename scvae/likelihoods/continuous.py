@@ -15,6 +15,7 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import reference
 from ..kernels.autograd import WeightedLogProb
+from ..kernels.block import Dense
 from .base import Likelihood, OutputLayer, dense, of_genes, repeat_cells, table_log_prob
 
 
@@ -83,8 +84,8 @@ class Gaussian(Likelihood):
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.spread[:, None] * self.output.weight
 
-    def encoder_input(self, batch: Batch) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
-        return (dense(batch.x) - self.centre) / self.spread, batch.library.new_zeros(len(batch), 0)
+    def encoder_input(self, batch: Batch) -> tuple[Dense, Float[Tensor, "cells covariates"]]:
+        return Dense((dense(batch.x) - self.centre) / self.spread), batch.library.new_zeros(len(batch), 0)
 
     def expected_input(
         self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]

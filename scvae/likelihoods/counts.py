@@ -18,9 +18,8 @@ from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
 from ..kernels.autograd import WeightedLogProb
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from ..kernels.fused_cuda import densify
-from ..kernels.selection import SelectedRows
 from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
 N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
@@ -168,12 +167,9 @@ class CountLikelihood(Likelihood):
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.output.weight - self.output.weight.mean(0)
 
-    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
-        assert not isinstance(batch.x, Tensor)
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         log_depth = log_library(batch, self.mean_log_library)
-        scale = torch.exp(-log_depth)
-        x = densify(batch.x, scale) if isinstance(batch.x, SelectedRows) else autograd.log1p_scaled(batch.x, scale)
-        return x, log_depth[:, None]
+        return autograd.log1p_scaled(batch.x, torch.exp(-log_depth)), log_depth[:, None]
 
     def expected_input(
         self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
@@ -226,7 +222,6 @@ class Poisson(CountLikelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert not isinstance(batch.x, Tensor)
         output = self.output
         bias = output.measured_bias(batch.missing)
         return autograd.poisson(features, output.weight, bias, batch.x, batch.library, row_weight)
@@ -266,7 +261,6 @@ class NegativeBinomial(CountLikelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert not isinstance(batch.x, Tensor)
         log_theta, group = self.dispersions(batch)
         return autograd.negative_binomial(
             features,
@@ -316,7 +310,7 @@ class ZeroInflated(Likelihood):
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.base.loadings
 
-    def encoder_input(self, batch: Batch) -> tuple[CSR | Tensor, Float[Tensor, "cells covariates"]]:
+    def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)
 
     def expected_input(
@@ -346,7 +340,6 @@ class ZeroInflated(Likelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        assert not isinstance(batch.x, Tensor)
         log_theta, group = self.base.dispersions(batch)
         return autograd.zero_inflated(
             features,

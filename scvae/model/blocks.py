@@ -13,6 +13,7 @@ from torch.nn.functional import batch_norm
 
 from ..config import Norm
 from ..kernels.autograd import csr_matmul
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..kernels.shared_batch import shared, total
 
@@ -73,11 +74,11 @@ class Linear(nn.Module):
 
 def add_product(
     start: Float[Tensor, "*rows outputs"],
-    rows: CSR | Float[Tensor, "rows inputs"],
+    rows: CSR | Dense,
     weight: Float[Tensor, "inputs outputs"],
 ) -> Float[Tensor, "rows outputs"]:
     """start + rows @ weight, for sparse or dense rows."""
-    return csr_matmul(rows, weight, start) if isinstance(rows, CSR) else torch.addmm(start, rows, weight)
+    return csr_matmul(rows, weight, start) if isinstance(rows, CSR) else torch.addmm(start, rows.values, weight)
 
 
 class Dropout(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import hardtanh, relu
 
 from ..config import Norm
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from .blocks import Dropout, Linear, Weights, add_product, make_norm
 from .gates import make_gate
@@ -78,17 +79,14 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        x: CSR | Float[Tensor, "cells genes"],
+        x: CSR | Dense,
         covariates: Float[Tensor, "cells covariates"],
         generator: torch.Generator | None,
         knots: Float[Tensor, "cells knots"] | None = None,
         mapped: Float[Tensor, "cells mapped"] | None = None,
     ) -> DiagonalNormal:
         """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
-        if isinstance(x, CSR):
-            x = x.with_values(self.input_dropout(x.values, generator))
-        else:
-            x = self.input_dropout(x, generator)
+        x = x.with_values(self.input_dropout(x.values, generator))
         start: Tensor = self.genes.bias
         if covariates.shape[1]:
             start = torch.addmm(start, covariates, self.covariates.weight)

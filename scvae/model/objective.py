@@ -1,4 +1,4 @@
-"""What training maximises and evaluation reports: functions of a model and a batch, in nats per cell."""
+"""What training maximises and evaluation reports: functions of a network and a batch, in nats per cell."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Terms:
 
 
 def evidence_terms(
-    model: VAE,
+    network: VAE,
     batch: Batch,
     noise: Float[Tensor, "cells latent"],
     cell_weight: Float[Tensor, " cells"],
@@ -55,9 +55,9 @@ def evidence_terms(
 
     Kingma & Welling 2014, equation 7. A generator turns dropout on.
     """
-    posterior = model.encode(batch, generator)
+    posterior = network.encode(batch, generator)
     z = posterior.reparameterize(noise)
-    log_prob = model.log_likelihood(z, batch, cell_weight)
+    log_prob = network.log_likelihood(z, batch, cell_weight)
     return Terms(log_prob.per_row, posterior.kl_to_standard_normal(), log_prob.total, z.detach())
 
 
@@ -95,41 +95,41 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def elbo(model: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " cells"]:
+def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " cells"]:
     """Evidence lower bound of each cell at β = 1: the mean log-likelihood over draws of the latent, minus the KL.
 
     Memory does not grow with `n_samples`.
     """
-    posterior = model.encode(batch)
+    posterior = network.encode(batch)
     total = torch.zeros_like(batch.library, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = _draws(posterior.mean, n_draws, generator)
-        total += _log_likelihood(model, posterior.reparameterize(z), batch).double().sum(0)
+        total += _log_likelihood(network, posterior.reparameterize(z), batch).double().sum(0)
     return total / n_samples - posterior.kl_to_standard_normal().double().sum(1)
 
 
 @torch.no_grad()
 def importance_weighted(
-    model: VAE, batch: Batch, n_samples: int, generator: torch.Generator
+    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator
 ) -> Float[Tensor, " cells"]:
     """Importance-weighted bound on log p(x) of each cell, which tends to log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
     Memory does not grow with `n_samples`.
     """
-    posterior = model.encode(batch)
+    posterior = network.encode(batch)
     total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
         log_ratio = standard_normal_log_prob(z) - posterior.log_prob(z)
-        log_weight = _log_likelihood(model, z, batch).double() + log_ratio.double()
+        log_weight = _log_likelihood(network, z, batch).double() + log_ratio.double()
         total = torch.logaddexp(total, torch.logsumexp(log_weight, dim=0))
     return total - math.log(n_samples)
 
 
-def _log_likelihood(model: VAE, z: Float[Tensor, "draws cells latent"], batch: Batch) -> Float[Tensor, "draws cells"]:
+def _log_likelihood(network: VAE, z: Float[Tensor, "draws cells latent"], batch: Batch) -> Float[Tensor, "draws cells"]:
     rows = z.flatten(0, 1)
-    return model.log_likelihood(rows, batch, rows.new_zeros(len(rows))).per_row.view(z.shape[:2])
+    return network.log_likelihood(rows, batch, rows.new_zeros(len(rows))).per_row.view(z.shape[:2])
 
 
 def _draws(like: Float[Tensor, "cells latent"], n: int, generator: torch.Generator) -> Float[Tensor, "n cells latent"]:
@@ -138,6 +138,5 @@ def _draws(like: Float[Tensor, "cells latent"], n: int, generator: torch.Generat
 
 def _passes(batch: Batch, n_samples: int) -> list[int]:
     """Sizes of the passes that `n_samples` draws are cut into."""
-    n_genes = batch.x.n_columns if hasattr(batch.x, "n_columns") else batch.x.shape[1]
-    most = max(1, DRAWS_BUDGET // (len(batch) * n_genes))
+    most = max(1, DRAWS_BUDGET // (len(batch) * batch.x.n_columns))
     return [min(most, n_samples - done) for done in range(0, n_samples, most)]

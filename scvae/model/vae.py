@@ -14,6 +14,7 @@ from ..data.batches import Batch
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
 from ..kernels.autograd import WeightedLogProb
+from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
 from ..likelihoods.base import OutputLayer, dense
@@ -53,6 +54,11 @@ class VAE(nn.Module):
         """Latent dimensions."""
         return self.encoder.n_latent
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
         """q(z | x, s) of each cell; a generator turns dropout on."""
         if batch.missing is None:
@@ -72,11 +78,11 @@ class VAE(nn.Module):
             features = self.features(z, batch)
             batch = self.whole(features, batch)
             x, covariates = self.likelihood.expected_encoder_input(features, batch)
-        return self._posterior(x, covariates, batch, None)
+        return self._posterior(Dense(x), covariates, batch, None)
 
     def _posterior(
         self,
-        x: CSR | Float[Tensor, "cells genes"],
+        x: CSR | Dense,
         covariates: Float[Tensor, "cells covariates"],
         batch: Batch,
         generator: torch.Generator | None,
@@ -93,12 +99,12 @@ class VAE(nn.Module):
 
     def _filled_in(
         self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
-    ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
+    ) -> tuple[Dense, Float[Tensor, "cells covariates"]]:
         """What the encoder sees, with the missing genes and the library size as expected of cells at z."""
         expected, share = self.likelihood.expected_input(self.features(z, batch), batch, missing)
         whole = dataclasses.replace(batch, library=batch.library / share)
         x, covariates = self.likelihood.encoder_input(whole)
-        return dense(x).index_copy(1, missing, expected), covariates
+        return Dense(dense(x).index_copy(1, missing, expected)), covariates
 
     def whole(self, features: Float[Tensor, "cells features"], batch: Batch) -> Batch:
         """The cells with the library size over all modelled genes that their measured ones let expect."""

@@ -24,6 +24,7 @@ from ..inference.drawing import TABLES, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
 from ..inference.mixture import Mixture, fit_mixture
 from ..inference.posterior import whole_libraries
+from ..kernels.block import Dense
 from ..kernels.context import working_on
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def generate(
     with torch.no_grad(), working_on(model.device):
         for part in chunks(n, max(1, int(TABLE / (TABLES * len(model.genes))))):
             cells = Batch(
-                x=torch.zeros(len(part), 0),
+                x=Dense(torch.zeros(len(part), 0)),
                 library=torch.from_numpy(origin.library[part]),
                 codes=torch.from_numpy(origin.codes[part]),
                 numeric=torch.from_numpy(origin.numeric[part]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.checks import check_adata, check_positive_int, listing
-from ..common.distributed import joined
+from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..data.covariates import widened
 from ..data.intake import Cells
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@joined()
+@process_group()
 def map_query(
     adata: AnnData,
     model: FittedModel,

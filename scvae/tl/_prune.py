@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..common.checks import check_positive_int
-from ..common.distributed import joined
+from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@joined()
+@process_group()
 def prune(
     adata: AnnData,
     model: FittedModel,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,22 +15,23 @@ import torch
 from jaxtyping import Int
 
 from ..common.checks import check_adata, check_choice, check_obs_column
-from ..common.distributed import joined, ranks
+from ..common.distributed import process_group
 from ..common.html import columns, page, paragraph
 from ..common.keys import Keys
 from ..common.progress import passing, progress_bar
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.beta_range import evenly_spaced, given_betas
-from ..data.intake import Cells
+from ..data.intake import Cells, DataKeys
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel
 from ..likelihoods import LikelihoodName
-from ..training.fit import fit, read_and_train, shared_seed
+from ..training.fit import read_and_train, shared_seed
 from ..training.refit import fit_next
 from ..training.results import write_results
+from ..training.settings import Request
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,6 +40,7 @@ DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
 LEAST_CELLS = 20  # for neighbours and clusters to mean anything
 
+HEEDED = {"layer", "rng", "verbose"}  # with a fitted model, too
 WARM_EPOCHS = 0.5  # of a fit's, for the later models of a sweep
 
 Method = Literal["path", "sweep"]
@@ -85,7 +86,7 @@ class BetaPath:
         return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
 
 
-@joined()
+@process_group()
 def tune_beta(
     adata: AnnData,
     *,
@@ -203,28 +204,33 @@ def tune_beta(
         raise ValueError(f"adata has {adata.n_obs} cells; β can be judged from {LEAST_CELLS} cells on")
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
-    settings: dict[str, Any] = {
-        "mask_var": mask_var,
-        "batch_key": batch_key,
-        "covariate_keys": covariate_keys,
-        "size_factor_key": size_factor_key,
-        "likelihood": likelihood,
-        "n_latent": n_latent,
-        "device": device,
-        "network": network,
-        "training": training,
-        "checkpoint": checkpoint,
-    }
+    data = DataKeys(
+        layer=layer,
+        mask_var=mask_var,
+        batch_key=batch_key,
+        covariate_keys=covariate_keys,
+        size_factor_key=size_factor_key,
+    )
+    request = Request(
+        likelihood=likelihood,
+        n_latent=n_latent,
+        rng=rng,
+        device=device,
+        network=network,
+        training=training,
+        checkpoint=checkpoint,
+        verbose=verbose,
+    )
     if model is not None:
-        _refuse_without_effect(method, settings)
+        _refuse_without_effect(method, data, request)
         seed = model.seed if rng is None else seed_of(rng)
         models: tuple[FittedModel, ...] = (model,)
         cells = read_cells(adata, model, layer)
     else:
         seed = shared_seed(rng, None)
-        models, cells = _fit_all(adata, method, points, layer=layer, rng=seed, verbose=verbose, **settings)
+        models, cells = _fit_all(adata, method, points, data, replace(request, rng=seed))
     yardstick = make_yardstick(models[0], cells, labels, seed=seed)
-    table = _table(models, yardstick, points, seed=seed, verbose=verbose and ranks().is_first)
+    table = _table(models, yardstick, points, seed=seed, verbose=verbose)
     recommended = recommend(table)
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
@@ -256,35 +262,39 @@ def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | Non
     return points if model is None else [model.beta_of(beta) for beta in points]
 
 
-def _refuse_without_effect(method: Method, settings: dict[str, Any]) -> None:
+def _refuse_without_effect(method: Method, data: DataKeys, request: Request) -> None:
     """Refuses what only a fit could heed, when a fitted model is given."""
-    defaults = inspect.signature(fit).parameters
-    given = [name for name, value in settings.items() if value is not defaults[name].default]
+    given = [
+        field.name
+        for record in (data, request)
+        for field in fields(record)
+        if field.name not in HEEDED and getattr(record, field.name) is not field.default
+    ]
     given += ["method"] if method != "path" else []
     if given:
         raise ValueError(f"{', '.join(given)} can have no effect on a fitted model; leave out model or these")
 
 
 def _fit_all(
-    adata: AnnData, method: Method, points: list[float], **settings: Any
+    adata: AnnData, method: Method, points: list[float], data: DataKeys, request: Request
 ) -> tuple[tuple[FittedModel, ...], Cells]:
     """The path model, or the models of the sweep in the order of `points`; and the cells as they were read."""
     if method == "path":
-        model, cells = read_and_train(adata, beta=(points[0], points[-1]), **settings)
+        model, cells = read_and_train(adata, data, replace(request, beta=(points[0], points[-1])))
         return (model,), cells
-    if settings["checkpoint"] is not None:
+    if request.checkpoint is not None:
         raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
-    if settings["n_latent"] == "auto":
+    if request.n_latent == "auto":
         raise ValueError("n_latent='auto' would keep for every β what the largest needs; pass a number to a sweep")
     # downwards: what was over-fitted at a small β would stay, and held-out cells be worse described than from scratch
-    model, cells = read_and_train(adata, beta=points[-1], **settings)
+    model, cells = read_and_train(adata, data, replace(request, beta=points[-1]))
     models = [model]
     epochs = max(1, round(WARM_EPOCHS * (model.training_config.epochs or 1)))
     for beta in reversed(points[:-1]):
         if _was_interrupted(models[-1]):
             raise KeyboardInterrupt
         with passing():
-            models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=settings["verbose"]))
+            models.append(fit_next(models[-1], cells, beta=beta, epochs=epochs, verbose=request.verbose))
     return tuple(reversed(models)), cells
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.batches import Batch
+from ..kernels.block import Dense
 from ..kernels.shared_batch import Shared, shared, total
 from ..model.blocks import statistics_kept
 from ..model.vae import VAE
@@ -17,7 +18,7 @@ ONE_PAIR_IN = 4  # looked at in a step: with all pairs, steps took three times a
 
 
 def inconsistency(
-    model: VAE, z: Float[Tensor, "cells latent"], batch: Batch, weight: Float[Tensor, " cells"]
+    network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, weight: Float[Tensor, " cells"]
 ) -> Float[Tensor, ""]:
     """By how far the encoder moves a cell of which the conditions alone change: nats, weighted over cells.
 
@@ -39,8 +40,8 @@ def inconsistency(
     """
     chosen, partner = pairs(len(batch), shared(), batch.library.device)
     double = twice(batch, chosen, *(column[partner] for column in everyones(batch)))
-    with statistics_kept(model):  # those of normalisation are for real cells
-        posterior = model.encode_expected(z[chosen].repeat(2, 1), double)
+    with statistics_kept(network):  # those of normalisation are for real cells
+        posterior = network.encode_expected(z[chosen].repeat(2, 1), double)
     n = len(chosen)
     moved = posterior.mean[:n] - posterior.mean[n:]
     variance = (0.5 * (posterior.log_variance[:n] + posterior.log_variance[n:])).exp().detach()
@@ -88,7 +89,7 @@ def twice(
     """Some cells without their values: as they are, and once more with other conditions."""
     return replace(
         batch,
-        x=batch.library.new_zeros(2 * len(chosen), 0),
+        x=Dense(batch.library.new_zeros(2 * len(chosen), 0)),
         library=batch.library[chosen].repeat(2),
         codes=torch.cat([batch.codes[chosen], codes]),
         numeric=torch.cat([batch.numeric[chosen], numeric]),

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..config import TrainingConfig
-from ..data.feeds import Plan, Resident, upload
+from ..data.batches import Batches
+from ..data.feeds import Resident, upload
 from ..model.optimizer import Adam
 from ..model.vae import VAE
 from .step import Dials, update
@@ -42,8 +43,8 @@ class CapturedStep:
     the device is none of CUDA, the same code runs eagerly.
     """
 
-    def __init__(self, model: VAE, optimizer: Adam, feed: Resident, config: TrainingConfig) -> None:
-        self.model, self.optimizer, self.feed, self.config = model, optimizer, feed, config
+    def __init__(self, network: VAE, optimizer: Adam, feed: Resident, config: TrainingConfig) -> None:
+        self.network, self.optimizer, self.feed, self.config = network, optimizer, feed, config
         self.inputs: Inputs | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.said = torch.empty(3, device=feed.device)
@@ -51,7 +52,7 @@ class CapturedStep:
         self.can_capture = feed.device.type == "cuda"
 
     def run(
-        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+        self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
         """See `EagerStep.run`."""
         size = max(map(len, plan))
@@ -65,9 +66,9 @@ class CapturedStep:
             inputs.cell_weight.copy_(weights[i])
             # a tensor of this very shape gets the numbers that an eager step draws
             inputs.noise[: len(cells)].normal_(generator=generator)
-            if self.model.betas is not None:
+            if self.network.betas is not None:
                 offset = torch.rand((), generator=generator, device=self.feed.device)
-                inputs.log_beta[: len(cells)] = self.model.betas.draw(len(cells), offset)
+                inputs.log_beta[: len(cells)] = self.network.betas.draw(len(cells), offset)
             for dial, number in zip((inputs.kl_weight, inputs.capacity, inputs.learning_rate), dials[i], strict=True):
                 dial.fill_(0.0 if number is None else number)
             said[i] = self._advance(inputs)
@@ -78,7 +79,7 @@ class CapturedStep:
         return Inputs(
             positions=torch.zeros(size, dtype=torch.int64, device=device),
             cell_weight=torch.zeros(size, device=device),
-            noise=torch.zeros(size, self.model.n_latent, device=device),
+            noise=torch.zeros(size, self.network.n_latent, device=device),
             log_beta=torch.zeros(size, device=device),
             kl_weight=torch.zeros((), device=device),
             capacity=torch.zeros((), device=device),
@@ -121,13 +122,13 @@ class CapturedStep:
         capacity = None if self.config.capacity is None else inputs.capacity
         dials = Dials(inputs.kl_weight, capacity, inputs.learning_rate)
         batch = self.feed.pick(inputs.positions)
-        if self.model.betas is not None:
-            batch = batch.at(self.model.betas, inputs.log_beta)
+        if self.network.betas is not None:
+            batch = batch.at(self.network.betas, inputs.log_beta)
         noise, weight = inputs.noise, inputs.cell_weight
-        return update(self.model, self.optimizer, batch, noise, weight, None, dials, self.config)
+        return update(self.network, self.optimizer, batch, noise, weight, None, dials, self.config)
 
 
-def padded(plan: Plan, size: int) -> tuple[Int[np.ndarray, "steps cells"], Float[np.ndarray, "steps cells"]]:
+def padded(plan: Batches, size: int) -> tuple[Int[np.ndarray, "steps cells"], Float[np.ndarray, "steps cells"]]:
     """Positions and weights of each step, filled up to `size` cells by the last one of the step with weight 0."""
     positions = np.empty((len(plan), size), dtype=np.int64)
     weights = np.zeros((len(plan), size), dtype=np.float32)

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..common.distributed import Ranks
+from ..common.distributed import Alone, ranks
 from ..common.interrupt import Interrupt, Interrupted
 from ..common.rng import generator_of_rank
 from ..config import TrainingConfig
-from ..data.batches import Batch, share_of
-from ..data.feeds import Feed, Plan
+from ..data.batches import Batch, Batches, share_of
+from ..data.feeds import Feed
 from ..kernels.shared_batch import Shared, sharing
 from ..model.optimizer import Adam
 from ..model.vae import VAE
@@ -39,10 +39,10 @@ class Objective(nn.Module):
     over the processes in the very messages that carry the gradients of the model.
     """
 
-    def __init__(self, model: VAE, config: TrainingConfig, world: int) -> None:
+    def __init__(self, network: VAE, config: TrainingConfig, world: int) -> None:
         super().__init__()
-        self.model, self.config, self.world = model, config, world
-        like = next(model.parameters())
+        self.network, self.config, self.world = network, config, world
+        like = next(network.parameters())
         self.said = nn.Parameter(like.new_zeros(4))
 
     def forward(
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         wants_to_stop: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         """The part of this process in the loss, times the number of processes: gradients are averaged over them."""
-        parts = objective_of(self.model, batch, noise, cell_weight, generator, dials, self.config)
+        parts = objective_of(self.network, batch, noise, cell_weight, generator, dials, self.config)
         said = torch.stack([*parts, wants_to_stop.to(parts[0])]).detach()
         return self.world * (parts[0] + self.said @ said)
 
@@ -65,22 +65,22 @@ class ParallelStep:
 
     def __init__(
         self,
-        model: VAE,
+        network: VAE,
         optimizer: Adam,
         feed: Feed,
         config: TrainingConfig,
-        device: torch.device,
-        ranks: Ranks,
         interrupt: Interrupt,
     ) -> None:
-        self.model, self.optimizer, self.feed, self.device = model, optimizer, feed, device
-        self.ranks, self.interrupt = ranks, interrupt
-        self.objective = Objective(model, config, ranks.world)
+        together = ranks()
+        assert not isinstance(together, Alone)
+        self.network, self.optimizer, self.feed = network, optimizer, feed
+        self.ranks, self.interrupt = together, interrupt
+        self.objective = Objective(network, config, together.world)
         # the same graph in every step; parameters without a part in it (of covariates that are not there) are allowed
         self.parallel = DistributedDataParallel(self.objective, static_graph=True, **{_BUFFERS: False})  # type: ignore[arg-type]
 
     def run(
-        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+        self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
         """See `EagerStep.run`; `plan` is that of all processes.
 
@@ -88,7 +88,20 @@ class ParallelStep:
         ------
         Interrupted
             In all processes, after the same step, if one of them was asked to stop.
+        MemoryError
+            If the device has no memory for this process's part of a batch: the others may have.
+        RankError
+            If another process failed, died or hangs.
         """
+        try:
+            with self.ranks.stepping():
+                return self._run(plan, dials, generators)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{error}; lower TrainingConfig.batch_size, or take more devices") from error
+
+    def _run(
+        self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+    ) -> list[Float[Tensor, "3"]]:
         own = share_of(plan, self.ranks.rank, self.ranks.world)
         # the last batch of cells on disk is as small as any; others are few enough to be looked at
         smallest = min(map(len, plan)) if isinstance(plan, list) else len(plan[-1])
@@ -108,13 +121,14 @@ class ParallelStep:
         """One step with this process's part of a batch of `n_cells`."""
         share = Shared(self.ranks.world, n_cells, part)
         mine = part if share.counts else slice(0, 1)
-        noise = torch.randn(n_cells, self.model.n_latent, generator=generator, device=self.device)[mine]
-        if self.model.betas is not None:
-            offset = torch.rand((), generator=generator, device=self.device)
-            batch = batch.at(self.model.betas, self.model.betas.draw(n_cells, offset)[mine])
-        weight = torch.full((len(batch),), 1.0 / n_cells if share.counts else 0.0, device=self.device)
+        device = generator.device
+        noise = torch.randn(n_cells, self.network.n_latent, generator=generator, device=device)[mine]
+        if self.network.betas is not None:
+            offset = torch.rand((), generator=generator, device=device)
+            batch = batch.at(self.network.betas, self.network.betas.draw(n_cells, offset)[mine])
+        weight = torch.full((len(batch),), 1.0 / n_cells if share.counts else 0.0, device=device)
         masks = generator_of_rank(generator, self.ranks.rank)
-        stop = torch.tensor(float(self.interrupt.asked_at is not None), device=self.device)
+        stop = torch.tensor(float(self.interrupt.asked_at is not None), device=device)
         self.objective.zero_grad()
         with sharing(share):
             self.parallel(batch, noise, weight, masks, dials, stop).backward()

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,13 @@ from ..common.checks import (
     check_settings,
 )
 from ..common.devices import resolve_device
-from ..common.distributed import joined, ranks
+from ..common.distributed import process_group, ranks
 from ..common.files import check_place, read_tensors
 from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
-from ..data.intake import Cells, read_fit
+from ..data.intake import Cells, DataKeys, read_fit
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
@@ -37,7 +37,8 @@ from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .results import write_results
-from .run import Settings, fit_cells
+from .run import fit_cells
+from .settings import Request, Settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
 
-@joined()
+@process_group()
 def fit(
     adata: AnnData | Paths | Source,
     *,
@@ -181,29 +182,30 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    data = DataKeys(
+        layer=layer,
+        mask_var=mask_var,
+        batch_key=batch_key,
+        covariate_keys=covariate_keys,
+        size_factor_key=size_factor_key,
+    )
+    request = Request(
+        likelihood=likelihood,
+        n_latent=n_latent,
+        beta=beta,
+        rng=rng,
+        device=device,
+        network=network,
+        training=training,
+        init=init,
+        checkpoint=checkpoint,
+        verbose=verbose,
+    )
     if init is not None:
         check_model(init, "init")
     with opened(adata, layer if init is None else init.schema.layer_of(layer)) as source:
         ranks().first(lambda: check_can_be_changed(source))
-        model, cells = read_and_train(
-            source.adata,
-            layer=layer,
-            mask_var=mask_var,
-            batch_key=batch_key,
-            covariate_keys=covariate_keys,
-            size_factor_key=size_factor_key,
-            likelihood=likelihood,
-            n_latent=n_latent,
-            beta=beta,
-            rng=rng,
-            device=device,
-            network=network,
-            training=training,
-            init=init,
-            checkpoint=checkpoint,
-            verbose=verbose,
-            matrix=source.matrix,
-        )
+        model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
     ranks().gather(None)  # nobody reads the files any more
     with ranks().all_or_none():
@@ -213,94 +215,46 @@ def fit(
 
 
 def read_and_train(
-    adata: AnnData,
-    *,
-    layer: str | None,
-    mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None,
-    batch_key: str | None,
-    covariate_keys: str | Sequence[str],
-    size_factor_key: str | None,
-    likelihood: LikelihoodName,
-    n_latent: int | Literal["auto"],
-    beta: float | tuple[float, float],
-    rng: SeedLike,
-    device: str | torch.device,
-    network: NetworkConfig | None,
-    training: TrainingConfig | None,
-    checkpoint: str | os.PathLike[str] | None,
-    verbose: bool,
-    init: FittedModel | None = None,
-    matrix: Joined | None = None,
+    adata: AnnData, data: DataKeys, request: Request, matrix: Joined | None = None
 ) -> tuple[FittedModel, Cells]:
-    """What `fit` does, with the same arguments, before it writes anything: the model, and the cells as it read them."""
+    """What `fit` does before it writes anything: the model, and the cells as it read them."""
     check_adata(adata)
-    network = check_settings(network, NetworkConfig, "network")
-    training = check_settings(training, TrainingConfig, "training")
-    if init is not None:
-        check_agreement(
-            init,
-            mask_var=mask_var,
-            batch_key=batch_key,
-            covariate_keys=covariate_keys,
-            size_factor_key=size_factor_key,
-            likelihood=likelihood,
-            n_latent=n_latent,
-            beta=beta,
-            network=network,
-        )
-    target = resolve_device(device)
+    network_config = check_settings(request.network, NetworkConfig, "network")
+    training_config = check_settings(request.training, TrainingConfig, "training")
+    if request.init is not None:
+        check_agreement(request.init, data, request)
+    device, checkpoint, verbose = resolve_device(request.device), request.checkpoint, request.verbose
     if checkpoint is not None:
         ranks().first(lambda: check_place(checkpoint))
-    seed = shared_seed(rng, checkpoint)
-    if init is not None:
+    seed = shared_seed(request.rng, checkpoint)
+    if request.init is not None:
         return continue_fit(
             adata,
-            init,
-            layer=layer,
+            request.init,
+            data.layer,
+            training_config,
             seed=seed,
-            device=target,
-            training=training,
+            device=device,
             checkpoint=checkpoint,
             verbose=verbose,
             matrix=matrix,
         )
+
+    likelihood, n_latent = request.likelihood, _checked_n_latent(request.n_latent)
     check_choice(likelihood, NAMES, "likelihood")
-    n_latent = _checked_n_latent(n_latent)
-    network, training = network or NetworkConfig(), training or TrainingConfig()
-    beta = _checked_range(beta, network, training) if _is_pair(beta) else check_not_negative(beta, "beta")
-    schema, cells = read_fit(
-        adata,
-        layer=layer,
-        mask_var=mask_var,
-        batch_key=batch_key,
-        covariate_keys=covariate_keys,
-        size_factor_key=size_factor_key,
-        kind=KIND[likelihood],
-        matrix=matrix,
-        memory=1e9 * training.memory,
+    network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
+    beta = _checked_beta(request.beta, network_config, training_config)
+    memory = 1e9 * training_config.memory
+    schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
+    _check_heads(network_config, likelihood, schema)
+    settings = Settings(
+        schema=schema,
+        likelihood=likelihood,
+        beta=beta,
+        seed=seed,
+        network_config=network_config,
+        training_config=training_config,
     )
-    _check_heads(network, likelihood, schema)
-
-    settings = Settings(schema=schema, likelihood=likelihood, beta=beta, seed=seed, network=network, training=training)
-    try:
-        model = _train_on(cells, settings, n_latent, target, checkpoint, verbose)
-    except (NotImplementedError, TypeError) as error:
-        if target.type != "mps":
-            raise
-        logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", target, error)
-        model = _train_on(cells, settings, n_latent, torch.device("cpu"), checkpoint, verbose)
-    return model, cells
-
-
-def _train_on(
-    cells: Cells,
-    settings: Settings,
-    n_latent: int | Literal["auto"],
-    device: torch.device,
-    checkpoint: str | os.PathLike[str] | None,
-    verbose: bool,
-) -> FittedModel:
-    """From checked cells to a trained model."""
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
     model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=verbose)
     for done in range(AUTO_ROUNDS if n_latent == "auto" else 0):
@@ -308,7 +262,7 @@ def _train_on(
             break
         with passing():
             model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
-    return model
+    return model, cells
 
 
 def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
@@ -318,30 +272,28 @@ def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
     return check_positive_int(n_latent, "n_latent")
 
 
-def _is_pair(beta: object) -> TypeGuard[Sequence[object] | np.ndarray]:
-    return isinstance(beta, Sequence | np.ndarray) and not isinstance(beta, str)
-
-
-def _checked_range(
-    beta: Sequence[object] | np.ndarray, network: NetworkConfig, training: TrainingConfig
-) -> tuple[float, float]:
-    """A range of β, of a network and a training that can have one."""
+def _checked_beta(
+    beta: object, network_config: NetworkConfig, training_config: TrainingConfig
+) -> float | tuple[float, float]:
+    """One β, or a range of them, of a network and a training that can have one."""
+    if isinstance(beta, str) or not isinstance(beta, Sequence | np.ndarray):
+        return check_not_negative(beta, "beta")
     if len(beta) != 2:
         raise ValueError(f"beta has {len(beta)} values; pass one β, or a pair (low, high) for every β between them")
     low, high = check_positive(beta[0], "the lower beta"), check_positive(beta[1], "the upper beta")
     if low >= high:
         raise ValueError(f"beta is ({low:g}, {high:g}); pass the smaller first, or one β")
-    if network.decoder == "linear":
+    if network_config.decoder == "linear":
         raise ValueError("NetworkConfig.decoder='linear' has the loadings of one β; pass a single beta")
-    given = [name for name in ("free_bits", "capacity") if getattr(training, name)]
+    given = [name for name in ("free_bits", "capacity") if getattr(training_config, name)]
     if given:
         raise ValueError(f"TrainingConfig.{given[0]} is for one β; leave it out, or pass a single beta")
     return low, high
 
 
-def _check_heads(network: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
+def _check_heads(network_config: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
     """Refuses settings that would have no effect."""
-    if network.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
+    if network_config.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
         raise ValueError(
             "NetworkConfig.dispersion='gene-batch' needs batch_key and likelihood='nb' or 'zinb'; "
             f"found batch_key={schema.batch.key if schema.batch else None!r} and likelihood={likelihood!r}."

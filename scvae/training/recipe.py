@@ -17,9 +17,8 @@ PEAK_WITH_CONDITIONS = 9e-3  # of "mlp"
 PEAK_OF_MANY_BETAS = 9e-3
 WARMUP, WARMUP_WITH_CONDITIONS = 0.1, 0.5
 MOST_WARMUP_EPOCHS = 40  # with conditions: few cells, of which a run makes many epochs, were overfitted at a small β
-EPOCHS_OF_MANY_BETAS = (
-    1.1  # times those of one β; with 2,000 genes a step takes 1.3 times as long, with few genes longer
-)
+# times those of one β; with 2,000 genes a step takes 1.3 times as long, with few genes longer
+EPOCHS_OF_MANY_BETAS = 1.1
 
 
 class Recipe(NamedTuple):
@@ -29,6 +28,12 @@ class Recipe(NamedTuple):
     batch_size: int
     learning_rate: float
     warmup: float
+
+    @classmethod
+    def of(cls, config: TrainingConfig) -> Recipe:
+        """That of settings which leave none of it open."""
+        epochs, batch_size, learning_rate, warmup = (getattr(config, name) for name in cls._fields)
+        return cls(epochs, batch_size, learning_rate, warmup)
 
 
 def make_recipe(

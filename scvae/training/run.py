@@ -1,63 +1,34 @@
-"""From a network and checked cells to a FittedModel: the first training, and training again with fewer dimensions."""
+"""From checked cells to a FittedModel: a first training, and the record of any training."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import math
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from .._version import __version__
-from ..common.checks import warn
-from ..common.distributed import ranks
-from ..config import NetworkConfig, TrainingConfig, to_json
-from ..data.batches import chunks, split
-from ..data.beta_range import BetaRange
+from ..data.batches import split
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
-from ..data.stored_rows import StoredRows
 from ..data.summary import summarize
-from ..inference.fitted import FittedModel, Outcome, beta_range
-from ..kernels.csr import CSR
-from ..likelihoods import LikelihoodName
+from ..inference.fitted import FittedModel, Outcome, range_of
 from ..model.vae import VAE, make_model
-from .checkpoint import Progress
-from .recipe import make_recipe
-from .train import EVALUATION_CHUNK, Ending, Evaluation, evaluate, train, verdict
+from .checkpoint import Ending, Progress
+from .evaluation import Evaluation, evaluate
+from .settings import Settings
+from .train import train
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All that a training is told besides the network and the cells.
-
-    Parameters
-    ----------
-    schema
-        What was read.
-    likelihood, beta, seed
-        As in `scvae.fit`.
-    network, training
-        The two records of settings.
-    """
-
-    schema: Schema
-    likelihood: LikelihoodName
-    beta: float | tuple[float, float]
-    seed: int
-    network: NetworkConfig
-    training: TrainingConfig
+CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
+STANDS_STILL = 5e-3  # nats per real value, likewise
 
 
 def fit_cells(
@@ -69,118 +40,52 @@ def fit_cells(
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> tuple[FittedModel, Ending]:
-    """Trains a new model, and says why training ended."""
-    training_cells, _ = split_of(cells, settings)
-    recipe = make_recipe(
-        settings.training,
-        len(training_cells),
-        settings.network.decoder,
-        conditions=settings.schema.n_conditions > 0,
-        many_betas=isinstance(settings.beta, tuple),
-    )
-    settings = replace(settings, training=replace(settings.training, **recipe._asdict()))
+    """Trains a new model: the model, and why its training ended. Where mps lacks an operation, the CPU trains it."""
+    trained_on, _ = split(len(cells), settings.training_config.validation_fraction, settings.seed)
+    recipe = settings.recipe(len(trained_on))
+    settings = settings.following(recipe)
     network = make_model(
-        settings.schema, settings.likelihood, n_latent, settings.network, settings.seed, beta_range(settings.beta)
-    ).to(device)
-    network.likelihood.start_from(summarize(cells, training_cells))
-    progress, ended = train_network(network, cells, settings, checkpoint=checkpoint, verbose=verbose)
-    return fitted_model(network, cells, settings, progress, ended), ended
-
-
-def train_network(
-    network: VAE,
-    cells: Cells,
-    settings: Settings,
-    *,
-    checkpoint: str | os.PathLike[str] | None,
-    verbose: bool,
-    start: str | None = None,
-    only: Mapping[str, Bool[Tensor, "..."]] | None = None,
-) -> tuple[Progress, Ending]:
-    """Trains a network from the weights it has, or some entries of them alone.
-
-    A checkpoint is of this training alone: `start` tells weights to start from that do not follow from the seed.
-    """
-    identity = {
-        "likelihood": settings.likelihood,
-        "n_latent": network.n_latent,
-        "beta": list(settings.beta) if isinstance(settings.beta, tuple) else settings.beta,  # as JSON gives it back
-        "seed": settings.seed,
-        "network": to_json(settings.network),
-        "training": to_json(settings.training),
-        "data": _content(settings.schema, cells) if checkpoint is not None or ranks().world > 1 else None,
-    }
-    if start is not None:
-        identity["start"] = start
-    ranks().agree({name: json.dumps(value) for name, value in identity.items()})
-    progress, ended = train(
-        network,
-        cells,
-        beta=_final_beta(settings),
-        config=settings.training,
-        seed=settings.seed,
-        device=next(network.parameters()).device,
-        checkpoint=checkpoint,
-        identity=identity,
-        verbose=verbose,
-        only=only,
+        settings.schema, settings.likelihood, n_latent, settings.network_config, settings.seed, range_of(settings.beta)
     )
-    if ended == "interrupted" and ranks().is_first:
-        warn(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
-    return progress, ended
+    network.likelihood.start_from(summarize(cells, trained_on))
+    try:
+        progress = train(network.to(device), cells, settings, recipe, checkpoint=checkpoint, verbose=verbose)
+    except (NotImplementedError, TypeError) as error:
+        if device.type != "mps" or not (isinstance(error, NotImplementedError) or "MPS" in str(error)):
+            raise
+        logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", device, error)
+        cpu = torch.device("cpu")
+        return fit_cells(cells, settings, n_latent, device=cpu, checkpoint=checkpoint, verbose=verbose)
+    return fitted_model(network, cells, settings, progress), progress.ended
 
 
-def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> FittedModel:
+def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> FittedModel:
     """The record of a training."""
+    schema = settings.schema
+    n_batches = len(schema.batch.categories) if schema.batch else 1
+    libraries = None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
+    packages = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
     return FittedModel(
         network=network,
-        schema=settings.schema,
+        schema=schema,
         likelihood=settings.likelihood,
         n_latent=network.n_latent,
         beta=settings.beta,
-        network_config=settings.network,
-        training_config=settings.training,
-        outcome=_outcome(network, cells, settings, progress, ended),
+        network_config=settings.network_config,
+        training_config=settings.training_config,
+        outcome=_outcome(network, cells, settings, progress),
         history=pd.DataFrame(progress.history),
         seed=settings.seed,
-        versions=_versions(),
+        versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
-        libraries=_libraries(cells, settings.schema),
+        libraries=libraries,
     )
 
 
-def _libraries(cells: Cells, schema: Schema) -> LibrarySizes | None:
-    n_batches = len(schema.batch.categories) if schema.batch else 1
-    return None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
-
-
-def settings_of(model: FittedModel) -> Settings:
-    """What a model was fitted with."""
-    return Settings(
-        schema=model.schema,
-        likelihood=model.likelihood,
-        beta=model.beta,
-        seed=model.seed,
-        network=model.network_config,
-        training=model.training_config,
-    )
-
-
-def _final_beta(settings: Settings) -> float:
-    """The β of the model, or that which stands for the many it has."""
-    return settings.beta if not isinstance(settings.beta, tuple) else BetaRange(*settings.beta).default
-
-
-def split_of(cells: Cells, settings: Settings) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
-    """The cells to train on and those held out: the same at every training from this seed."""
-    return split(len(cells), settings.training.validation_fraction, settings.seed)
-
-
-def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress, ended: Ending) -> Outcome:
-    result = _evaluate(network, cells, settings, beta=_final_beta(settings))
-    converged, reason = verdict(
-        progress, ended, n_real=len(settings.schema.genes) if settings.schema.kind == "real" else 0
-    )
+def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> Outcome:
+    result = evaluate_held_out(network, cells, settings, beta=settings.final_beta)
+    converged, reason = convergence(progress, settings.schema)
+    _, held_out = split(len(cells), settings.training_config.validation_fraction, settings.seed)
     return Outcome(
         converged=converged,
         reason=reason,
@@ -190,39 +95,33 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress,
         seconds=progress.seconds,
         skipped_steps=progress.skipped_steps,
         kl_per_dimension=tuple(result.kl_per_dimension.tolist()),
-        held_out_elbo=result.log_likelihood - result.kl if len(split_of(cells, settings)[1]) else float("nan"),
+        held_out_elbo=result.log_likelihood - result.kl if len(held_out) else float("nan"),
     )
 
 
-def _evaluate(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
+def evaluate_held_out(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
     """Means over the cells held out, or over the training cells if there are none."""
-    train_cells, held_out = split_of(cells, settings)
-    judged = held_out if len(held_out) else train_cells
-    device = next(network.parameters()).device
+    trained_on, held_out = split(len(cells), settings.training_config.validation_fraction, settings.seed)
+    judged = held_out if len(held_out) else trained_on
     log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))
-    feed = single_pass(cells, device)
-    return evaluate(network, feed, judged, log_beta, seed=settings.seed, device=device, together=ranks())
+    return evaluate(network, single_pass(cells, network.device), judged, log_beta, seed=settings.seed)
 
 
-def _content(schema: Schema, cells: Cells) -> str:
-    """A digest of every value a model is trained on, so that a checkpoint is not resumed with other data."""
-    digest = hashlib.blake2b(json.dumps(schema.to_json()).encode(), digest_size=16)
-    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for part in _looked_at(cells):
-        x = cells.rows.take(part)
-        for tensor in (x.indptr, x.indices, x.values) if isinstance(x, CSR) else (x,):
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+def convergence(progress: Progress, schema: Schema) -> tuple[bool, str]:
+    """Whether training converged, and the sentence that says why.
 
-
-def _looked_at(cells: Cells) -> list[Int[np.ndarray, " cells"]]:
-    """All cells in pieces; of cells on disk, whose sums are known, only some: to read all takes as long as an epoch."""
-    if not isinstance(cells.rows, StoredRows):
-        return chunks(len(cells), EVALUATION_CHUNK)
-    return [np.unique(np.linspace(0, len(cells) - 1, EVALUATION_CHUNK).astype(np.int64))]
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
-    return {"scvae": __version__, "python": platform.python_version(), **libraries}
+    The ELBO of real values can lie anywhere, at 0 too, so there a move is also measured by the number of values.
+    """
+    if progress.ended == "interrupted":
+        return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"
+    if progress.ended == "stopped early":
+        return True, f"the validation objective had not improved since epoch {progress.best_epoch}"
+    name = "validation" if not math.isnan(progress.history["validation_elbo"][-1]) else "train"
+    elbo = progress.history[f"{name}_elbo"]
+    window = max(2, round(0.1 * len(elbo)))
+    if len(elbo) <= window:
+        return False, f"{len(elbo)} epochs are too few to tell"
+    change = abs(elbo[-1] - elbo[-1 - window])
+    said = f"the {name} ELBO moved by {change:.2f} nats ({change / abs(elbo[-1]):.2%}) over the last {window} epochs"
+    n_real = len(schema.genes) if schema.kind == "real" else 0
+    return change <= max(CONVERGED_WITHIN * abs(elbo[-1]), STANDS_STILL * n_real), said

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config import TrainingConfig
-from ..data.batches import Batch
-from ..data.feeds import Feed, Plan
+from ..data.batches import Batch, Batches
+from ..data.feeds import Feed
 from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..likelihoods.base import OutputLayer
@@ -67,11 +67,11 @@ class Reading(NamedTuple):
 class EagerStep:
     """Runs each step as it is called."""
 
-    def __init__(self, model: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, device: torch.device) -> None:
-        self.model, self.optimizer, self.feed, self.config, self.device = model, optimizer, feed, config, device
+    def __init__(self, network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig) -> None:
+        self.network, self.optimizer, self.feed, self.config = network, optimizer, feed, config
 
     def run(
-        self, plan: Plan, dials: Sequence[Dials], generators: Iterable[torch.Generator]
+        self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
         """Moves the weights once for each batch of the plan; one of the generators draws the noise of each.
 
@@ -85,16 +85,17 @@ class EagerStep:
 
     def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
         """One step: see `run`."""
-        noise = torch.randn(len(batch), self.model.n_latent, generator=generator, device=self.device)
-        if self.model.betas is not None:
-            offset = torch.rand((), generator=generator, device=self.device)
-            batch = batch.at(self.model.betas, self.model.betas.draw(len(batch), offset))
-        weight = torch.full((len(batch),), 1.0 / len(batch), device=self.device)
-        return update(self.model, self.optimizer, batch, noise, weight, generator, dials, self.config)
+        network, device = self.network, generator.device
+        noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
+        if network.betas is not None:
+            offset = torch.rand((), generator=generator, device=device)
+            batch = batch.at(network.betas, network.betas.draw(len(batch), offset))
+        weight = torch.full((len(batch),), 1.0 / len(batch), device=device)
+        return update(network, self.optimizer, batch, noise, weight, generator, dials, self.config)
 
 
 def update(
-    model: VAE,
+    network: VAE,
     optimizer: Adam,
     batch: Batch,
     noise: Float[Tensor, "cells latent"],
@@ -119,7 +120,7 @@ def update(
     Tensor
         As each of `EagerStep.run`.
     """
-    objective, log_likelihood, kl = objective_of(model, batch, noise, cell_weight, generator, dials, config)
+    objective, log_likelihood, kl = objective_of(network, batch, noise, cell_weight, generator, dials, config)
     optimizer.zero_grad()
     objective.backward()
     skip = optimizer.step(dials.learning_rate, objective)
@@ -127,7 +128,7 @@ def update(
 
 
 def objective_of(
-    model: VAE,
+    network: VAE,
     batch: Batch,
     noise: Float[Tensor, "cells latent"],
     cell_weight: Float[Tensor, " cells"],
@@ -136,33 +137,33 @@ def objective_of(
     config: TrainingConfig,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """The loss of a batch, as in `update`, and its weighted log-likelihood and KL without a gradient."""
-    terms = evidence_terms(model, batch, noise, cell_weight, generator)
+    terms = evidence_terms(network, batch, noise, cell_weight, generator)
     beta = dials.kl_weight
-    if model.betas is not None and batch.log_beta is not None:
-        beta = beta * model.betas.relative(batch.log_beta)
+    if network.betas is not None and batch.log_beta is not None:
+        beta = beta * network.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
-    if config.consistency > 0 and model.conditions.n_columns > 0:
+    if config.consistency > 0 and network.conditions.n_columns > 0:
         weight = config.consistency * beta * cell_weight
-        objective = objective + inconsistency(model, terms.draws, batch, weight)
+        objective = objective + inconsistency(network, terms.draws, batch, weight)
     return objective, cell_weight @ terms.log_likelihood, (cell_weight @ terms.kl.detach()).sum()
 
 
-def make_optimizer(model: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
+def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
     """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest.
 
     With `only`, the parameters it names are trained, and of these the marked entries.
     """
-    dispersions = [p for name, p in model.named_parameters() if "log_inverse_dispersion" in name]
-    outputs = [m for m in model.modules() if isinstance(m, OutputLayer)]
+    dispersions = [p for name, p in network.named_parameters() if "log_inverse_dispersion" in name]
+    outputs = [m for m in network.modules() if isinstance(m, OutputLayer)]
     special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
     groups = [
-        Group([p for p in model.parameters() if id(p) not in special]),
+        Group([p for p in network.parameters() if id(p) not in special]),
         Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
         *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
     ]
     if only is None:
         return Adam(groups)
-    marks = {id(p): only[name] for name, p in model.named_parameters() if name in only}
+    marks = {id(p): only[name] for name, p in network.named_parameters() if name in only}
     kept = [[p for p in group.parameters if id(p) in marks] for group in groups]
     return Adam(
         [
@@ -186,16 +187,16 @@ def read(statistics: list[Float[Tensor, "3"]], streak: int) -> Reading:
 
 
 @torch.no_grad()
-def failure(model: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoch: int) -> NonFiniteLossError:
+def failure(network: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoch: int) -> NonFiniteLossError:
     """The error after several skipped steps in a row, which names a cell where one stands out."""
-    model.eval()
-    device = next(model.parameters()).device
+    network.eval()
+    device = network.device
     batch = cells.batch(positions).to(device)
-    if model.betas is not None:
-        batch = batch.at(model.betas, model.betas.spread(len(batch)).to(device))
-    zeros = torch.zeros(len(batch), model.n_latent + 1, device=device)
+    if network.betas is not None:
+        batch = batch.at(network.betas, network.betas.spread(len(batch)).to(device))
+    zeros = torch.zeros(len(batch), network.n_latent + 1, device=device)
     with working_on(device):
-        elbo = evidence_terms(model, batch, zeros[:, 1:], zeros[:, 0]).elbo
+        elbo = evidence_terms(network, batch, zeros[:, 1:], zeros[:, 0]).elbo
     bad = np.flatnonzero(~torch.isfinite(elbo).cpu().numpy())
     culprit = f"cell {cells.names[positions[bad[0]]]!r}" if len(bad) else "no single cell (the gradient overflowed)"
     return NonFiniteLossError(

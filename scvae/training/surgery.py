@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..data.schema import Schema
-from ..inference.fitted import FittedModel, beta_range
+from ..inference.fitted import FittedModel, range_of
 from ..model.vae import VAE, make_model
 
 COVARIATES, SHIFTS = "encoder.covariates.weight", "encoder.shifts.weight"
@@ -58,7 +58,7 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
     taken for one of an average category to begin with. Shifts of the encoder that these do not have start as 0.
     """
     network = make_model(
-        schema, model.likelihood, model.n_latent, model.network_config, model.seed, beta_range(model.beta)
+        schema, model.likelihood, model.n_latent, model.network_config, model.seed, range_of(model.beta)
     ).to(model.device)
     conditions = _origins(model.schema, schema)
     before, after = model.network.conditions, network.conditions

@@ -8,7 +8,7 @@ import torch
 
 import scvae
 from scvae import cli
-from scvae.common.distributed import ALONE, Ranks, joined, ranks
+from scvae.common.distributed import ALONE, Ranks, process_group, ranks
 from scvae.common.interrupt import Interrupt
 
 
@@ -31,7 +31,7 @@ def test_one_process_is_alone_and_first():
 def test_no_process_group_is_made_for_one_process(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with joined():
+    with process_group():
         assert not torch.distributed.is_initialized()
 
 
@@ -39,12 +39,12 @@ def test_one_process_says_its_own_words_only():
     assert ALONE.gather("word") == ["word"]
     assert ALONE.first(lambda: 3) == 3
     ALONE.agree({"seed": "3"})
-    with ALONE.all_or_none(), ALONE.stepping():
+    with ALONE.all_or_none():
         pass
 
 
 def test_errors_of_one_process_stay_as_they_are():
-    with pytest.raises(RuntimeError, match="closed"), joined(), ALONE.stepping():
+    with pytest.raises(RuntimeError, match="closed"), process_group():
         raise RuntimeError("connection closed")
 
 
@@ -61,7 +61,7 @@ def test_a_time_out_that_is_none_is_refused(monkeypatch, given):
 def test_ctrl_c_is_held_back_once_and_then_let_through(monkeypatch):
     moments = iter([10.0, 10.5, 12.0])
     monkeypatch.setattr("scvae.common.interrupt.time.monotonic", lambda: next(moments))
-    interrupt = Interrupt(is_held_back=True)
+    interrupt = Interrupt()
     interrupt._ask()
     interrupt._ask()  # torchrun and the terminal may both pass on the same one
     assert interrupt.asked_at == 10.0

@@ -1,10 +1,13 @@
 """The split, the epoch plan and the batch record."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from scvae.data.batches import Batch, Shuffle, WindowedPlan, chunks, epoch_plan, share_of, split
+from scvae.kernels.block import Dense
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_chunks_are_consecutive_and_complete():
 
 def test_group_is_the_batch_column_only_if_there_is_a_batch():
     codes = torch.tensor([[1, 0], [2, 1]])
-    parts = {"x": torch.zeros(2, 3), "library": torch.ones(2), "codes": codes, "numeric": torch.zeros(2, 0)}
+    parts = {"x": Dense(torch.zeros(2, 3)), "library": torch.ones(2), "codes": codes, "numeric": torch.zeros(2, 0)}
     assert Batch(**parts, has_batch=True).group.tolist() == [1, 2]
     assert Batch(**parts).group.tolist() == [0, 0]
     assert len(Batch(**parts)) == 2
@@ -83,7 +86,8 @@ SHUFFLE = Shuffle(block=8, window=100)
 
 def windowed(n=1000, batch_size=16, *, seed=0, epoch=0, world=1, shuffle=SHUFFLE, train=None):
     cells = np.arange(n) * 3 if train is None else train
-    return epoch_plan(cells, batch_size, seed=seed, epoch=epoch, world=world, shuffle=shuffle)
+    shuffle = None if shuffle is None else replace(shuffle, world=world)
+    return epoch_plan(cells, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -15,10 +15,10 @@ from scipy import sparse
 
 from scvae.data import feeds
 from scvae.data.feeds import Host, Resident, Streamed, make_feed, single_pass, store_on
-from scvae.data.intake import read_fit
 from scvae.data.rows import SparseRows
 from scvae.kernels.selection import SelectedRows
 from scvae.likelihoods.base import dense
+from tests.data.reading import read_fit
 
 CPU = torch.device("cpu")
 PLAN = [np.array([3, 0, 7]), np.array([1]), np.array([11, 10, 9, 3])]

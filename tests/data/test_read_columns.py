@@ -10,8 +10,9 @@ import torch
 
 from scvae.common.checks import MissingKeyError
 from scvae.data.covariates import widened
-from scvae.data.intake import read_fit, read_query
+from scvae.data.intake import read_query
 from scvae.data.schema import Categorical, Numeric, Schema
+from tests.data.reading import read_fit
 
 NONE = {
     "layer": None,

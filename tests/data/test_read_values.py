@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from scvae.data.containers import readable
-from scvae.data.intake import read_fit, read_query
+from scvae.data.intake import read_query
+from tests.data.reading import read_fit
 
 NONE = {
     "layer": None,

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scvae.data.intake import read_fit
-from scvae.kernels.csr import CSR
+from tests.data.reading import read_fit
 
 
 def read(matrix, kind):
@@ -18,7 +17,7 @@ def read(matrix, kind):
 
 
 def dense(x):
-    return (x.to_dense() if isinstance(x, CSR) else x).numpy()
+    return x.to_dense().numpy()
 
 
 COUNTS = np.random.default_rng(0).poisson(1.0, (20, 6)).astype(np.float32)

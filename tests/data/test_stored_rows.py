@@ -15,11 +15,12 @@ from scipy import sparse
 from scvae.data import on_disk as module
 from scvae.data.batches import Shuffle, chunks, epoch_plan
 from scvae.data.feeds import FromDisk, Host, make_feed, single_pass, store_on
-from scvae.data.intake import read_fit, read_query
+from scvae.data.intake import read_query
 from scvae.data.rows import DenseRows, SparseRows
 from scvae.data.stored_rows import StoredRows
 from scvae.kernels import rows as kernel_rows
 from scvae.likelihoods.base import dense
+from tests.data.reading import read_fit
 
 CPU = torch.device("cpu")
 N_CELLS, N_GENES = 90, 40

@@ -10,13 +10,12 @@ import torch
 
 import scvae
 from scvae import NetworkConfig, TrainingConfig
-from scvae.common.distributed import ranks
 from scvae.common.interrupt import Interrupt
 from scvae.common.rng import torch_generators
 from scvae.data.batches import Batch
 from scvae.data.beta_range import BetaRange
 from scvae.data.feeds import Feed
-from scvae.data.intake import read_fit
+from scvae.data.intake import DataKeys, read_fit
 from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
 from scvae.model.vae import make_model
@@ -77,7 +76,7 @@ class InDouble(Feed):
 
 
 def in_double(x):
-    return x.double() if isinstance(x, torch.Tensor) else x.with_values(x.values.double())
+    return x.with_values(x.values.double())
 
 
 class Recorder:
@@ -100,15 +99,14 @@ def gradients_of(case):
     settings = {"likelihood": "nb", "betas": None, "training": TrainingConfig()} | CASES[case]
     likelihood, betas, training = (settings.pop(name) for name in ("likelihood", "betas", "training"))
     adata = scvae.datasets.simulate(n_cells=49, n_genes=30, n_batches=2, likelihood=likelihood, truth=False, rng=0)
-    keys = {"layer": None, "mask_var": None, "batch_key": "batch", "covariate_keys": (), "size_factor_key": None}
-    schema, cells = read_fit(adata, **keys, kind=KIND[likelihood])
+    schema, cells = read_fit(adata, DataKeys(batch_key="batch"), kind=KIND[likelihood])
     with double_precision():
         network = NetworkConfig(**{"width": 16} | settings)
         model = make_model(schema, likelihood, 3, network, seed=1, betas=betas).double().train()
         model.likelihood.start_from(summarize(cells, np.arange(49)))
         model.double()
         recorder = Recorder(model)
-        step = make_step(model, recorder, InDouble(cells), training, CPU, ranks(), Interrupt())
+        step = make_step(model, recorder, InDouble(cells), training, Interrupt())
         dials = [Dials(0.7, 2.0 if training.capacity is not None else None, 0.0)] * len(PLAN)
         said = step.run(PLAN, dials, torch_generators(len(PLAN), 5, 2))
     buffers = {f"buffer {name}": tensor.clone() for name, tensor in model.named_buffers()}

@@ -17,7 +17,7 @@ from scenarios import CASES, FITS, data, fit, fitted, gradients_of, record_of
 
 import scvae
 from scvae import NetworkConfig
-from scvae.common.distributed import RankError, joined, ranks
+from scvae.common.distributed import RankError, process_group, ranks
 from scvae.data.feeds import Feed
 
 FOLDER = Path(sys.argv[1])
@@ -158,7 +158,7 @@ def without_a_seed():
 
 def main():
     results = {}
-    with joined():
+    with process_group():
         results["gradients"] = {case: gradients_of(case) for case in CASES}
         results["ranks"] = (ranks().rank, ranks().world)
     parts = {

@@ -10,7 +10,6 @@ import torch
 
 from scvae.kernels.csr import CSR
 from scvae.kernels.fused_cuda import densify
-from scvae.kernels.selection import SelectedRows
 from tests.kernels.problems import make
 
 
@@ -21,7 +20,7 @@ def narrow(rows):
 @pytest.mark.parametrize(("n_cells", "n_genes"), [(1, 1), (9, 70), (4, 600)])
 def test_all_rows_are_the_matrix_in_any_type(n_cells, n_genes):
     counts = make(n_cells, n_genes).counts
-    for rows in (SelectedRows.of(counts), narrow(SelectedRows.of(counts))):
+    for rows in (counts.selected(), narrow(counts.selected())):
         assert len(rows) == n_cells
         assert torch.equal(rows.to_dense(), counts.to_dense())
         assert torch.equal(densify(rows), counts.to_dense())
@@ -30,7 +29,7 @@ def test_all_rows_are_the_matrix_in_any_type(n_cells, n_genes):
 def test_rows_are_picked_in_the_order_of_the_positions_and_may_repeat():
     counts = make(9, 70).counts
     some = torch.tensor([8, 0, 4, 8])
-    picked = narrow(SelectedRows.of(counts)).select(some)
+    picked = narrow(counts.selected()).select(some)
     assert torch.equal(picked.to_dense(), counts.to_dense()[some])
     again = torch.tensor([3, 1])
     assert torch.equal(picked.select(again).to_dense(), counts.to_dense()[some[again]])
@@ -39,12 +38,12 @@ def test_rows_are_picked_in_the_order_of_the_positions_and_may_repeat():
 def test_a_scale_gives_log1p_of_the_scaled_values():
     counts, scale = make(9, 70).counts, torch.linspace(0.1, 3.0, 9)
     expected = torch.log1p(counts.to_dense() * scale[:, None])
-    torch.testing.assert_close(densify(SelectedRows.of(counts), scale), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(densify(counts.selected(), scale), expected, rtol=1e-6, atol=0)
 
 
 def test_a_bound_on_the_longest_row_may_be_generous_and_is_never_beyond_what_is_stored():
-    rows = SelectedRows.of(make(9, 70).counts)
+    rows = make(9, 70).counts.selected()
     assert torch.equal(replace(rows, longest=1000).to_dense(), rows.to_dense())
-    nothing = SelectedRows.of(CSR.from_numpy(np.zeros(4), np.zeros(0), np.zeros(0), 5))
+    nothing = CSR.from_numpy(np.zeros(4), np.zeros(0), np.zeros(0), 5).selected()
     assert nothing.longest == 0
     assert torch.equal(nothing.to_dense(), torch.zeros(3, 5))

@@ -10,7 +10,6 @@ import torch
 
 import scvae.kernels
 from scvae.kernels import autograd, backends
-from scvae.kernels.selection import SelectedRows
 from tests.kernels.problems import make
 
 INPUTS = {
@@ -33,7 +32,7 @@ def test_picked_rows_give_the_value_and_gradients_of_the_same_rows_by_themselves
         "poisson": (problem.library,),
         "bernoulli": (),
     }[head]
-    backwards = SelectedRows.of(counts).select(torch.arange(7).flip(0))
+    backwards = counts.selected().select(torch.arange(7).flip(0))
     results = []
     for rows in (counts, backwards.select(torch.arange(7).flip(0))):
         leaves = [getattr(problem, name).clone().requires_grad_() for name in INPUTS[head]]

@@ -11,7 +11,6 @@ import torch
 
 from scvae.kernels import autograd, cuda, fused_cuda
 from scvae.kernels.csr import CSR
-from scvae.kernels.selection import SelectedRows
 from tests import references
 from tests.kernels.problems import NAMES, Problem, assert_agrees, csr, make, tensor, with_counts
 
@@ -44,7 +43,7 @@ def there(problem: Problem) -> Problem:
 
 def narrow(problem: Problem) -> Problem:
     """The same counts in the types of a store on the device, as rows picked from a larger matrix."""
-    rows = SelectedRows.of(problem.counts)
+    rows = problem.counts.selected()
     every = replace(rows, indices=rows.indices.to(torch.int16), values=rows.values.to(torch.uint8))
     order = torch.arange(len(rows), device=WHERE).flip(0)
     return replace(problem, counts=every.select(order).select(order))

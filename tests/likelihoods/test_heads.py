@@ -8,6 +8,7 @@ import torch
 
 from scvae.data.batches import Batch
 from scvae.data.summary import GeneSummary
+from scvae.kernels.block import Dense
 from scvae.likelihoods import KIND, NAMES, Gaussian, make_likelihood
 from tests import references
 from tests.kernels.problems import csr, tensor
@@ -32,7 +33,7 @@ def values_for(name):
 def batch_of(values, *, kind="counts", groups=1):
     library = np.ones(len(values)) if kind == "real" else values.sum(1)
     codes = torch.arange(len(values))[:, None] % groups
-    x = tensor(values) if kind == "real" else csr(values)
+    x = Dense(tensor(values)) if kind == "real" else csr(values)
     return Batch(x, tensor(library), codes, torch.zeros(len(values), 0), has_batch=groups > 1)
 
 
@@ -126,8 +127,8 @@ def test_gaussian_shows_the_encoder_z_scores_and_takes_negative_values():
     x, covariates = head.encoder_input(batch_of(values, kind="real"))
     others = np.arange(GENES) != 2
     expected = (values - values.mean(0))[:, others] / values.std(0)[others]
-    np.testing.assert_allclose(x[:, others], expected, atol=1e-4)
-    assert np.allclose(x[:, 2], 0, atol=1e-3)
+    np.testing.assert_allclose(x.values[:, others], expected, atol=1e-4)
+    assert np.allclose(x.values[:, 2], 0, atol=1e-3)
     assert covariates.shape == (CELLS, 0)
 
 

@@ -7,6 +7,7 @@ import torch
 from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Categorical, Schema
+from scvae.kernels.block import Dense
 from scvae.model.blocks import BatchNorm, Dropout, Linear, add_product, make_norm
 from scvae.model.conditions import Conditions
 from scvae.model.decoder import Decoder
@@ -28,7 +29,7 @@ def test_a_product_is_the_same_for_sparse_and_dense_rows():
     expected = dense @ layer.weight.detach().double().numpy() + np.arange(6)
     np.testing.assert_allclose(add_product(layer.bias, csr(dense), layer.weight).detach(), expected, atol=1e-5)
     np.testing.assert_allclose(layer(tensor(dense)).detach(), expected, atol=1e-5)
-    twice = add_product(layer(tensor(dense)), tensor(dense), layer.weight).detach()
+    twice = add_product(layer(tensor(dense)), Dense(tensor(dense)), layer.weight).detach()
     np.testing.assert_allclose(twice, 2 * expected - np.arange(6), atol=1e-5)
 
 
@@ -87,7 +88,7 @@ def test_norms_are_found_by_name():
 def test_conditions_are_one_hot_columns_then_numeric_ones():
     codes = torch.tensor([[0, 1], [2, 0], [1, 1]])
     numeric = torch.tensor([[0.5], [-1.0], [2.0]])
-    batch = Batch(torch.zeros(3, 1), torch.ones(3), codes, numeric, has_batch=True)
+    batch = Batch(Dense(torch.zeros(3, 1)), torch.ones(3), codes, numeric, has_batch=True)
     conditions = Conditions((3, 2), 1)
     expected = [[1, 0, 0, 0, 1, 0.5], [0, 0, 1, 1, 0, -1.0], [0, 1, 0, 0, 1, 2.0]]
     assert conditions(batch).tolist() == expected
@@ -95,7 +96,7 @@ def test_conditions_are_one_hot_columns_then_numeric_ones():
 
 
 def test_without_conditions_there_are_no_columns():
-    batch = Batch(torch.zeros(3, 1), torch.ones(3), torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 0))
+    batch = Batch(Dense(torch.zeros(3, 1)), torch.ones(3), torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 0))
     assert Conditions((), 0)(batch).shape == (3, 0)
 
 
@@ -108,7 +109,7 @@ def test_encoder_gives_the_same_for_sparse_and_dense_rows_outside_training():
     dense = np.random.default_rng(0).poisson(0.5, (7, 12)).astype(np.float32)
     covariates = torch.randn(7, 1, generator=generator())
     sparse_posterior = encoder()(csr(dense), covariates, None)
-    dense_posterior = encoder()(tensor(dense), covariates, None)
+    dense_posterior = encoder()(Dense(tensor(dense)), covariates, None)
     torch.testing.assert_close(sparse_posterior.mean, dense_posterior.mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sparse_posterior.log_variance, dense_posterior.log_variance, rtol=1e-5, atol=1e-6)
 
@@ -116,7 +117,7 @@ def test_encoder_gives_the_same_for_sparse_and_dense_rows_outside_training():
 @pytest.mark.parametrize("sparse", [True, False])
 def test_encoder_drops_units_by_the_generator_of_the_step(sparse):
     dense = np.random.default_rng(0).poisson(2.0, (7, 12)).astype(np.float32)
-    x = csr(dense) if sparse else tensor(dense)
+    x = csr(dense) if sparse else Dense(tensor(dense))
     network, covariates = encoder(), torch.zeros(7, 1)
     first, again, other = (network(x, covariates, generator(seed)).mean for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -124,7 +125,7 @@ def test_encoder_drops_units_by_the_generator_of_the_step(sparse):
 
 
 def test_log_variance_is_bounded_for_any_input():
-    posterior = encoder(norm="none")(torch.full((2, 12), 1e6), torch.zeros(2, 1), None)
+    posterior = encoder(norm="none")(Dense(torch.full((2, 12), 1e6)), torch.zeros(2, 1), None)
     low, high = LOG_VARIANCE_RANGE
     assert bool(((posterior.log_variance >= low) & (posterior.log_variance <= high)).all())
     assert {low, high} & set(posterior.log_variance.flatten().tolist())

@@ -16,6 +16,7 @@ from torch import nn
 from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Schema
+from scvae.kernels.block import Dense
 from scvae.model.latent import DiagonalNormal
 from scvae.model.objective import elbo, evidence_terms, importance_weighted, loss
 from scvae.model.vae import make_model
@@ -61,7 +62,7 @@ class LinearGaussian:
         covariance = weight @ weight.T + SCALE**2 * np.eye(n_genes)
         self.log_evidence = np.atleast_1d(multivariate_normal(np.zeros(n_genes), covariance).logpdf(self.x))
         self.batch = Batch(
-            x=torch.tensor(self.x),
+            x=Dense(torch.tensor(self.x)),
             library=torch.ones(n_cells, dtype=torch.float64),
             codes=torch.zeros(n_cells, 0, dtype=torch.int64),
             numeric=torch.zeros(n_cells, 0, dtype=torch.float64),

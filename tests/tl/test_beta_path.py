@@ -13,6 +13,7 @@ from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, log_likelihood_bound, posterior_moments
 from scvae.model.objective import Terms, evidence_terms, loss
+from scvae.training.checkpoint import Progress
 
 RANGE = (0.1, 10.0)
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
@@ -198,7 +199,7 @@ def test_the_same_seed_gives_identical_bytes_also_after_a_stop(tmp_path):
     adata = simulated(n_cells=100)
     whole = fit(adata, epochs=6)
     stopped = tmp_path / "run.ckpt"
-    real = scvae.training.train.keep_weights
+    real = Progress.keep_weights
 
     def stop(progress, *rest, **more):
         real(progress, *rest, **more)
@@ -206,7 +207,7 @@ def test_the_same_seed_gives_identical_bytes_also_after_a_stop(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scvae.training.train.keep_weights", stop)
+        patch.setattr(Progress, "keep_weights", stop)
         with pytest.warns(UserWarning, match="interrupted"):
             fit(adata, epochs=6, checkpoint=stopped, training={"checkpoint_every": 2})
     resumed = fit(adata, epochs=6, checkpoint=stopped, training={"checkpoint_every": 2})

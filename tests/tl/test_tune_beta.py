@@ -241,13 +241,14 @@ def test_ctrl_c_in_a_sweep_ends_it_and_nothing_is_written(monkeypatch, digest):
     trainings = []
 
     def interrupted(*arguments, **options):
-        trainings.append(options["beta"])
-        progress, _ = train(*arguments, **options)
+        trainings.append(arguments[2].final_beta)
+        progress = train(*arguments, **options)
         progress.epoch -= 5
-        return progress, "interrupted"
+        progress.ended = "interrupted"
+        return progress
 
     monkeypatch.setattr("scvae.training.run.train", interrupted)
-    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         tune(adata, method="sweep")
     assert trainings == [3.0]
     assert digest(adata) == before

@@ -12,17 +12,18 @@ import torch
 import scvae
 import scvae.training.cuda_graph
 from scvae import NetworkConfig, TrainingConfig
+from scvae.common.interrupt import Interrupt
 from scvae.common.rng import torch_generators
 from scvae.data.batches import epoch_plan
 from scvae.data.beta_range import BetaRange
 from scvae.data.feeds import Host, Streamed, store_on
-from scvae.data.intake import read_fit
 from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
 from scvae.model.vae import make_model
 from scvae.training.cuda_graph import CapturedStep, padded
 from scvae.training.step import Dials, EagerStep, make_optimizer
 from scvae.training.train import is_capturable, make_step
+from tests.data.reading import read_fit
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -44,7 +45,7 @@ class Bench:
         self.config, self.device = config or TrainingConfig(), device
 
     def eager(self, feed=None):
-        return EagerStep(self.model, self.optimizer, feed or Host(self.cells, self.device), self.config, self.device)
+        return EagerStep(self.model, self.optimizer, feed or Host(self.cells, self.device), self.config)
 
     def captured(self):
         return CapturedStep(self.model, self.optimizer, store_on(self.cells, self.device), self.config)
@@ -129,9 +130,9 @@ def test_stores_get_the_captured_step_and_other_feeds_the_eager_one(caplog):
     bench = Bench()
     parts = bench.model, bench.optimizer
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_step(*parts, store_on(bench.cells, CPU), bench.config, CPU), CapturedStep)
+        assert isinstance(make_step(*parts, store_on(bench.cells, CPU), bench.config, Interrupt()), CapturedStep)
         for feed in (Host(bench.cells, CPU), Streamed(bench.cells, CPU)):
-            assert isinstance(make_step(*parts, feed, bench.config, CPU), EagerStep)
+            assert isinstance(make_step(*parts, feed, bench.config, Interrupt()), EagerStep)
     assert not caplog.records
 
 
@@ -140,7 +141,7 @@ def test_networks_that_no_graph_can_hold_run_eagerly_on_the_store_with_one_log_l
     plain, twin = Bench(**settings), Bench(**settings)
     assert not is_capturable(twin.model)
     with caplog.at_level(logging.WARNING):
-        step = make_step(twin.model, twin.optimizer, store_on(twin.cells, CPU), twin.config, CPU)
+        step = make_step(twin.model, twin.optimizer, store_on(twin.cells, CPU), twin.config, Interrupt())
     assert isinstance(step, EagerStep)
     assert len(caplog.records) == 1
     assert "each step runs by itself" in caplog.records[0].message
@@ -220,7 +221,7 @@ def plain_feed(bench):
 @pytest.mark.parametrize("likelihood", HEADS)
 def test_a_step_on_cuda_is_that_of_the_cpu(likelihood):
     benches = [Bench(likelihood, device=device) for device in (CPU, CUDA)]
-    steps = [EagerStep(b.model, b.optimizer, plain_feed(b), b.config, b.device) for b in benches]
+    steps = [EagerStep(b.model, b.optimizer, plain_feed(b), b.config) for b in benches]
     said = []
     for bench, step in zip(benches, steps, strict=True):
         batch = next(iter(plain_feed(bench).batches([np.arange(17)])))

@@ -247,7 +247,7 @@ def test_an_error_leaves_adata_as_it_was(digest, case, as_view):
 def test_a_failure_of_the_embedding_leaves_adata_as_it_was(monkeypatch, digest):
     adata = simulated()
     before = digest(adata)
-    monkeypatch.setattr("scvae.training.fit.posterior_moments", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("scvae.training.results.posterior_moments", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(adata)
     assert digest(adata) == before

@@ -14,18 +14,22 @@ import scvae
 import scvae.training.step
 import scvae.training.train
 from scvae import NetworkConfig, NonFiniteLossError, TrainingConfig
+from scvae.data.schema import Schema
 from scvae.training.checkpoint import Progress
-from scvae.training.recipe import make_recipe
-from scvae.training.train import (
-    Evaluation,
-    dials_at,
-    final_objective,
-    keep_weights,
-    out_of_patience,
-    verdict,
-)
+from scvae.training.evaluation import Evaluation
+from scvae.training.recipe import Recipe, make_recipe
+from scvae.training.run import convergence
+from scvae.training.train import dials_of, out_of_patience
 
 SMALL = NetworkConfig(width=16)
+
+
+def run_for(epochs):
+    return Recipe(epochs, 128, 3e-3, 0.1)
+
+
+def schema_of(kind):
+    return Schema(tuple(f"gene{i}" for i in range(32)), kind, None, None, (), (), None)
 
 
 def simulated(n_cells=60, n_genes=30, **options):
@@ -101,7 +105,7 @@ def test_capacity_draws_the_kl_to_its_target():
 
 def test_capacity_rises_with_the_warmup():
     def capacities(config):
-        return [dials_at(step, 4, 1.0, make_recipe(config, 100), config).capacity for step in range(4)]
+        return [dials.capacity for dials in dials_of(0, 4, 1.0, make_recipe(replace(config, epochs=1), 100), config)]
 
     assert capacities(TrainingConfig(capacity=6.0, warmup=0.5)) == [3.0, 6.0, 6.0, 6.0]
     assert capacities(TrainingConfig()) == [None] * 4
@@ -125,7 +129,7 @@ def run_of(objectives, ranked_from):
     progress = Progress()
     for epoch, value in enumerate(objectives, start=1):
         progress.epoch = epoch
-        keep_weights(progress, module_with(epoch), value, ranked=epoch >= ranked_from)
+        progress.keep_weights(module_with(epoch), value, ranked=epoch >= ranked_from)
     assert kept_weight(progress) == progress.best_epoch
     return progress
 
@@ -145,12 +149,12 @@ def test_from_then_on_the_best_weights_are_kept_whatever_came_before():
 def test_the_ranking_is_by_the_objective_that_is_trained_at_the_final_beta(settings, expected):
     kl = torch.tensor([1.0, 12.0])
     held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=kl, kl_times_beta=None)
-    assert final_objective(held_out, 0.5, TrainingConfig(**settings)) == expected
+    assert held_out.objective(0.5, TrainingConfig(**settings)) == expected
 
 
 def test_a_model_of_many_betas_is_ranked_by_what_each_cell_pays_at_its_own():
     held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=torch.tensor([13.0]), kl_times_beta=21.0)
-    assert final_objective(held_out, 1.0, TrainingConfig()) == -121.0
+    assert held_out.objective(1.0, TrainingConfig()) == -121.0
 
 
 def test_weights_with_an_undefined_objective_never_replace_ranked_ones():
@@ -161,17 +165,17 @@ def test_weights_with_an_undefined_objective_never_replace_ranked_ones():
 def test_without_validation_cells_the_last_weights_are_kept():
     progress = run_of([math.nan] * 4, ranked_from=2)
     assert progress.best_epoch == 4
-    assert not out_of_patience(replace(progress, epoch=1000), 10, TrainingConfig(patience=0.1))
+    assert not out_of_patience(replace(progress, epoch=1000), run_for(10), TrainingConfig(patience=0.1))
 
 
 def test_patience_is_a_fraction_of_the_run_and_counts_from_the_best_ranked_epoch():
     config = TrainingConfig(patience=0.2)
     unranked = Progress(epoch=90, best_epoch=1)
-    assert not out_of_patience(unranked, 100, config)
+    assert not out_of_patience(unranked, run_for(100), config)
     ranked = Progress(epoch=69, best_epoch=50, best_objective=-1.0)
-    assert not out_of_patience(ranked, 100, config)
-    assert out_of_patience(replace(ranked, epoch=70), 100, config)
-    assert not out_of_patience(replace(ranked, epoch=1000), 100, replace(config, patience=None))
+    assert not out_of_patience(ranked, run_for(100), config)
+    assert out_of_patience(replace(ranked, epoch=70), run_for(100), config)
+    assert not out_of_patience(replace(ranked, epoch=1000), run_for(100), replace(config, patience=None))
 
 
 def test_the_model_has_the_weights_of_its_best_epoch_after_beta_was_reached():
@@ -194,7 +198,7 @@ def test_training_stops_early_only_after_beta_was_reached():
 
 def test_a_flat_end_counts_as_converged_and_a_steep_one_does_not():
     def said(elbo):
-        return verdict(Progress(history={"validation_elbo": elbo, "train_elbo": elbo}), "finished")
+        return convergence(Progress(history={"validation_elbo": elbo, "train_elbo": elbo}), schema_of("counts"))
 
     assert said([-200.0, -150.0, *[-100.0] * 18])[0]
     assert not said([-300.0 + 5 * epoch for epoch in range(20)])[0]
@@ -204,8 +208,8 @@ def test_a_flat_end_counts_as_converged_and_a_steep_one_does_not():
 def test_an_elbo_of_real_values_near_zero_may_stand_still_too():
     elbo = [-30.0, -9.0, *[0.01 - 0.004 * (epoch % 2) for epoch in range(18)], -0.03]
     progress = Progress(history={"validation_elbo": elbo, "train_elbo": elbo})
-    assert verdict(progress, "finished", n_real=32)[0]
-    assert not verdict(progress, "finished")[0]
+    assert convergence(progress, schema_of("real"))[0]
+    assert not convergence(progress, schema_of("counts"))[0]
 
 
 # sizes

@@ -1,0 +1,80 @@
+"""What a network is worth on cells it is not trained on, while it is being trained."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..common.distributed import ranks
+from ..common.rng import torch_generator
+from ..config import TrainingConfig
+from ..data.batches import chunks
+from ..data.feeds import Feed
+from ..kernels.context import working_on
+from ..model.objective import evidence_terms, kl_penalty
+from ..model.vae import VAE
+
+VALIDATION = 3  # stream of random numbers, a function of the seed alone
+EVALUATION_CHUNK = 512  # cells
+
+
+class Evaluation(NamedTuple):
+    """Means over cells, in nats: log-likelihood, KL, KL per latent dimension, and β KL in a model of many β."""
+
+    log_likelihood: float
+    kl: float
+    kl_per_dimension: Float[Tensor, " latent"]
+    kl_times_beta: float | None
+
+    def objective(self, beta: float, config: TrainingConfig) -> float:
+        """What training maximises from the end of the warm-up on; NaN without any cell.
+
+        In a model of many β, each cell counts at its own.
+        """
+        if self.kl_times_beta is not None:
+            return self.log_likelihood - self.kl_times_beta
+        penalty = kl_penalty(self.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
+        return self.log_likelihood - beta * float(penalty)
+
+
+@torch.no_grad()
+def evaluate(
+    network: VAE,
+    feed: Feed,
+    positions: Int[np.ndarray, " cells"],
+    log_beta: Float[Tensor, " cells"] | None,
+    *,
+    seed: int,
+) -> Evaluation:
+    """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call.
+
+    `log_beta` says which β of a model of many each cell is judged at. Several processes take a share of the cells each,
+    and all return the same.
+    """
+    network.eval()
+    device, everyone = network.device, ranks()
+    sums, kl = [torch.zeros((), device=device)], torch.zeros(network.n_latent, device=device)
+    weighted = torch.zeros((), device=device)
+    parts = chunks(len(positions), EVALUATION_CHUNK)
+    mine = range(len(parts))[everyone.part(len(parts))]
+    with working_on(device):
+        for i, batch in zip(mine, feed.batches([positions[parts[i]] for i in mine]), strict=True):
+            if log_beta is not None and network.betas is not None:
+                batch = batch.at(network.betas, log_beta[parts[i]].to(device))  # noqa: PLW2901
+            generator = torch_generator(seed, VALIDATION, i, device=device)
+            noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
+            terms = evidence_terms(network, batch, noise, torch.zeros(len(batch), device=device))
+            sums.append(terms.log_likelihood.sum())
+            kl += terms.kl.sum(0)
+            if batch.log_beta is not None:
+                weighted += batch.log_beta.exp() @ terms.kl.sum(1)
+    n = len(positions) or math.nan
+    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu()))
+    log_likelihood, kl_times_beta = (sum(column) for column in list(zip(*shares, strict=True))[:2])
+    kl = torch.stack([of_one for *_, of_one in shares]).sum(0)
+    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, None if log_beta is None else kl_times_beta / n)

@@ -1,0 +1,86 @@
+"""What is asked of a fit, and what follows from it once the cells are read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from ..common.rng import SeedLike
+from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..data.beta_range import BetaRange
+from ..data.schema import Schema
+from ..inference.fitted import FittedModel
+from ..likelihoods import LikelihoodName
+from .recipe import Recipe, make_recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """Arguments of `scvae.fit` that say what to train, and how, as the user gave them: nothing is checked yet."""
+
+    likelihood: LikelihoodName = "nb"
+    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT
+    beta: float | tuple[float, float] = 1.0
+    rng: SeedLike = None
+    device: str | torch.device = "auto"
+    network: NetworkConfig | None = None
+    training: TrainingConfig | None = None
+    init: FittedModel | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    verbose: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that a training is told besides the network and the cells.
+
+    Parameters
+    ----------
+    schema
+        What was read.
+    likelihood, beta, seed
+        As in `scvae.fit`.
+    network_config, training_config
+        The two records of settings.
+    """
+
+    schema: Schema
+    likelihood: LikelihoodName
+    beta: float | tuple[float, float]
+    seed: int
+    network_config: NetworkConfig
+    training_config: TrainingConfig
+
+    @property
+    def final_beta(self) -> float:
+        """The β of the model, or the one that stands for the many it has."""
+        return BetaRange(*self.beta).default if isinstance(self.beta, tuple) else self.beta
+
+    def recipe(self, n_cells: int) -> Recipe:
+        """The recipe for `n_cells` training cells; what the settings leave open follows from their number."""
+        return make_recipe(
+            self.training_config,
+            n_cells,
+            self.network_config.decoder,
+            conditions=self.schema.n_conditions > 0,
+            many_betas=isinstance(self.beta, tuple),
+        )
+
+    def following(self, recipe: Recipe) -> Settings:
+        """The settings with nothing left open: what a model keeps of its training, and a checkpoint is compared by."""
+        return replace(self, training_config=replace(self.training_config, **recipe._asdict()))
+
+
+def settings_of(model: FittedModel) -> Settings:
+    """What a model was fitted with."""
+    return Settings(
+        schema=model.schema,
+        likelihood=model.likelihood,
+        beta=model.beta,
+        seed=model.seed,
+        network_config=model.network_config,
+        training_config=model.training_config,
+    )
