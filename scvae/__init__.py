@@ -8,17 +8,26 @@ from ._version import refuse_namesake as _refuse_namesake
 _refuse_namesake()
 
 from . import datasets, pl, tl
+from .common.checks import MissingKeyError
+from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig
-from .inference.fitted import FittedModel, load
+from .diagnostics.verdict import Finding
+from .inference.fitted import FittedModel, Outcome, load
+from .tl._diagnose import Diagnosis
 from .tl._tune_beta import BetaPath, tune_beta
 from .training.fit import fit
 from .training.step import NonFiniteLossError
 
 __all__ = [
     "BetaPath",
+    "Diagnosis",
+    "Finding",
     "FittedModel",
+    "MissingKeyError",
     "NetworkConfig",
     "NonFiniteLossError",
+    "Outcome",
+    "RankError",
     "TrainingConfig",
     "__version__",
     "datasets",

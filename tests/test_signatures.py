@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import importlib
 import inspect
@@ -24,6 +25,9 @@ METHODS = {
     for cls in RECORDS
     for name, method in vars(cls).items()
     if inspect.isfunction(method) and not name.startswith("_")
+}
+ERRORS = {
+    name: cls for name in scvae.__all__ if inspect.isclass(cls := getattr(scvae, name)) and issubclass(cls, Exception)
 }
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 WITHOUT_ADATA = {"scvae.load", "scvae.datasets.pbmc3k", "scvae.datasets.simulate", "scvae.tl.generate"}
@@ -121,6 +125,18 @@ def test_the_docstring_says_what_it_does_returns_and_raises_and_shows_an_example
     assert said[""][0].endswith((".", ":")), said[""][0]
     for title in ("Returns", "Raises", "Examples"):
         assert said.get(title), f"{name} has no section {title}"
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *METHODS])
+def test_every_error_that_a_docstring_promises_can_be_caught_by_its_public_name(name):
+    promised = re.findall(r"\b[A-Z]\w+Error\b", " ".join(sections({**FUNCTIONS, **METHODS}[name]).get("Raises", [])))
+    assert all(hasattr(builtins, error) or error in ERRORS for error in promised), promised
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_says_when_it_is_raised_and_is_one_of_pythons_own_kinds(name):
+    assert sections(ERRORS[name])[""]
+    assert any(vars(builtins).get(base.__name__) is base for base in ERRORS[name].__bases__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -25,7 +25,10 @@ _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str) 
 
 
 class MissingKeyError(KeyError, ValueError):
-    """A layer, column or other key that was asked for does not exist."""
+    """A layer, a column or another key does not exist; the message lists those that do, and the closest match.
+
+    It is both a KeyError and a ValueError, so either catches it.
+    """
 
     def __str__(self) -> str:
         """The message itself; KeyError would put it in quotes."""

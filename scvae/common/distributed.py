@@ -35,14 +35,14 @@ ROLL_CALL_SHARE, LONGEST_ROLL_CALL = 0.25, 10.0  # of the time-out, and seconds
 
 
 class RankError(ConnectionError):
-    """A process of the run failed, died or hangs, so that no other can go on.
+    """In a run of several processes, one of them failed, died or hangs, so that the others cannot go on.
 
     Parameters
     ----------
     message
-        Which one, and why.
+        Which process it is, and why.
     missing
-        Ranks of those that do not answer.
+        Ranks of the processes that do not answer.
     """
 
     def __init__(self, message: str, missing: frozenset[int] = frozenset()) -> None:

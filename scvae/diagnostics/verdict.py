@@ -34,14 +34,14 @@ MISCALIBRATED = 0.1  # off the 90 % that an interval should cover
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was found.
+    """One finding of `scvae.tl.diagnose`, with its cause and remedy.
 
     Parameters
     ----------
     name
-        What it is called.
+        Its name, such as "total collapse".
     severity
-        "disease": results suffer; "remark": good to know.
+        ``"disease"``: results suffer; ``"remark"``: good to know.
     sentence
         What was found, with the numbers.
     cause

@@ -32,7 +32,7 @@ ACTIVE_ABOVE = 0.05  # nats of mean KL that make a latent dimension count as use
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a training ended.
+    """How training went and why it ended: `FittedModel.outcome`.
 
     Parameters
     ----------
@@ -45,13 +45,13 @@ class Outcome:
     best_epoch
         Epoch (from 1) whose weights were kept.
     epochs
-        Epochs done.
+        Epochs completed.
     seconds
         Wall-clock seconds of the training.
     skipped_steps
-        Steps left out because the loss or its gradient was not finite.
+        Steps skipped because the loss or its gradient was not finite.
     kl_per_dimension
-        Mean KL of each latent dimension in nats over the validation cells (over the training cells if there are none).
+        Mean KL of each latent dimension in nats, over the validation cells (over the training cells if there are none).
     held_out_elbo
         ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
     pruned_from

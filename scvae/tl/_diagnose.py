@@ -36,15 +36,15 @@ class Diagnosis:
     Parameters
     ----------
     findings
-        Diseases first, then remarks.
+        What was found, a `Finding` each: diseases first, then remarks.
     measured
-        All numbers.
+        All measurements behind the findings.
     heads
-        How nb, zinb and poisson fit, best first; empty if not asked for.
+        How well nb, zinb and poisson fit, best first; empty without `compare_heads`.
     n_cells
-        Cells handed in.
+        Cells passed to `scvae.tl.diagnose`.
     training
-        How the training ended, in one sentence.
+        How training ended, in one sentence.
     """
 
     findings: tuple[Finding, ...]
