@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp())  # a build machine may have no home to write to
 
 from docutils import nodes
+from PIL import Image
 from sphinx.domains.python import PyXRefRole
 from sphinx.util.docutils import SphinxRole
 
@@ -46,6 +49,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "jupyter_execute"]
@@ -113,8 +117,59 @@ def take_notebooks(_: Sphinx) -> None:
     for notebook in notebooks:
         shutil.copy(notebook, HERE / "tutorials" / notebook.name)
     entries = "\n".join(notebook.stem for notebook in notebooks)
-    listing = f"```{{toctree}}\n:maxdepth: 1\n\n{entries}\n```\n" if notebooks else "There are none yet.\n"
+    listing = f"```{{toctree}}\n:hidden:\n\n{entries}\n```\n" if notebooks else "There are none yet.\n"
     (HERE / "generated" / "tutorials.txt").write_text(listing, encoding="utf-8")
+    cards = "\n".join(card(notebook) for notebook in notebooks)
+    grid = f"::::{{grid}} 1 2 4 4\n:gutter: 3\n\n{cards}\n::::\n" if notebooks else ""
+    (HERE / "generated" / "tutorial_cards.txt").write_text(grid, encoding="utf-8")
+
+
+# which of a tutorial's pictures is its thumbnail, and the part of it that is shown: left, top, right, bottom
+THUMBNAILS = {
+    "1": (1, (0.0, 0.09, 0.335, 1.0)),
+    "2": (0, (0.0, 0.0, 0.505, 1.0)),
+    "3": (1, (0.53, 0.12, 0.9, 0.9)),
+    "4": (0, (0.0, 0.56, 0.36, 1.0)),
+    "5": (2, (0.5, 0.09, 0.91, 1.0)),
+    "6": (2, (0.0, 0.09, 0.42, 1.0)),
+    "7": (2, (0.0, 0.09, 0.65, 1.0)),
+    "8": (0, (0.0, 0.09, 0.35, 1.0)),
+}
+THUMBNAIL_SIZE = (320, 220)
+
+
+def card(notebook: Path) -> str:
+    """The card of a tutorial: its thumbnail, its title and the question that it begins with."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    title, question, *_ = [line for line in "".join(cells[0]["source"]).splitlines() if line]
+    thumbnail(notebook)
+    return "\n".join(
+        (
+            f":::{{grid-item-card}} {title.removeprefix('# ')}",
+            f":img-top: /generated/{notebook.stem}.png",
+            f":img-alt: a picture of the tutorial {notebook.stem}",
+            f":link: /tutorials/{notebook.stem}",
+            ":link-type: doc",
+            question,
+            ":::",
+        )
+    )
+
+
+def thumbnail(notebook: Path) -> None:
+    """Cuts the thumbnail of a tutorial from its committed outputs, onto white paper of one size."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    pictures = [bundle["image/png"] for bundle in data if "image/png" in bundle]
+    number, part = THUMBNAILS.get(notebook.name[0], (0, (0.0, 0.0, 1.0, 1.0)))
+    encoded = pictures[min(number, len(pictures) - 1)]
+    picture = Image.open(io.BytesIO(base64.b64decode("".join(encoded)))).convert("RGBA")
+    picture = picture.crop(tuple(round(edge * side) for edge, side in zip(part, picture.size * 2, strict=True)))
+    picture.thumbnail(THUMBNAIL_SIZE, Image.Resampling.LANCZOS)
+    paper = Image.new("RGBA", THUMBNAIL_SIZE, "white")
+    room = [(paper_side - side) // 2 for paper_side, side in zip(THUMBNAIL_SIZE, picture.size, strict=True)]
+    paper.paste(picture, tuple(room), picture)
+    paper.convert("RGB").save(HERE / "generated" / f"{notebook.stem}.png")
 
 
 def write_options(_: Sphinx) -> None:

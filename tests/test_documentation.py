@@ -10,18 +10,27 @@ import re
 from pathlib import Path
 
 import pytest
+import scanpy as sc
 
 import scvae
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+FRONT = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PATHS = {path.name: path for path in [*FRONT, *sorted((ROOT / "docs").glob("*.md"))] if path.exists()}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in PATHS.items()}
 SPACES = ("scvae", "scvae.datasets", "scvae.pl", "scvae.tl")
 SUBMODULES = {"datasets", "pl", "tl"}
-QUESTIONS = [
-    (title, code)
-    for title, answer in re.findall(r"^### (.+?)$(.*?)(?=^##|\Z)", PAGES["faq.md"], re.MULTILINE | re.DOTALL)
-    for code in re.findall(r"^```python\n(.*?)^```", answer, re.MULTILINE | re.DOTALL)
-]
+WORDS_OF_THE_README = 700
+
+
+def snippets(page):
+    """The Python code of a page, with the heading that it stands under."""
+    sections = re.split(r"^#+ (.+)$", PAGES[page], flags=re.MULTILINE)[1:]
+    return [
+        pytest.param(code, id=f"{page}: {title}")
+        for title, text in zip(sections[::2], sections[1::2], strict=True)
+        for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
 
 
 def listed():
@@ -54,28 +63,94 @@ def test_scripts_that_a_page_names_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def targets(page):
+    """Where the links and images of a page lead, within the repository."""
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL))
+    return {link.partition("#")[0] for link in links if not re.match(r"\w+:|#", link)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_to_files(page):
+    for target in targets(page):
+        assert (PATHS[page].parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tutorials_that_a_page_names_exist(page):
+    for name in re.findall(r"tutorials/(\d\w+)", PAGES[page]):
+        assert (ROOT / "tutorials" / f"{name}.ipynb").exists(), name
+
+
+def test_the_readme_can_be_read_in_five_minutes():
+    assert len(PAGES["README.md"].split()) <= WORDS_OF_THE_README
+
+
 @pytest.fixture(scope="module")
-def fitted():
-    adata = scvae.datasets.simulate(n_cells=150, n_genes=60, n_types=3, truth=False, rng=0)
-    short = scvae.TrainingConfig(epochs=15)
-    return adata, scvae.fit(adata, n_latent=4, training=short, rng=0, verbose=False), short
+def cells():
+    """Cells as the pages have them: of two donors, and of one to come; with a model of the first, and one by donor."""
+    every = scvae.datasets.simulate(
+        n_cells=240, n_genes=60, n_types=3, n_batches=3, n_proteins=6, truth=False, rng=0
+    )  # fmt: skip
+    every.layers["counts"] = every.X.copy()
+    every.obs["donor"] = every.obs["batch"].cat.rename_categories(lambda name: name.replace("batch", "donor"))
+    every.obs["sex"] = ["f", "m"] * 120
+    every.obs["percent_mito"] = every.obs_vector(every.var_names[0])
+    late = every.obs["donor"] == "donor_2"
+    adata, query = every[~late].copy(), every[late].copy()
+    short = {"n_latent": 4, "training": scvae.TrainingConfig(epochs=15), "rng": 0, "verbose": False}
+    by_donor = scvae.fit(adata.copy(), layer="counts", batch_key="donor", **short)
+    return adata, query, scvae.fit(adata, **short), by_donor
 
 
-@pytest.mark.parametrize(("title", "code"), QUESTIONS, ids=[title for title, _ in QUESTIONS])
-def test_the_answer_to_a_question_runs_and_does_something(title, code, fitted, tmp_path, monkeypatch, digest):
-    adata, model, short = fitted
+@pytest.fixture
+def at_work(cells, tmp_path, monkeypatch):
+    """What code of a page finds: names, an empty folder, and fits that take a moment and show no bars."""
+    from matplotlib import pyplot as plt
+
     monkeypatch.chdir(tmp_path)
-    for name in ("fit", "tune_beta"):  # in a short training, and without bars
-        call = functools.partial(getattr(scvae, name), n_latent=4, training=short, rng=0)
+    plt.switch_backend("agg")
+    short = functools.partial(scvae.TrainingConfig, epochs=15)
+    monkeypatch.setattr(scvae, "TrainingConfig", lambda **given: short(**given | {"epochs": 15}))
+    for name in ("fit", "tune_beta"):
+        call = functools.partial(getattr(scvae, name), n_latent=4, training=short(), rng=0)
         monkeypatch.setattr(scvae, name, lambda *args, call=call, **given: call(*args, **given | {"verbose": False}))
-    names = {"scvae": scvae, "adata": adata.copy(), "model": model}
+    monkeypatch.setattr(scvae.tl, "map_query", functools.partial(scvae.tl.map_query, epochs=5, verbose=False))
+    few = functools.partial(scvae.tl.beta_embeddings, betas=[0.3, 3.0], verbose=False)
+    monkeypatch.setattr(scvae.tl, "beta_embeddings", few)
+    adata, query, *_ = cells
+    yield {"scvae": scvae, "sc": sc, "adata": adata.copy(), "query": query.copy()}
+    plt.close("all")
+
+
+def run(code, names):
+    """Runs the code and returns what a notebook would show."""
     *statements, last = ast.parse(code).body
-    exec(compile(ast.Module(statements, []), title, "exec"), names)
-    if isinstance(last, ast.Expr):  # what a notebook would show
-        shown = eval(compile(ast.Expression(last.value), title, "eval"), names)
-    else:
-        shown = exec(compile(ast.Module([last], []), title, "exec"), names)
-    assert shown is not None or digest(names["adata"]) != digest(adata)
+    exec(compile(ast.Module(statements, []), "page", "exec"), names)
+    if isinstance(last, ast.Expr):
+        return eval(compile(ast.Expression(last.value), "page", "eval"), names)
+    return exec(compile(ast.Module([last], []), "page", "exec"), names)
+
+
+@pytest.mark.parametrize("code", snippets("faq.md"))
+def test_the_answer_to_a_question_runs_and_does_something(code, cells, at_work, digest):
+    shown = run(code, at_work | {"model": cells[2]})
+    assert shown is not None or digest(at_work["adata"]) != digest(cells[0])
+
+
+@pytest.mark.parametrize("code", snippets("guide.md"))
+def test_the_code_of_the_guide_runs(code, cells, at_work):
+    at_work["adata"].write_h5ad("atlas.h5ad")
+    run(code, at_work | {"model": cells[3]})
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
+@pytest.mark.parametrize("code", [*snippets("README.md"), *snippets("index.md")])
+def test_the_quickstart_clusters_and_draws(code, cells, at_work, monkeypatch):
+    monkeypatch.setattr(scvae.datasets, "pbmc3k", cells[1].copy)  # which no fit has written to
+    monkeypatch.setattr(sc.pp, "neighbors", functools.partial(sc.pp.neighbors, method="gauss"))  # nothing to compile
+    run(code, at_work)
+    assert {"X_scvae", "X_umap"} <= set(at_work["adata"].obsm)
+    assert "leiden" in at_work["adata"].obs
 
 
 def test_tutorials_are_notebooks_with_outputs_and_a_title():
