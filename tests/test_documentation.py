@@ -115,6 +115,7 @@ def at_work(cells, tmp_path, monkeypatch):
         call = functools.partial(getattr(scvae, name), n_latent=4, training=short(), rng=0)
         monkeypatch.setattr(scvae, name, lambda *args, call=call, **given: call(*args, **given | {"verbose": False}))
     monkeypatch.setattr(scvae.tl, "map_query", functools.partial(scvae.tl.map_query, epochs=5, verbose=False))
+    monkeypatch.setattr(scvae.tl, "diagnose", functools.partial(scvae.tl.diagnose, n_cells=60))
     few = functools.partial(scvae.tl.beta_embeddings, betas=[0.3, 3.0], verbose=False)
     monkeypatch.setattr(scvae.tl, "beta_embeddings", few)
     adata, query, *_ = cells
