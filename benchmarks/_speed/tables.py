@@ -1,4 +1,4 @@
-"""The parts' JSON files as sections of Markdown: every figure comes from the files."""
+"""Turns the JSON files of the parts into sections of Markdown. Every figure comes from the files."""
 
 from __future__ import annotations
 
@@ -21,46 +21,53 @@ TITLES = {
 }
 METHODS = {
     "training": (
-        "Simulated cells; one hidden layer of 128 units, 10 latent dimensions, the same genes, batch size and threads, "
-        "no validation cells. Seconds of many epochs less those of one, so that start-up drops out. The shares compare "
-        "a step of scvae with the decoder's three matrix products alone, by `torch.mm` on the same shapes: with the "
-        "default settings of torch, and in the fastest way it can be told to multiply (on a CPU oneDNN's code for the "
-        "bf16 hint, on CUDA TF32), for which the largest error relative to the largest logit is given: about 1e-6 or "
-        "below is float32."
+        "The cells are simulated. Both packages use one hidden layer of 128 units, 10 latent dimensions, the same "
+        "genes, batch size and threads, and no validation cells. The time of one epoch is subtracted from that of "
+        "many epochs, which removes the start-up. The shares compare a training step of scvae with the decoder's "
+        "three matrix products alone, computed by `torch.mm` on the same shapes: once with torch's default "
+        "settings, and once in its fastest mode (oneDNN's code for the bf16 hint on a CPU, TF32 on CUDA). *Error "
+        "of these* is the largest error of the fastest mode, relative to the largest logit: about 1e-6 or below is "
+        "float32 precision."
     ),
     "quality_time": (
-        "Both sides train on the same cells and hold out the same ones: the tenth that scvae's default fit sets aside. "
-        f"Log-likelihood: importance-weighted, {SAMPLES:,} samples, nats per held-out cell. *Along the default fit*: "
-        "seconds from the start of training to the first epoch whose held-out ELBO (at β = 1) is at least SCVI's last "
-        "one; SCVI's clock stands still while it validates, scvae's runs on. *Shortest fit*: the whole call, reading, "
-        f"checks and embedding included, of the shortest of fits of {', '.join(map(str, SHORTER))} epochs and the "
-        "default one whose log-likelihood reaches SCVI's. Ratios are to SCVI's default fit without any validation. As "
-        "SCVI does with early stopping, scvae keeps the weights of the epoch that was best on the held-out cells."
+        "Both packages train on the same cells and hold out the same ones: the tenth that scvae's default fit "
+        f"holds out. The log-likelihood is importance-weighted with {SAMPLES:,} samples, in nats per held-out cell. "
+        "*Along the default fit*: seconds from the start of training to the first epoch whose held-out ELBO (at β "
+        "= 1) is at least SCVI's final one. SCVI's validation time is not counted; scvae's is. *Shortest fit*: "
+        "seconds of the whole call, including reading, checks and embedding. The fits have "
+        f"{', '.join(map(str, SHORTER))} epochs or the default number, and the shortest whose log-likelihood "
+        "reaches SCVI's is given. Ratios are relative to SCVI's default fit without any validation. scvae keeps "
+        "the weights of the epoch that was best on the held-out cells, as SCVI does with early stopping."
     ),
     "fit": (
-        "The whole call with the defaults, imports aside: for SCVI registration, construction and training, as it "
-        "comes and with early stopping; for scvae reading, checks, training and embedding."
+        "Seconds of the whole call with the defaults, without imports. For SCVI this is registration, construction "
+        "and training, with its defaults and with early stopping. For scvae it is reading, checks, training and "
+        "embedding."
     ),
     "memory": (
-        "Peak resident memory of a fit of one epoch, its counts included, over what the process holds after a small "
-        "fit (imports, compiled kernels). Counts are CSR, float32 values and int32 indices. Aim: 1.2 × counts + 6 × "
-        "parameters + 150 MB."
+        "Peak resident memory of a fit of one epoch, including its counts. Memory that the process holds after a "
+        "small fit (imports, compiled kernels) is subtracted. Counts are stored as CSR with float32 values and "
+        "int32 indices. The aim is 1.2 × counts + 6 × parameters + 150 MB."
     ),
-    "embed": "`scvae.tl.embed` against `SCVI.get_latent_representation`, the same simulated cells; reading included.",
+    "embed": (
+        "`scvae.tl.embed` against `SCVI.get_latent_representation` on the same simulated cells. The time includes "
+        "reading the counts."
+    ),
     "growth": (
-        "scvae alone, simulated cells. The slope is that of log seconds on log cells, by least squares: 1 is linear. "
-        "The default fit makes fewer passes over more cells, and has a least number of steps."
+        "scvae alone, on simulated cells. The slope is that of log seconds against log cells, by least squares; a "
+        "slope of 1 is linear growth. The default fit runs fewer epochs on larger data sets, and has a minimum "
+        "number of steps."
     ),
     "recipe": (
-        "The default fit with other batch sizes; the learning rate follows the batch size, and small sets get more "
-        "epochs, so that the number of steps does not fall below its least. ELBO of the held-out tenth at β = 1, nats "
-        "per cell, mean over seeds; seconds of the whole call."
+        "The default fit with other batch sizes. The learning rate follows the batch size, and small data sets get "
+        "more epochs, so that the number of steps does not fall below the minimum. The ELBO is that of the "
+        "held-out tenth at β = 1, in nats per cell, averaged over seeds. Seconds are those of the whole call."
     ),
 }
 
 
 def sections(records: Mapping[str, Row]) -> str:
-    """One section a file, in a fixed order, the GPU's after all of the CPU's."""
+    """One section for each file, in a fixed order: all CPU sections, then all GPU sections."""
     names = [f"{part}{suffix}" for suffix in ("", "_cuda") for part in TITLES]
     return "\n\n".join(section(records[name]) for name in names if name in records)
 
@@ -70,13 +77,13 @@ def section(record: Row) -> str:
     part, settings = record["part"], record["settings"]
     title = TITLES[part] + (", GPU" if settings["device"] == "cuda" else "")
     if settings["quick"]:
-        title += " (a trial with --quick: the figures mean nothing)"
+        title += " (a trial with --quick: ignore the figures)"
     body = TABLES[part](record["rows"])
     return f"### {title}\n\n    {command(record)}\n\n{wrapped(METHODS[part])}\n\n{body}\n\n{wrapped(machine(record))}"
 
 
 def command(record: Row) -> str:
-    """What was typed, with a placeholder for the peer's interpreter and without the folders of the data."""
+    """The command line, with a placeholder for the peer's interpreter and without the folders of the data."""
     settings = record["settings"]
     words = ["python benchmarks/speed.py --only", record["part"]]
     if settings["repeats"]:
@@ -91,7 +98,7 @@ def command(record: Row) -> str:
 
 
 def machine(record: Row) -> str:
-    """Where and when, in one line."""
+    """Date, machine and versions, in one line."""
     of = record["machine"]
     device = "" if of["scvae"]["device"] == "cpu" else f"{of['scvae']['device']}; "
     versions = f"scvae {of['scvae']['scvae']} on torch {of['scvae']['torch']}"
@@ -109,12 +116,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Lines of the length that the README's other lines have."""
+    """The text wrapped to the line length of the README."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def short(value: float | None) -> str:
-    """Three digits or all that stand before the point; None is "not reached"."""
+    """The value with three significant digits, or with all digits before the point; None becomes "not reached"."""
     if value is None:
         return "not reached"
     if abs(value) >= 100:
@@ -160,7 +167,7 @@ def _quality_time(rows: list[Row]) -> str:
         "log-likelihood, scvae",
         "SCVI",
         "SCVI's default fit, s",
-        "SCVI itself is there after, s",
+        "SCVI reaches its final ELBO after, s",
     ]
     header += ["along the default fit, s", "ratio", "shortest fit, s", "epochs", "ratio"]
     lines = []
@@ -194,11 +201,11 @@ def _fit(rows: list[Row]) -> str:
     text = table(header, [*lines, ["median", *[""] * 5, *medians]]) if fits else ""
     names = {
         "import_seconds": "`import scvae`, s",
-        "cold_seconds": "first fit of one step, kernels to compile, s",
+        "cold_seconds": "first fit of one step, kernels compiled first, s",
         "warm_seconds": "the same, kernels cached, s",
     }
     starts = [[short(row["median"][name]) for name in names] for row in rows if row["what"] == "start"]
-    return f"{text}\n\nStart-up, with 128 cells and one epoch:\n\n{table(list(names.values()), starts)}"
+    return f"{text}\n\nStart-up time, with 128 cells and one epoch:\n\n{table(list(names.values()), starts)}"
 
 
 def _memory(rows: list[Row]) -> str:
@@ -242,7 +249,7 @@ def _recipe(rows: list[Row]) -> str:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    """Median over the sets that got there; None if none did."""
+    """Median of the values that are not None; None if there are none."""
     found = [value for value in values if value is not None]
     return median(found) if found else None
 

@@ -1,19 +1,12 @@
-"""Labels of a reference carried over to a query by its neighbours in the latent space, and what they are worth.
+"""Transfers labels from a reference to a query by neighbours in the latent space, with uncertainty and outlier scores.
 
-The probability of label c is a kernel-weighted share of the nearest reference cells and of a prior that knows nothing,
-p_c = (sum_j w_j [y_j = c] + a / C) / (sum_j w_j + a) with w_j = exp(-d_j^2 / (2 s^2)), so that it tends to 1 / C far
-from all of them: a cell that resembles none is unsure of all labels. Bandwidth s and weight a are those that give the
-reference's own labels the greatest likelihood, each cell judged by all others and counted as often as query cells have
-it for a neighbour (Shimodaira 2000, "Improving predictive inference under covariate shift"): a part of the reference
-where labels are mixed up does not make a query unsure that lies elsewhere. On seven held-out batches of four sets, and
-five of them with a type missing, the expected calibration error was 0.06 on average; 0.07 with all cells counted alike
-or judged by other batches alone.
+The probability of label c is p_c = (sum_j w_j [y_j = c] + a / C) / (sum_j w_j + a) over the nearest reference cells,
+with w_j = exp(-d_j^2 / (2 s^2)). Far from all reference cells it tends to 1 / C. The bandwidth s and the prior weight a
+maximise the likelihood of the reference's own labels. Each reference cell is predicted from all others, and weighted by
+how often query cells have it as a neighbour (Shimodaira 2000, "Improving predictive inference under covariate shift").
 
-Whether a cell is like any of the reference is asked of it together with the query cells that are most like it: one cell
-of another technology lies as far off as one of another type; a group of them as far off is of another type, unless the
-whole query is. With 37 types held out of the references of eight queries, one at a time, the score told their cells
-from the others with an AUROC of 0.85 in the mean, and above 0.7 it called 52 % of them and 7 % of the others unknown.
-Each cell alone had 0.78, and the same limit called 62 % and 22 % (by the encoder's posterior; with it, 53 % and 6 %).
+The outlier score of a cell is averaged over the query cells that are most like it. For the measurements behind both
+choices see "Why the defaults are what they are" in `benchmarks/README.md`.
 """
 
 from __future__ import annotations
@@ -24,27 +17,27 @@ import numpy as np
 from jaxtyping import Float, Int
 
 N_NEIGHBOURS = 30
-N_PEERS = 20  # query cells that are judged together, the cell itself among them
+N_PEERS = 20  # query cells whose outlier scores are averaged, including the cell itself
 NEAR, MOST_WIDENING = 0.25, 1.5
-N_NEAREST = 5  # neighbours by whose mean distance a cell is near or far
-FEWEST_OF_LABEL = 20  # cells of a label from which on they say how near is near for it
-MOST_JUDGED = 5_000  # reference cells that the two numbers are chosen by, and distances compared with
-WIDTHS = tuple(float(2.0**power) for power in np.arange(-2.0, 2.5, 0.5))  # over the median distance of a near neighbour
+N_NEAREST = 5  # neighbours in the mean distance of a cell
+FEWEST_OF_LABEL = 20  # with fewer cells, a label has no distance distribution of its own
+MOST_JUDGED = 5_000  # reference cells used to choose bandwidth and prior weight, and to compare distances with
+WIDTHS = tuple(float(2.0**power) for power in np.arange(-2.0, 2.5, 0.5))  # times the median distance of near neighbours
 PRIOR_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Transfer:
-    """What a reference says of each query cell.
+    """Label probabilities and outlier score of each query cell.
 
     Parameters
     ----------
     probability
-        Of each label.
+        Probability of each label.
     outlier
-        Share of the reference cells that are nearer to their neighbours than a cell is to its, or of those of its most
-        probable label, if that is more (what is far for a dense type is near for a sparse one), after `widening`: the
-        mean over the cell and its peers.
+        Share of the reference cells that are closer to their neighbours than the cell is to its own, after division of
+        its distance by `widening`. If the share among the cells of its most probable label is larger, that share: a
+        distance that is large in a dense type is small in a sparse one. The mean over the cell and its peers.
     """
 
     probability: Float[np.ndarray, "cells labels"]
@@ -71,12 +64,12 @@ class Labelled:
 
     @property
     def nearness(self) -> Float[np.ndarray, " cells"]:
-        """Mean distance to the few nearest."""
+        """Mean distance to the `N_NEAREST` nearest cells."""
         mean: Float[np.ndarray, " cells"] = self.distance[:, :N_NEAREST].mean(1)
         return mean
 
     def probability(self, n_labels: int, *, bandwidth: float, prior: float) -> Float[np.ndarray, "cells labels"]:
-        """The module's formula, with s = `bandwidth` and a = `prior`."""
+        """p_c as in the module's docstring, with s = `bandwidth` and a = `prior`."""
         weight = np.exp(-0.5 * (self.distance / bandwidth) ** 2)
         total = np.stack([(weight * (self.label == c)).sum(1) for c in range(n_labels)], axis=1)
         return np.asarray((total + prior / n_labels) / (weight.sum(1, keepdims=True) + prior))
@@ -88,7 +81,7 @@ def transfer(
     query: Float[np.ndarray, "cells latent"],
     peers: Int[np.ndarray, "cells peers"],
 ) -> Transfer:
-    """Probabilities of labels, and outlier scores, of query cells.
+    """Label probabilities and outlier scores of query cells.
 
     Parameters
     ----------
@@ -99,11 +92,11 @@ def transfer(
     query
         Latent positions of the cells to label.
     peers
-        Positions, in the query, of each cell and those most like it by what was measured, the query alone looked at.
+        Positions, in the query, of each cell and of the query cells most like it in their own expression.
     """
     n_labels = int(label.max()) + 1
     found = nearest_labelled(reference, label, query)
-    # each cell of the reference, or one in so many, judged by all others
+    # every reference cell, or every `step`-th, is predicted from all others
     step = -(-len(reference) // MOST_JUDGED)
     judged = np.arange(0, len(reference), step)
     own = all_but_itself(reference, label, judged)
@@ -129,17 +122,18 @@ def widening(
     far: Float[np.ndarray, " cells"],
     likely: Int[np.ndarray, " cells"],
 ) -> float:
-    """By what factor a query as a whole lies farther from the reference than the reference's cells from each other.
+    """The factor by which the whole query is farther from the reference than reference cells are from each other.
 
-    That of the lower quartiles of both distances, each relative to the median of its label: types that the reference
-    lacks have little say there. Between 1 and `MOST_WIDENING`, so that a query of nothing else stays far.
+    It is the ratio of the lower quartiles of both distances, each relative to the median of its label. Types that the
+    reference lacks have little influence on the lower quartile. The factor is limited to 1 to `MOST_WIDENING`, so that
+    a query of unknown types alone stays far.
 
     Parameters
     ----------
     own, far
-        Distances of reference cells, and of query cells, to the nearest of the reference.
+        Distances of reference cells, and of query cells, to the nearest reference cells.
     label, likely
-        Labels of the reference cells, and the most probable ones of the query cells.
+        Labels of the reference cells, and most probable labels of the query cells.
     """
     typical = np.full(max(label.max(), likely.max()) + 1, np.median(own))
     for c in np.unique(label):
@@ -150,7 +144,7 @@ def widening(
 
 
 def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:
-    """Share of some numbers that are below each value."""
+    """Share of the numbers in `among` that are below each value."""
     share: Float[np.ndarray, " cells"] = np.searchsorted(np.sort(among), values) / len(among)
     return share
 
@@ -170,9 +164,9 @@ def all_but_itself(
     label: Int[np.ndarray, " reference"],
     judged: Int[np.ndarray, " judged"],
 ) -> Labelled:
-    """The nearest other cells of some reference cells."""
+    """The nearest other reference cells of some reference cells."""
     distance, place = _search(reference, reference[judged], N_NEIGHBOURS + 1)
-    # a cell is among its own neighbours; of many equal cells, any may stand for it
+    # a cell is among its own neighbours; among identical cells, drop any one of them
     itself = place == judged[:, None]
     itself[~itself.any(1), -1] = True
     distance, place = (found[~itself].reshape(len(judged), -1) for found in (distance, place))

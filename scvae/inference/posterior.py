@@ -1,4 +1,4 @@
-"""What a fitted model says of cells, computed in chunks: memory does not grow with cells x genes."""
+"""Posteriors and log-likelihoods of cells, computed in chunks: memory does not grow with cells x genes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,10 @@ from .fitted import FittedModel
 from .refinement import best_posterior
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
-BOUND = 4  # stream of the random numbers of log-likelihood bounds
-LATENT = 5  # of the draws of an embedding
+BOUND = 4  # random stream of the log-likelihood bounds
+LATENT = 5  # random stream of the draws of an embedding
 REFINED_AT_ONCE = 2**20  # cells x genes
-# Of six queries that lacked genes 0.862 of the labels by neighbours were right after 10, 0.859 after 20 and after 50.
-# Of six mapped ones with all genes (ten fits) 0.864 were after none and 0.872 to 0.873 after 3 to 20; of the labels
-# transferred to one of them (other genes, two fits) 0.82 after none, 0.79, 0.82, 0.80 and 0.79 after 5, 10, 20 and 40.
-REFINING_STEPS = 10
+REFINING_STEPS = 10  # measured: "Why the defaults are what they are" in benchmarks/README.md
 
 BoundKind = Literal["iw", "elbo"]
 
@@ -37,7 +34,7 @@ BoundKind = Literal["iw", "elbo"]
 def posterior_moments(
     model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
-    """Posterior means and variances of each cell, float32; several processes embed a share each, and return all."""
+    """Posterior mean and variance of each cell, float32; each of several processes embeds a share and returns all."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
     plan = _embedding_plan(model, cells)
@@ -56,7 +53,7 @@ def posterior_moments(
 
 
 def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
-    """The cells that the encoder places, then those refined from there, in smaller pieces: those take more memory."""
+    """Chunks of cells that only the encoder embeds, then smaller chunks of refined cells, which need more memory."""
     few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
     if cells.missing is not None:
         return chunks(len(cells), few)
@@ -68,10 +65,10 @@ def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
 
 @torch.no_grad()
 def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
-    """q(z | x, s) of each cell, at the β at which the cells stand.
+    """q(z | x, s) of each cell, at the β of the model or the one given.
 
-    Where genes are missing, or the batch was mapped, no encoder has been trained on the like of these cells: from its q
-    a few steps lead towards the best one by the genes and the decoder that are there.
+    The encoder was not trained on cells with missing genes or on mapped batches. For these cells its posterior is
+    refined by a few gradient steps on the ELBO of the measured genes.
     """
     network = model.network
     posterior = network.encode(batch)
@@ -98,9 +95,10 @@ def latent_draws(
 
 @torch.no_grad()
 def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = None) -> Float[np.ndarray, " cells"]:
-    """Library size of each cell over all modelled genes, those included that nobody measured.
+    """Library size of each cell over all modelled genes, including the missing ones.
 
-    These are as expected at the mean of the encoder's q: with that of the best q they were no nearer to the true ones.
+    Counts of missing genes are the expected ones at the mean of the encoder's posterior. Using the mean of the refined
+    posterior did not bring the library sizes closer to the true ones.
     """
     library = cells.library.copy()
     if cells.missing is None:
@@ -129,7 +127,7 @@ def log_likelihood_bound(
 def batches_of(
     model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Positions and batches of at most `size` cells, in order, on the model's device, at the model's or another β."""
+    """Positions and batches of at most `size` cells, in order, on the model's device, at the β given or the model's."""
     return _planned(model, cells, chunks(len(cells), size), beta)
 
 

@@ -1,4 +1,4 @@
-"""What of a training depends on the number of cells, where the user leaves it open."""
+"""Training settings that depend on the number of cells, for those that the user leaves open."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ PEAK: dict[Decoder, float] = {"mlp": 3e-3, "linear": 1e-2}
 PEAK_WITH_CONDITIONS = 9e-3  # of "mlp"
 PEAK_OF_MANY_BETAS = 9e-3
 WARMUP, WARMUP_WITH_CONDITIONS = 0.1, 0.5
-MOST_WARMUP_EPOCHS = 40  # with conditions: few cells, of which a run makes many epochs, were overfitted at a small β
-# times those of one β; with 2,000 genes a step takes 1.3 times as long, with few genes longer
-EPOCHS_OF_MANY_BETAS = 1.1
+MOST_WARMUP_EPOCHS = 40  # with conditions
+EPOCHS_OF_MANY_BETAS = 1.1  # relative to a model of one β
 
 
 class Recipe(NamedTuple):
-    """Passes over the training cells, cells of a step, Adam's peak learning rate, share of the run in which β rises."""
+    """Epochs, cells per step, Adam's peak learning rate, and the share of the run over which β rises."""
 
     epochs: int
     batch_size: int
@@ -44,20 +43,9 @@ def make_recipe(
     conditions: bool = False,
     many_betas: bool = False,
 ) -> Recipe:
-    """The recipe for `n_cells` training cells, on any device; what the config sets is kept.
+    """The recipe for `n_cells` training cells, on any device; values set in the config are kept.
 
-    Batches of 128 cells, and of 256 from 10,000 cells on, where a fit of 20,000 simulated cells reached the same
-    held-out ELBO in 0.7 of the time (`benchmarks/speed.py --only recipe`). The learning rate at 128 is 3e-3, or 9e-3
-    with batches or other covariates, which mix better so, and for a model of many β, in which each β has a share of the
-    cells: at 3e-3 the objective at β = 10 ended 5 nats worse (three sets). A linear decoder ended 2 nats per cell lower
-    at 3e-3 than at its 1e-2 (pbmc3k, paul15). It grows with the square root of the batch size, as the noise
-    of the gradient falls, up to that of 512.
-
-    β rises over a tenth of the run; with batches or other covariates over half of it, but 40 epochs at most: while a
-    nat costs little, z takes up what sets types apart along with what sets batches apart, and later gives up what the
-    decoder is told.
-    On six sets with batches the scores of mixing went from 0.745 to 0.747 in the mean and those of types from 0.821 to
-    0.824 (`benchmarks/integration.py`). A model of many β does without: at β = 10 it ended 2 to 5 nats worse.
+    For the measurements behind it see "Why the defaults are what they are" in `benchmarks/README.md`.
     """
     batch_size = config.batch_size or (256 if n_cells >= MANY_CELLS else 128)
     learning_rate = config.learning_rate
@@ -78,20 +66,18 @@ def make_recipe(
 
 
 def default_epochs(n_cells: int, batch_size: int, *, conditions: bool = False) -> int:
-    """Passes over the data: 40, falling as 1 / sqrt(cells) beyond 20,000 cells, but never fewer than make 600 steps.
+    """40 epochs (80 with conditions), falling as 1 / sqrt(cells) beyond 20,000 cells, but at least 600 steps.
 
-    With batches or other covariates 80 in place of 40: z takes up early what sets batches apart, as the largest
-    differences of all, and leaves it to the decoder's own weights for them only slowly (on four pancreas studies, at
-    the same learning rate, iLISI was 0.08 after 40 epochs and 0.11 after 80).
+    For the measurements behind it see "Why the defaults are what they are" in `benchmarks/README.md`.
 
     Parameters
     ----------
     n_cells
         Training cells.
     batch_size
-        Cells of a step.
+        Cells per step.
     conditions
-        Whether the decoder is told of batches or covariates.
+        Whether the decoder receives batches or other covariates.
 
     Returns
     -------
