@@ -1,10 +1,12 @@
-"""SCVI's answers to denoise.py, generate.py and trajectory.py; run with the interpreter that has scvi-tools.
+"""SCVI's results for denoise.py, generate.py and trajectory.py; run it with an interpreter that has scvi-tools.
 
 Usage: python _scvi_peer.py TASK TRAIN.h5ad QUERY.h5ad OUT.npz [--seed 0]
 
-expression: fits SCVI (nb, defaults otherwise; obs["batch"] as its batch where there is one) on TRAIN and writes the
-expected proportions of the cells of QUERY, averaged over 25 posterior draws. sample: one posterior predictive draw of
-their counts. latent: their latent means.
+Each task fits SCVI (nb, defaults otherwise; obs["batch"] is the batch if it exists) on TRAIN.
+
+expression: writes the expected proportions of the cells of QUERY, averaged over 25 posterior draws.
+sample: writes one posterior predictive draw of their counts.
+latent: writes their latent means.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""One model of every β against models of one β, the β recommended against labels, and what the path costs.
+"""Compares one model for every β with models of one β, the recommended β with labels, and their run times.
 
 Usage: python benchmarks/beta_path.py DATA.h5ad ... [--only objective recommended time] [--seeds 3] [--jobs 1] [--table]
 
-Each file holds raw counts in X, the genes to model and, for `recommended`, labels in obs["cell_type"] ("unlabelled"
-for none); obs["batch"], where it has several values, is passed as batch_key. (`--prepare EVALUATE.py DATA_FOLDER` makes
-such files first: EVALUATE.py's `load` picks 2,000 highly variable genes.)
+Each file holds raw counts in X, restricted to the genes to model. `recommended` also needs labels in obs["cell_type"]
+("unlabelled" for none). If obs["batch"] has several values, it is passed as batch_key. `--prepare EVALUATE.py
+DATA_FOLDER` first makes such files: EVALUATE.py's `load` selects 2,000 highly variable genes.
 
-objective: a fifth of the cells is held out of all training. On it, distortion D, rate R and D + βR at β = 0.1, 0.3, 1,
-3 and 10 of a path model, scvae.fit(beta=(0.1, 10)), and of a model trained alone at each; 20 draws of z a cell.
+objective: a fifth of the cells is held out from all training. On these cells it measures the distortion D, the rate R
+and D + βR at β = 0.1, 0.3, 1, 3 and 10, with 20 draws of z per cell, for a path model, scvae.fit(beta=(0.1, 10)), and
+for a model trained at each β alone.
 recommended: ARI and NMI (Leiden, best over the resolutions of scvae.tune_beta) along the path, and at the β that
 tune_beta recommends without labels.
 time: seconds of one default fit, of the path, and of tune_beta's sweep of nine β, in turns on the first file.
 
-Rows are written to benchmarks/results/beta_path/PART.json; --table only prints what is there.
+Rows are written to benchmarks/results/beta_path/PART.json. --table only prints the existing rows.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def seconds(path: Path, repeat: int) -> list[Row]:
     options: dict[str, Any] = {"batch_key": batch_key, "verbose": False, "rng": repeat}
     brief = scvae.TrainingConfig(epochs=1)
     for beta in (1.0, RANGE):
-        scvae.fit(adata, beta=beta, training=brief, **options)  # compiled kernels and libraries, in all of them
+        scvae.fit(adata, beta=beta, training=brief, **options)  # compile kernels, load libraries
     calls: dict[str, Callable[[], object]] = {
         "fit": lambda: scvae.fit(adata, **options),
         "path": lambda: scvae.fit(adata, beta=RANGE, **options),

@@ -1,10 +1,11 @@
-"""A figure of posterior collapse on a toy set, and of the remedies: five seeds, default network, final β = 1.
+"""Draws a figure of posterior collapse on a toy set and of its remedies: five seeds, default network, final β = 1.
 
     python benchmarks/collapse_toy.py            # results/collapse_toy.json and results/collapse_toy.png
 
-Eight cell types at the corners of a regular simplex, seven variables: the covariance is a multiple of the identity.
-With β = 1 from the first step every seed ends at the prior; with a warm-up to the same β none does. The black line is
-the mean log p(x) of the law that the cells were drawn from; two latent dimensions cannot quite reach it.
+The data have eight cell types at the corners of a regular simplex and seven variables, so the covariance is a multiple
+of the identity. With β = 1 from the first step, every seed ends with the posterior at the prior. With a warm-up to the
+same β, none does. The black line is the mean log p(x) under the distribution that the cells were drawn from; a model
+with two latent dimensions cannot quite reach it.
 """
 
 from __future__ import annotations

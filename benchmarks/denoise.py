@@ -1,25 +1,27 @@
-"""Denoised expression against molecules and counts that the fit has not seen, next to SCVI and a mean profile.
+"""Scores denoised expression on held-out molecules and counts, for scvae, SCVI and a mean profile.
 
 Usage: python benchmarks/denoise.py DATA.h5ad ... [--methods mean scvae scvi] [--tests thinning dropout]
     [--seeds 3] [--peer-python P] [--table]
 
-Each file holds raw counts in X and the genes to model; obs["batch"], where it has several values, is passed as batch.
-P is an interpreter with scvi-tools; SCVI is fitted with seed 0 only (minutes a fit).
+Each file holds raw counts in X, restricted to the genes to model. If obs["batch"] has several values, it is passed as
+the batch. P is an interpreter with scvi-tools. SCVI is fitted with seed 0 only, because a fit takes minutes.
 
-thinning: each molecule is kept with probability 0.8 (binomial thinning of the counts), the kept ones are fitted and
-denoised, and the others are scored: mean log-likelihood of a held-out molecule under the denoised proportions of its
-cell, in nats (multinomial; higher is better). What is held out is, given the cell's true proportions, independent of
-what was fitted, so copying the data cannot win (Batson, Royer & Webber 2019, "Molecular cross-validation").
+thinning: each molecule is kept with probability 0.8 (binomial thinning of the counts). The kept molecules are fitted
+and denoised, and the others are scored. The score is the mean log-likelihood of a held-out molecule under the denoised
+proportions of its cell, in nats (multinomial; higher is better). Given the true proportions of a cell, the held-out
+molecules are independent of the fitted ones, so copying the data does not help (Batson, Royer & Webber 2019, "Molecular
+cross-validation").
 
-dropout: 10 % of the non-zero counts, chosen uniformly, are set to 0, and the expected counts at the library size of the
-corrupted cell are compared with the true ones there: median and mean absolute error (Lopez et al. 2018, figure 2).
+dropout: 10 % of the non-zero counts, chosen uniformly, are set to 0. The expected counts at the library size of the
+corrupted cell are compared with the true counts there: median and mean absolute error (Lopez et al. 2018, figure 2).
 
-Both on genes with a count in the corrupted matrix. Methods: `mean`, the proportions of all cells together; `scvae`,
-scvae.tl.denoise; `scvae_mean`, the same at the posterior mean alone; `scvae_long`, after 100 epochs on all cells, none
-held out for validation (a default fit stops when held-out *cells* gain no more, which is well before held-out molecules
-of the cells fitted do); `scvi`, get_normalized_expression of 25 draws.
-Rows are written to benchmarks/results/denoise/METHOD.json, where those of other sets stay; --table only prints
-what is there.
+Both tests use genes with a count in the corrupted matrix. Methods: `mean`, the proportions of all cells together;
+`scvae`, scvae.tl.denoise; `scvae_mean`, the same at the posterior mean alone; `scvae_long`, a fit of 100 epochs on all
+cells, with none held out for validation; `scvi`, get_normalized_expression with 25 draws. A default fit stops when
+held-out *cells* no longer improve, which is well before held-out molecules of the fitted cells stop improving.
+
+Rows are written to benchmarks/results/denoise/METHOD.json; rows of other data sets are kept. --table only prints the
+existing rows.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ Truth = sp.csr_matrix
 
 
 def thinned(counts: sp.csr_matrix) -> tuple[sp.csr_matrix, Truth]:
-    """The molecules kept, and those held out."""
+    """The kept molecules and the held-out ones."""
     kept = counts.copy()
     kept.data = np.random.default_rng(0).binomial(counts.data.astype(np.int64), KEPT).astype(np.float32)
     kept.eliminate_zeros()
@@ -61,7 +63,7 @@ def thinned(counts: sp.csr_matrix) -> tuple[sp.csr_matrix, Truth]:
 
 
 def dropped(counts: sp.csr_matrix) -> tuple[sp.csr_matrix, Truth]:
-    """The counts with some set to 0, and the true values of these."""
+    """The counts with some of them set to 0, and the true values of those."""
     lost = np.random.default_rng(0).random(counts.nnz) < DROPPED
     left, truth = counts.copy(), counts.copy()
     left.data = np.where(lost, 0, counts.data).astype(np.float32)

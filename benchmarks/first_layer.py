@@ -1,9 +1,9 @@
-"""Where a dense block overtakes the sparse product in the encoder's first layer: forward and backward, both ways.
+"""Times sparse and dense products in the encoder's first layer, forward and backward, by share of non-zeros.
 
 Usage: python benchmarks/first_layer.py [--repeats 60] [--out FILE]
 
-Random rows with a given share of non-zeros, 128 units. `scvae.kernels.fused_cpu.is_crowded` follows the share at which
-the ratio passes 1. Times are medians, the two ways taken in turn.
+The rows are random with a given share of non-zeros, and the layer has 128 units. `is_crowded` of `scvae/kernels/` uses
+the share at which the ratio of the times passes 1. Times are medians; the two products are measured in turn.
 """
 
 from __future__ import annotations

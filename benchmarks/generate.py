@@ -1,23 +1,26 @@
-"""Cells drawn from a model next to real cells that it has not seen: can a classifier tell them apart?
+"""Compares generated cells with real held-out cells: can a classifier separate them?
 
 Usage: python benchmarks/generate.py DATA.h5ad ... [--methods scvae scvi] [--seeds 3] [--peer-python PYTHON] [--table]
 
-Each file holds raw counts in X and the genes to model; obs["batch"], where it has several values, is passed as batch. A
-fifth of the cells (numpy default_rng(0)) is held out; models are fitted to the rest, and as many cells are drawn as are
-held out. PYTHON is an interpreter with scvi-tools; SCVI is fitted with seed 0 only (minutes a fit).
+Each file holds raw counts in X, restricted to the genes to model. If obs["batch"] has several values, it is passed as
+the batch. A fifth of the cells (numpy default_rng(0)) is held out. Models are fitted to the rest, and as many cells are
+generated as are held out. PYTHON is an interpreter with scvi-tools. SCVI is fitted with seed 0 only, because a fit
+takes minutes.
 
-  real             training cells, drawn without replacement: what a perfect model would score
-  scvae posterior  scvae.tl.sample of the held-out cells (which it has seen for that: lenient)
+  real             training cells, drawn without replacement: the score of a perfect model
+  scvae posterior  scvae.tl.sample of the held-out cells (lenient, because the model is given these cells)
   scvae like       scvae.tl.generate, like the training cells
   scvae prior      scvae.tl.generate, from the prior
   scvi posterior   SCVI's posterior_predictive_sample of the held-out cells
 
 auc: gradient boosting on 30 principal components of log1p(counts per median library size), log library size and share
-of zeros, cross-validated in 5 folds, a held-out cell and the draw from it in the same one; 0.5 is best. auc_depth: the
-same on log library size and share of zeros alone. Per gene: correlation of log means, median of |log ratio| of the
-variances (genes with a mean above 0.05), mean |difference| of the zero fractions.
-Rows are written to benchmarks/results/generate/METHOD.json, where those of other sets stay; --table only prints
-what is there.
+of zeros, cross-validated in 5 folds; 0.5 is best. A held-out cell and the draw from it are in the same fold.
+auc_depth: the same on log library size and share of zeros alone.
+Per gene: correlation of log means, median |log ratio| of the variances (genes with a mean above 0.05), and mean
+|difference| of the zero fractions.
+
+Rows are written to benchmarks/results/generate/METHOD.json; rows of other data sets are kept. --table only prints the
+existing rows.
 """
 
 from __future__ import annotations
@@ -46,13 +49,13 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> tuple[ad.AnnData, ad.AnnData]:
-    """Cells to fit to, and those held out."""
+    """The cells to fit and the held-out cells."""
     whole = ad.read_h5ad(path)
     whole.X = sp.csr_matrix(whole.X)
     whole.obs = whole.obs[["batch"]] if "batch" in whole.obs and whole.obs["batch"].nunique() > 1 else whole.obs[[]]
     order = np.random.default_rng(0).permutation(whole.n_obs)
     held_out, rest = np.sort(order[: whole.n_obs // 5]), np.sort(order[whole.n_obs // 5 :])
-    seen = np.asarray(whole.X[rest].sum(0)).ravel() > 0  # a model can draw only genes that it has seen
+    seen = np.asarray(whole.X[rest].sum(0)).ravel() > 0  # a model can only generate genes that it was fitted to
     return whole[rest][:, seen].copy(), whole[held_out][:, seen].copy()
 
 
@@ -82,7 +85,7 @@ def scored(real: sp.csr_matrix, drawn: sp.csr_matrix) -> Row:
     genes, depth = np.vstack([real_genes, drawn_genes]), np.vstack([real_depth, drawn_depth])
     components = PCA(30, random_state=0).fit_transform(genes)
     is_real = np.repeat([True, False], [real.shape[0], drawn.shape[0]])
-    # of posterior draws, a cell and its draw share a fold; all others are paired at random
+    # a cell and its posterior draw are in the same fold; all other draws are paired with cells at random
     groups = np.concatenate([np.arange(real.shape[0]), np.arange(drawn.shape[0])])
     mean, other = (np.asarray(table.mean(0)).ravel() for table in (real, drawn))
     square, other_square = (np.asarray(table.power(2).mean(0)).ravel() for table in (real, drawn))

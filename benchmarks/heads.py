@@ -1,11 +1,11 @@
-"""Gaussian and Bernoulli heads against PCA on the identical input, by kNN label accuracy.
+"""Compares Gaussian and Bernoulli likelihoods with PCA on the same input, by kNN label accuracy.
 
 Usage: python benchmarks/heads.py DATA_FOLDER [--seeds 3] [--out benchmarks/results/heads.json]
 
-DATA_FOLDER holds levine32.h5ad (mass cytometry, arcsinh), hao_adt224.h5ad (raw protein counts, centred log-ratio taken
-here) and atac_forebrain.h5ad (0/1 accessibility), each with obs["cell_type"]. Accuracy is that of a 15-neighbour
-classifier, 5-fold cross-validated, as in the comparison of count models. PCA has the same number of dimensions as the
-latent, and is also given at 10.
+DATA_FOLDER holds levine32.h5ad (mass cytometry, arcsinh), hao_adt224.h5ad (raw protein counts, transformed here by the
+centred log-ratio) and atac_forebrain.h5ad (0/1 accessibility), each with obs["cell_type"]. The accuracy is that of a
+15-neighbour classifier with 5-fold cross-validation, as in the comparison of count models. PCA has the same number of
+dimensions as the latent space, and is also measured with 10.
 """
 
 from __future__ import annotations

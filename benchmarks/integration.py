@@ -1,13 +1,14 @@
-"""Batches mixed and cell types kept: the default fit next to SCVI, Harmony and PCA, over sets and seeds.
+"""Scores batch mixing and the preservation of cell types, for the default fit, SCVI, Harmony and PCA.
 
 Usage: python benchmarks/integration.py EVALUATE.py DATA_FOLDER --peer-python PYTHON [--seeds 3] [--sets NAME ...]
 
-EVALUATE.py scores one method on one set (same genes, same cells, same scoring for every method); PYTHON is an
-interpreter with scvi-tools, harmonypy and what EVALUATE.py needs. Rows are written to
-benchmarks/results/integration/METHOD__SET__SEED.json; those that are there are not made again; --table only prints.
+EVALUATE.py scores one method on one data set, with the same genes, cells and scoring for every method. PYTHON is an
+interpreter with scvi-tools, harmonypy and the dependencies of EVALUATE.py. Rows are written to
+benchmarks/results/integration/METHOD__SET__SEED.json. Existing rows are not computed again. --table only prints them.
 
-Scores by scib-metrics (Luecken et al. 2022; BRAS: Rautenstrauch & Ohler 2025), ARI and NMI the best over a fixed grid
-of Leiden resolutions. *Batch* is the mean of iLISI, BRAS and graph connectivity; *bio* that of cLISI, NMI and ARI.
+The scores are those of scib-metrics (Luecken et al. 2022; BRAS: Rautenstrauch & Ohler 2025). ARI and NMI are the best
+over a fixed grid of Leiden resolutions. *Batch* is the mean of iLISI, BRAS and graph connectivity; *bio* is the mean of
+cLISI, NMI and ARI.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def make_row(python: str, evaluate: Path, method: str, data: Path, options: list
 
 
 def means_of(method: str, data: str, names: tuple[str, ...]) -> list[float]:
-    """For each seed, the mean of some scores; no seed at all where there is no row."""
+    """The mean of some scores for each seed; empty if there is no row."""
     rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{method}__{data}__*.json"))]
     return [statistics.fmean(row[name] for name in names) for row in rows]
 
@@ -68,7 +69,7 @@ def print_tables(sets: list[str]) -> None:
 
 
 def shown(seeds: list[float]) -> str:
-    """Mean over seeds, the standard deviation beside it, and how many there are where they are not three."""
+    """Mean over seeds with its standard deviation, and the number of seeds if it is not three."""
     if not seeds:
         return ""
     spread = f" ± {statistics.stdev(seeds):.3f}" if len(seeds) > 1 else ""

@@ -1,22 +1,22 @@
-"""Cells of a batch that was held out, mapped onto a model of the others: here, by SCVI's surgery, and by PCA.
+"""Maps cells of a held-out batch onto a model of the other batches: with scvae, SCVI's surgery and PCA.
 
 Usage: python benchmarks/map_query.py [DATA.h5ad=BATCH ...] [--only ours peers unknown] [--seeds 3]
        [--peer-python PYTHON] [--threads 1] [--table]
 
-Each file holds raw counts in X, the genes to model, labels in obs["cell_type"] and batches in obs["batch"]; BATCH is
-held out. (benchmarks/beta_path.py --prepare makes such files.) Labels of the query are judged by its 15 nearest
-neighbours in the reference's latent space, of cells whose type the reference has; once with all genes, thrice with the
-genes shuffled and a random fifth of them gone.
+Each file holds raw counts in X, restricted to the genes to model, labels in obs["cell_type"] and batches in
+obs["batch"]. BATCH is held out. (benchmarks/beta_path.py --prepare makes such files.) The label of a query cell is
+predicted by its 15 nearest neighbours in the reference's latent space. Only cells whose type the reference has are
+scored: once with all genes, and three times with the genes shuffled and a random fifth of them missing.
 
 ours: scvae.fit on the reference and scvae.tl.map_query, with the accuracy of scvae.tl.transfer_labels and its expected
-calibration error (ten bins); `frozen` is the encoder of the fit as it is; 30 principal components of the log-normalised
-reference, query projected.
-peers: scvi-tools' SCVI (nb) and load_query_data, as it comes and with the settings of the scArches tutorial; 200 epochs
-without weight decay on the query. It runs in the interpreter that --peer-python names.
-unknown: each type with at least 30 cells in the query is taken out of the reference, one at a time; how well the
-outlier score tells it from the others (AUROC), and the shares of both called unknown.
+calibration error (ten bins). `frozen` uses the encoder of the fit without mapping. PCA is 30 principal components of
+the log-normalised reference, onto which the query is projected.
+peers: scvi-tools' SCVI (nb) and load_query_data, with the defaults and with the settings of the scArches tutorial, and
+200 epochs without weight decay on the query. It runs in the interpreter named by --peer-python.
+unknown: each type with at least 30 cells in the query is removed from the reference, one at a time. Measures how well
+the outlier score separates its cells from the others (AUROC), and the shares of both that are called unknown.
 
-Rows are written to benchmarks/results/map_query/PART.json; --table only prints what is there.
+Rows are written to benchmarks/results/map_query/PART.json. --table only prints the existing rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from task import DRAWS, NAMELESS, Row, Task
 
 RESULTS = Path(__file__).parent / "results" / "map_query"
 N_COMPONENTS = 30
-FEWEST_ABSENT = 30  # cells of a type that is taken out of the reference
+FEWEST_ABSENT = 30  # query cells of a type that is removed from the reference
 
 
 def ours(path: Path, held_out: str, seed: int) -> Iterator[Row]:
@@ -108,7 +108,7 @@ def unknown(path: Path, held_out: str, seed: int) -> Iterator[Row]:
 
 
 def without(task: Task, absent: str, seed: int) -> Row:
-    """How the cells of a type fare that the reference lacks."""
+    """Outlier scores and unknown calls for the cells of a type that is removed from the reference."""
     from sklearn.metrics import roc_auc_score
 
     import scvae
@@ -117,7 +117,7 @@ def without(task: Task, absent: str, seed: int) -> Row:
     query = task.queries["full"].copy()
     model = scvae.fit(reference, batch_key="batch", rng=seed, verbose=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # genes that only the absent type has are not modelled
+        warnings.simplefilter("ignore")  # genes expressed only by the removed type are not modelled
         mapped = scvae.tl.map_query(query, model, verbose=False)
         scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
     is_absent = (query.obs["cell_type"] == absent).to_numpy()
@@ -157,7 +157,7 @@ def mean(rows: list[Row], value: str) -> str:
 
 
 def draws(rows: list[Row], value: str) -> str:
-    """The mean over draws of the missing genes and, in brackets, that of each over the seeds."""
+    """The mean over the draws of missing genes and, in brackets, the mean over seeds for each draw."""
     by_draw = [[row[key] for row in rows if key in row] for key in (f"missing_{draw}_{value}" for draw in range(DRAWS))]
     means = [statistics.fmean(values) for values in by_draw if values]
     return f"{statistics.fmean(means):.3f} ({', '.join(f'{found:.3f}' for found in means)})" if means else ""

@@ -1,12 +1,12 @@
-"""Held-out log-likelihood and embedding scores of the default fit, over sets and seeds, next to the peers' rows.
+"""Held-out log-likelihood and embedding scores of the default fit and of other methods, over data sets and seeds.
 
 Usage: python benchmarks/quality.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 3] [--jobs 2] [--table]
 
-EVALUATE.py scores one method on one set (same genes, same cells, same split for every method; importance-weighted
-log-likelihood with 1,000 samples of the held-out fifth). REFERENCE_FOLDER holds its rows for the peers as
-METHOD__SET.json and datasets.txt, one set a line with the options to score it with (benchmarks/results/peers has the
-peers of the committed tables). Rows of scvae are written to
-benchmarks/results/quality/scvae__SET__SEED.json; --table only prints what is there.
+EVALUATE.py scores one method on one data set, with the same genes, cells and split for every method. The log-likelihood
+is that of the held-out fifth, importance-weighted with 1,000 samples. REFERENCE_FOLDER holds the rows of the other
+methods as METHOD__SET.json, and datasets.txt, in which each line names a data set and the options to score it with.
+(benchmarks/results/peers has the rows of the committed tables.) Rows of scvae are written to
+benchmarks/results/quality/scvae__SET__SEED.json. --table only prints the existing rows.
 """
 
 from __future__ import annotations

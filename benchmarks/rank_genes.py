@@ -1,19 +1,20 @@
-"""False discoveries and power of scvae.tl.rank_genes next to Wilcoxon's and t tests and SCVI; null splits; time.
+"""False discoveries and power of scvae.tl.rank_genes, Wilcoxon and t tests and SCVI; null splits; run time.
 
 Usage: python benchmarks/rank_genes.py [NULL.h5ad ...] [--only truth null time] [--seeds 3] [--peer-python PYTHON]
        [--table]
 
-truth: cells of groups A, B and C drawn from negative binomials with two programs within each group, 1,000 genes, a
-tenth of them changed between A and B; scenarios in SCENARIOS. Share of false discoveries and power at a false discovery
-rate of 0.05 and 0.1, and power at the longest list whose true share of false discoveries is at most 0.05 (ranking
-alone). Wilcoxon (with correction for ties) and t tests (overestimated variance) are scanpy's on log-normalised counts,
-Benjamini-Hochberg. With --peer-python, an interpreter that has scvi-tools, SCVI too (differential_expression, mode
-"change", is_de_fdr), on the scenarios in PEER_SCENARIOS and the first seed.
-null: on each file given (raw counts in X, labels in obs["cell_type"]), each label with at least 100 cells is cut in two
-at random, ten times; how many of the genes are called at 0.05 and 0.1, and in how many of the splits any is.
-time: seconds of rank_genes on 16,000 cells x 2,000 genes, two groups, the fit aside.
+truth: cells of groups A, B and C are drawn from negative binomials with two programs within each group. A tenth of the
+1,000 genes differ between A and B. SCENARIOS lists the scenarios. Measures the share of false discoveries and the power
+at a false discovery rate of 0.05 and 0.1, and the power of the longest list whose true share of false discoveries is at
+most 0.05, which depends on the ranking alone. Wilcoxon (with correction for ties) and t tests (overestimated variance)
+are scanpy's on log-normalised counts, with Benjamini-Hochberg correction. If --peer-python names an interpreter with
+scvi-tools, SCVI is measured as well (differential_expression, mode "change", is_de_fdr), on the scenarios in
+PEER_SCENARIOS and the first seed.
+null: on each file given (raw counts in X, labels in obs["cell_type"]), the cells of each label with at least 100 cells
+are split in two at random, ten times. Counts the genes called at 0.05 and 0.1, and the splits in which any gene is.
+time: seconds of rank_genes on 16,000 cells x 2,000 genes with two groups, without the fit.
 
-Rows are written to benchmarks/results/rank_genes/PART.json; --table only prints what is there.
+Rows are written to benchmarks/results/rank_genes/PART.json. --table only prints the existing rows.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ LEVELS = (0.05, 0.1)
 SPLITS, LEAST_CELLS = 10, 100
 REPEATS = 3
 N_GENES, N_OTHER, LIBRARY, LIBRARY_SD = 1_000, 100, 1_500.0, 0.4
-# cells and mean libraries of A and B, share of genes changed, range of the changes, share that rises, share of the
-# cells of A and of B in the second of two batches
+# cells and mean library sizes of A and B, share of genes that change, range of the changes, share of them that rise,
+# share of the cells of A and of B in the second of two batches
 SCENARIOS: dict[str, dict[str, Any]] = {
     "balanced": {},
     "depth 1 to 3": {"library": (750.0, 2_250.0)},
@@ -96,7 +97,7 @@ def simulate(
     batch = (rng.random(len(group)) < np.array(shares)[group]).astype(int)
     log_rate = base + rng.normal(size=(len(group), 2)) @ programs + (group == 0)[:, None] * change
     log_rate += (group == 2)[:, None] * elsewhere + batch[:, None] * rng.normal(0, 0.4, N_GENES)
-    if types > 1:  # each group has the same share of each, up to chance
+    if types > 1:  # each type has the same share in every group, up to chance
         markers = rng.normal(0, 1.0, (types, N_GENES)) * (rng.random((types, N_GENES)) < 0.3)
         log_rate += markers[rng.integers(types, size=len(group))]
     proportion = np.exp(log_rate)

@@ -3,7 +3,7 @@
 Usage: python benchmarks/report.py [--results benchmarks/results/speed] [--readme benchmarks/README.md]
     [--png benchmarks/results/speed.png]
 
-Only what stands between the two marker comments of the README is rewritten.
+Only the text between the two marker comments of the README is replaced.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Digests of what fits of every kind give: run it before and after a change that must not touch results, and compare.
+"""Prints digests of the results of many kinds of fit, to compare before and after a change that must not alter them.
 
-Usage: python benchmarks/same_results.py [> FILE]        (the same machine and OMP_NUM_THREADS both times)
+Usage: python benchmarks/same_results.py [> FILE]        (on the same machine, with the same OMP_NUM_THREADS)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHORT = TrainingConfig(epochs=8)
 
 
 def show(name: str, *values: object) -> None:
-    """One line: a name, and a digest of all bytes."""
+    """Prints one line: a name and a digest of all bytes."""
     digest = hashlib.blake2b(digest_size=12)
     for value in values:
         digest.update(np.ascontiguousarray(value).tobytes())
@@ -26,7 +26,7 @@ def show(name: str, *values: object) -> None:
 
 
 def fit(name: str, adata, **options) -> scvae.FittedModel:
-    """Fits, and shows the embedding, its variances and the history."""
+    """Fits, and prints digests of the embedding, its variances and the history."""
     model = scvae.fit(adata, **{"rng": 0, "verbose": False, "training": SHORT} | options)
     history = model.history.drop(columns="seconds").to_numpy(dtype=float)
     show(name, adata.obsm["X_scvae"], adata.obsm["X_scvae_var"], history, model.outcome.kl_per_dimension)
@@ -40,7 +40,7 @@ def simulated(**options):
 
 
 def main() -> None:
-    """All cases, one line each."""
+    """Prints one line for each case."""
     cells = scvae.datasets.pbmc3k()
     fit("pbmc3k, default", cells, training=None)
     path = fit("pbmc3k, path", cells, beta=(0.1, 10.0))

@@ -3,18 +3,19 @@
 Usage: python benchmarks/speed.py [--peer-python PYTHON] [--only PART ...] [--repeats N] [--device cpu|cuda]
     [--data FILE.h5ad ...] [--threads N] [--out FOLDER] [--quick]
 
-Each measurement runs in a process of its own; ours and the peer's take turns; medians are reported and every raw value
-is kept. Each part writes FOLDER/PART.json after every row (PART_cuda.json for a GPU), so that it can be rerun alone;
-`python benchmarks/report.py` turns these files into the tables of README.md and into speed.png. Leave the machine
-alone meanwhile.
+Each measurement runs in its own process, and the two packages take turns. Medians are reported and every raw value is
+kept. Each part writes FOLDER/PART.json after every row (PART_cuda.json for a GPU), so that it can be rerun alone.
+`python benchmarks/report.py` turns these files into the tables of README.md and into speed.png. The machine should be
+otherwise idle.
 
 Parts: training (cells per second in the steady state, and the share of the bare decoder products), quality_time
 (seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, growth, recipe
-(held-out ELBO and seconds by batch size). With --device cuda only training runs unless others are named. --data names
-files with raw counts in X and the genes to model (at most 20,000 cells, where SCVI's KL weight reaches 1); without it
-the bundled set's 2,000 highly variable genes are taken (which needs scikit-misc). --peer-python names an interpreter
-with scvi-tools, where this one lacks it.
---quick shrinks everything to a trial of a few minutes, whose figures mean nothing.
+(held-out ELBO and seconds by batch size). With --device cuda only training runs unless others are named.
+
+--data names files with raw counts in X, restricted to the genes to model (at most 20,000 cells, so that SCVI's KL
+weight reaches 1). Without it, the bundled set with 2,000 highly variable genes is used, which needs scikit-misc.
+--peer-python names an interpreter with scvi-tools, if this one lacks it.
+--quick reduces everything to a trial of a few minutes; ignore its figures.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""Training from disk against training in memory, and against scvi-tools on the same file, in one run.
+"""Compares training from disk with training in memory, and with scvi-tools on the same file, in one run.
 
 Usage: python benchmarks/streaming.py [--cells N] [--memory GB] [--folder FOLDER] [--peer-python PYTHON]
     [--only PART ...] [--files KIND ...] [--epochs N] [--peer-batches N] [--threads N] [--out FILE]
 
-Makes N cells of 20,000 genes in FOLDER (simulated from the gene means of the cell types of the bundled set, sorted by
-type; kept, so that a part can be rerun) as a gzip h5ad, a plain h5ad and a sharded zarr. Each measurement runs in a
-process of its own, and writes FILE again.
+Writes N cells of 20,000 genes to FOLDER as a gzip h5ad, a plain h5ad and a sharded zarr. The cells are simulated from
+the gene means of the cell types of the bundled set and sorted by type. The files are kept, so that a part can be rerun.
+Each measurement runs in its own process; FILE is rewritten after each one.
 
-Parts: all_genes (cells per second, by the clock and by the processor's time, and peak memory), chosen_genes (the 2,000
+Parts: all_genes (cells per second by wall-clock and by processor time, and peak memory), chosen_genes (the 2,000 genes
 with the most counts, read from disk although they would fit into memory), peer (scvi-tools on the backed h5ad, all
 genes), held_out (held-out ELBO of default fits of 2,000 genes: in memory, and from the file sorted by type).
---memory is TrainingConfig.memory of the fits from disk. With fewer cells than fill it, lower it: the default 1 suits
-200,000 cells, of which a window then holds about a tenth.
+
+--memory is TrainingConfig.memory of the fits from disk. Lower it for fewer cells, which would otherwise fit into
+memory: the default of 1 suits 200,000 cells, of which a window then holds about a tenth.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from _streaming.data import FILES, N_GENES, make
 
 HERE = Path(__file__).parent
 CHOSEN = 2_000
-SHARE_OF_CHOSEN = 0.4  # of the memory, so that a window has about as many cells: these genes hold half of the values
+SHARE_OF_CHOSEN = 0.4  # of `memory`, so that a window holds about as many cells: these genes have half of the values
 PARTS = ("all_genes", "chosen_genes", "peer", "held_out")
 
 
@@ -77,7 +78,7 @@ def measured(part: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run(side: str, settings: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """What a process of its own measured."""
+    """The result of a measurement in its own process."""
     python = given.peer_python if side == "peer" else sys.executable
     path = [HERE] if side == "peer" else [HERE, HERE.parent]
     threads = {f"{name}_NUM_THREADS": str(given.threads) for name in ("OMP", "MKL", "NUMBA")}

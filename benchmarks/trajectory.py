@@ -1,24 +1,24 @@
-"""Diffusion pseudotime against a known order of cells: on embeddings as they are, and on the graph over draws.
+"""Compares diffusion pseudotime with a known order of cells, on embeddings and on the graph over posterior draws.
 
 Usage: python benchmarks/trajectory.py DATA.h5ad [--order COLUMN] [--stages A,B,C] [--lineages A,B C,D --types COLUMN]
     [--seeds 10] [--methods pca scvae scvi] [--peer-python PYTHON] [--table]
 
-DATA.h5ad holds raw counts in X, the genes to model, and the known order in obs[COLUMN]: numbers (missing for some
-cells, if need be), or stages that --stages names from first to last (cells of other stages have no known order).
-Spearman correlation with it of scanpy's diffusion pseudotime (Haghverdi et al. 2016), the median over five of the
-earliest cells as root; cells that cannot be reached come last. Where the cells are of several lineages that do not
-part within the data, pseudotime from one root says nothing of the others: each of --lineages, the types of one, is
-measured besides by itself, with roots of its own on the same graph (mean over lineages). All methods see all cells,
-and no batches.
+DATA.h5ad holds raw counts in X, restricted to the genes to model, and the known order in obs[COLUMN]. The order is
+given as numbers (they may be missing for some cells), or as stages that --stages lists from first to last (cells of
+other stages have no known order). The score is the Spearman correlation of the known order with scanpy's diffusion
+pseudotime (Haghverdi et al. 2016), the median over five of the earliest cells as root. Cells that cannot be reached
+come last. If the cells belong to several lineages that do not branch within the data, pseudotime from one root is not
+informative about the others. So each of --lineages (the types of one lineage) is also measured separately, with its own
+roots on the same graph (mean over lineages). All methods use all cells and no batches.
 
   pca          30 dimensions of log-normalised counts
-  pca 10       10 dimensions: as many as scvae and SCVI have
+  pca 10       10 dimensions, the same number as scvae and SCVI
   scvae        scanpy.pp.neighbors on X_scvae
   scvae draws  scvae.tl.neighbors, the graph over draws from the posterior
-  scvi         scanpy.pp.neighbors on SCVI's latent means (nb, defaults otherwise; PYTHON has scvi-tools; minutes a fit)
+  scvi         scanpy.pp.neighbors on SCVI's latent means (nb, defaults otherwise; PYTHON has scvi-tools; slow)
 
-Rows are written to benchmarks/results/trajectory/METHOD.json, where those of other sets stay; --table only prints what
-is there.
+Rows are written to benchmarks/results/trajectory/METHOD.json; rows of other data sets are kept. --table only prints the
+existing rows.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ RESULTS = Path(__file__).parent / "results" / "trajectory"
 PEER = Path(__file__).parent / "_scvi_peer.py"
 METHODS = ("pca", "scvae", "scvi")
 KINDS = ("pca", "pca 10", "scvi", "scvae", "scvae draws")
-ROOTS = slice(0, 50, 10)  # of the cells in order
+ROOTS = slice(0, 50, 10)  # positions of the root cells in the known order
 
 Row = dict[str, Any]
 
 
 def known_order(adata: ad.AnnData, column: str, stages: list[str]) -> np.ndarray:
-    """A number for each cell that rises along the process, NaN where none is known."""
+    """A number for each cell that increases along the process; NaN if the order of the cell is unknown."""
     if not stages:
         return adata.obs[column].to_numpy(dtype=float)
     rank = {stage: float(i) for i, stage in enumerate(stages)}
@@ -54,7 +54,7 @@ def known_order(adata: ad.AnnData, column: str, stages: list[str]) -> np.ndarray
 
 
 def correlation(adata: ad.AnnData, order: np.ndarray) -> float:
-    """Of pseudotime on the diffusion map of `adata` with the order, where that is known."""
+    """Correlation of pseudotime on the diffusion map of `adata` with the known order."""
     import scanpy as sc
     from scipy.stats import spearmanr
 
@@ -82,7 +82,7 @@ def scores(graph: ad.AnnData, order: np.ndarray, lineages: list[np.ndarray]) -> 
 
 
 def graph_on(latent: np.ndarray) -> ad.AnnData:
-    """scanpy's neighbours, as they come, on an embedding."""
+    """scanpy's neighbours of an embedding, with the defaults."""
     import scanpy as sc
 
     graph = ad.AnnData(obsm={"latent": np.asarray(latent, np.float32)})

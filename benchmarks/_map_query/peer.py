@@ -8,9 +8,9 @@ import time
 import warnings
 from pathlib import Path
 
-from task import Task  # beside this file
+from task import Task  # in the same folder
 
-# what scvi-tools' scArches tutorial asks of the reference; the query is trained for 200 epochs without weight decay
+# settings of the reference in scvi-tools' scArches tutorial; the query is trained for 200 epochs without weight decay
 SETTINGS = {
     "default": {},
     "scarches": {

@@ -1,4 +1,4 @@
-"""A held-out batch: its reference, the query, the query without a fifth of the genes (thrice), and how it is scored."""
+"""A held-out batch: its reference, the query, three queries that lack a fifth of the genes, and the score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 NEIGHBOURS = 15
 MISSING = 0.2
-DRAWS = 3  # of the genes that are missing: which ones go moves the accuracy by more than the seed of a fit
+DRAWS = 3  # of the missing genes: their choice changes the accuracy by more than the seed of a fit
 NAMELESS = ("", "nan", "unlabelled")
 
 Row = dict[str, Any]
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """Raw counts in X, labels in obs["cell_type"], batches in obs["batch"]; genes without counts there are left out."""
+    """Raw counts in X, labels in obs["cell_type"], batches in obs["batch"]; genes without counts are left out."""
 
     name: str
     held_out: str
@@ -43,7 +43,7 @@ class Task:
         return {"set": self.name, "held_out": self.held_out, "cells": self.queries["full"].n_obs, **values}
 
     def accuracy(self, reference: np.ndarray, query: np.ndarray) -> float:
-        """Share of query cells that most of their 15 nearest reference cells name rightly, of types that it has."""
+        """Accuracy of the majority label of the 15 nearest reference cells, over cells of types in the reference."""
         from sklearn.neighbors import KNeighborsClassifier
 
         named, true = self.reference.obs["cell_type"].to_numpy(), self.queries["full"].obs["cell_type"].to_numpy()

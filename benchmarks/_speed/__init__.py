@@ -1,1 +1,1 @@
-"""The speed benchmark: parts that say what to measure, and workers that measure it, each in a process of its own."""
+"""The speed benchmark: parts define what to measure, and workers measure it, each in its own process."""

@@ -12,7 +12,7 @@ QUICK = {500: 1_000}
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a number of genes."""
+    """One row for each number of genes."""
     for genes, cells in (QUICK if bench.quick else FULL).items():
         data = bench.folder / f"embed_{genes}.h5ad"
         simulated = bench.call("ours", "simulate", {"path": data, "cells": cells, "genes": genes})

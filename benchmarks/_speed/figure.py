@@ -1,4 +1,4 @@
-"""The parts' JSON files as one picture."""
+"""Draws the JSON files of the parts as one picture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from .runner import Row
 from .tables import slope
 
-# Okabe & Ito's colours, told apart with any colour vision; line styles and hatching say it again
+# Okabe & Ito's colours, distinguishable with any colour vision; line styles and hatching also distinguish them
 OURS, PEER, THIRD, FOURTH, FAINT = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
-CURVES = 3  # sets drawn
+CURVES = 3  # data sets to draw
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(records: Mapping[str, Row], path: Path) -> None:
-    """Writes the picture: held-out ELBO against seconds of three sets, cells per second, shares, growth."""
+    """Writes the picture: held-out ELBO against seconds for three data sets, cells per second, shares, growth."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 7.2), layout="constrained")
         axes = figure.subplots(2, 3)
@@ -43,7 +43,7 @@ def draw(records: Mapping[str, Row], path: Path) -> None:
 
 
 def draw_curves(ax: Axes, row: Row) -> None:
-    """Held-out ELBO at the end of each epoch; one line a seed, and where SCVI ends."""
+    """Held-out ELBO at the end of each epoch, one line for each seed, and SCVI's final value."""
     ends, tops = [], []
     for run in row["runs"]:
         first = run is row["runs"][0]
@@ -55,7 +55,7 @@ def draw_curves(ax: Axes, row: Row) -> None:
         ends.append(run["scvi"]["curve"]["elbo"][-1])
     final, best = ends[0], max(tops)
     ax.axhline(final, color=FAINT, linewidth=1, linestyle=":", label="where SCVI ends")
-    # the first epochs lie far below; the part that decides is near the top
+    # the first epochs are far below; show the part near the top
     span = max(abs(best - final), 0.01 * abs(best))
     ax.set(xscale="log", xlabel="seconds of training", title=f"{row['data']}, {row['cells']:,} cells")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -63,7 +63,7 @@ def draw_curves(ax: Axes, row: Row) -> None:
 
 
 def draw_rates(ax: Axes, rows: list[Row]) -> None:
-    """Training cells per second, side by side, with the ratio on top."""
+    """Training cells per second of both packages, with the ratio above."""
     width = 0.38
     for side, colour, shift, label, hatch in (
         ("scvae", OURS, -width / 2, "scvae", ""),
@@ -101,7 +101,7 @@ def draw_shares(ax: Axes, rows: list[Row]) -> None:
 
 
 def draw_growth(ax: Axes, rows: list[Row]) -> None:
-    """Seconds against cells, both logarithmic, with the slope of each line."""
+    """Seconds against cells on logarithmic axes, with the slope of each line."""
     cells = [row["cells"] for row in rows]
     for name, label, colour, marker, style in (
         ("fit", "default fit", FOURTH, "s", "--"),

@@ -1,4 +1,4 @@
-"""How the time of training, of embedding and of the default fit grows with the number of cells."""
+"""Growth of the time of training, embedding and the default fit with the number of cells."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from statistics import median
 
 from .runner import Bench, Row, alternate
 
-BATCH_SIZE = 128  # one for all sizes: the default may follow the number of cells
-FULL = ((2_000, 1), (20_000, 1), (20_000, 10))  # simulated cells, how often they are repeated
+BATCH_SIZE = 128  # the same for all sizes, because the default depends on the number of cells
+FULL = ((2_000, 1), (20_000, 1), (20_000, 10))  # simulated cells, and how often they are repeated
 QUICK = ((300, 1), (1_000, 1), (1_000, 3))
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a number of cells."""
+    """One row for each number of cells."""
     genes, least = (300, 0.2) if bench.quick else (2_000, 3.0)
     trial = {"epochs": 2} if bench.quick else {}
     bench.call("ours", "warm")

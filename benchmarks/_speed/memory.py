@@ -1,4 +1,4 @@
-"""Peak resident memory of a fit over imports and compiled kernels."""
+"""Peak resident memory of a fit, without that of imports and compiled kernels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from statistics import median
 
 from .runner import Bench, Measurement, Row, alternate
 
-SHARE = 0.05  # of non-zeros
+SHARE = 0.05  # share of non-zeros
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """All genes of a large sample on both sides, and one batch of 4,096 cells with all genes of a genome here."""
+    """All genes of a large sample with both packages, and one batch of 4,096 cells with a whole genome with scvae."""
     bench.call("ours", "warm")
     cells, genes = (500, 2_000) if bench.quick else (16_000, 32_000)
     sample = {"cells": cells, "genes": genes, "share": SHARE}

@@ -1,10 +1,10 @@
-"""Measurements of scvae, one to a process: `python -m _speed.ours TASK SETTINGS`."""
+"""Measurements of scvae, each in its own process: `python -m _speed.ours TASK SETTINGS`."""
 
 from __future__ import annotations
 
 import time
 
-started = time.perf_counter()  # before any library, so that the import's seconds are those a user waits
+started = time.perf_counter()  # before any library is imported, so that the import takes as long as for a user
 import scvae  # noqa: E402
 
 IMPORT_SECONDS = time.perf_counter() - started
@@ -19,24 +19,24 @@ from .worker import Answer  # noqa: E402
 
 ARCHITECTURE = scvae.NetworkConfig(width=128, encoder_layers=1, decoder_layers=1)
 N_LATENT = 10
-MOST_CELLS = 20_000  # with more, SCVI's KL weight does not reach 1 by default, and the two objectives differ
-SPLIT_TOLERANCE = 2e-3  # relative difference of two estimates of one mean ELBO
+MOST_CELLS = 20_000  # with more cells SCVI's KL weight does not reach 1 by default, and the two objectives differ
+SPLIT_TOLERANCE = 2e-3  # relative difference of two estimates of the same mean ELBO
 
 
 def versions(device: str) -> Answer:
-    """Versions on this side."""
+    """Versions of scvae and its dependencies."""
     return worker.versions(device, ("torch", "numba", "numpy")) | {"scvae": scvae.__version__}
 
 
 def simulate(path: str, cells: int, genes: int, tile: int = 1) -> Answer:
-    """Writes simulated counts, the same cells `tile` times over; a quarter of a count a gene, as in shallow data."""
+    """Writes simulated counts, with the cells repeated `tile` times; 0.25 counts per gene, as in shallow data."""
     adata = scvae.datasets.simulate(n_cells=cells, n_genes=genes, mean_library=genes / 4, truth=False)
     _plain(sparse.vstack([adata.X] * tile, format="csr")).write_h5ad(path)
     return {"cells": cells * tile, "non_zeros": adata.X.nnz / (cells * genes)}
 
 
 def prepare(source: str | None, path: str, seeds: list[int]) -> Answer:
-    """Writes the counts of `source` (None: the bundled set) with the cells that `fit` holds out at each seed."""
+    """Writes the counts of `source` (None: the bundled set) and the cells that `fit` holds out at each seed."""
     from scvae.data.batches import split
 
     x = sparse.csr_matrix(_bundled() if source is None else anndata.read_h5ad(source).X, dtype=np.float32)
@@ -57,8 +57,8 @@ def prepare(source: str | None, path: str, seeds: list[int]) -> Answer:
 
 
 def warm() -> Answer:
-    """Compiles what a first run on a machine would, into the cache on disk."""
-    for share in (0.05, 0.5):  # sparse and crowded blocks take different kernels
+    """Compiles the kernels that a first run on a machine would compile, into the cache on disk."""
+    for share in (0.05, 0.5):  # sparse and dense blocks use different kernels
         adata = anndata.AnnData(worker.draw_counts(300, 200, share, np.random.default_rng(0)))
         model = scvae.fit(adata, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=1))
         scvae.tl.embed(adata, model)
@@ -67,7 +67,7 @@ def warm() -> Answer:
 
 
 def training(data: str, batch_size: int | None, least_seconds: float, device: str) -> Answer:
-    """Seconds of a training epoch, without validation cells; a batch size of None is the default one."""
+    """Seconds of a training epoch, without validation cells; a batch size of None is the default."""
     adata = anndata.read_h5ad(data)
     sizes = {} if batch_size is None else {"batch_size": batch_size}
     used: list[int | None] = []
@@ -88,7 +88,7 @@ def training(data: str, batch_size: int | None, least_seconds: float, device: st
 
 
 def fit(data: str, device: str, epochs: int | None = None) -> Answer:
-    """Seconds of the whole call, with the defaults; `epochs` is for a trial."""
+    """Seconds of the whole call with the defaults; `epochs` is for a trial run."""
     adata = anndata.read_h5ad(data)
     start = time.perf_counter()
     model = scvae.fit(adata, rng=0, device=device, verbose=False, training=scvae.TrainingConfig(epochs=epochs))
@@ -96,7 +96,7 @@ def fit(data: str, device: str, epochs: int | None = None) -> Answer:
 
 
 def quality(data: str, seed: int, n_samples: int, device: str, epochs: int | None = None) -> Answer:
-    """The default fit (or one of other epochs) with its curve, and the log-likelihood of the cells it held out."""
+    """The default fit (or one with other epochs), its curve, and the log-likelihood of the cells it held out."""
     adata = anndata.read_h5ad(data)
     start = time.perf_counter()
     model = scvae.fit(adata, rng=seed, device=device, verbose=False, training=scvae.TrainingConfig(epochs=epochs))
@@ -121,7 +121,7 @@ def quality(data: str, seed: int, n_samples: int, device: str, epochs: int | Non
 
 
 def recipe(data: str, batch_size: int, seed: int, device: str, epochs: int | None = None) -> Answer:
-    """Seconds and held-out ELBO of the default fit with another batch size, and the learning rate that goes with it."""
+    """Seconds and held-out ELBO of the default fit with another batch size and its learning rate."""
     adata = anndata.read_h5ad(data)
     training = scvae.TrainingConfig(batch_size=batch_size, epochs=epochs)
     start = time.perf_counter()
@@ -131,7 +131,7 @@ def recipe(data: str, batch_size: int, seed: int, device: str, epochs: int | Non
 
 
 def start_up() -> Answer:
-    """Seconds of the import, and of a fit of one step with 128 cells after it."""
+    """Seconds of the import, and of a fit of one step with 128 cells after the import."""
     adata = anndata.AnnData(worker.draw_counts(128, 2_000, 0.1, np.random.default_rng(0)))
     config = scvae.TrainingConfig(epochs=1, batch_size=128, validation_fraction=0.0)
     start = time.perf_counter()
@@ -140,7 +140,7 @@ def start_up() -> Answer:
 
 
 def memory(cells: int, genes: int, share: float, batch_size: int | None = None) -> Answer:
-    """Peak memory of a fit of one epoch; with a batch size given, of one that trains on all cells."""
+    """Peak memory of a fit of one epoch; if a batch size is given, of a fit that trains on all cells."""
     training = scvae.TrainingConfig(epochs=1)
     if batch_size is not None:
         training = scvae.TrainingConfig(epochs=1, batch_size=batch_size, validation_fraction=0.0)
@@ -153,7 +153,7 @@ def memory(cells: int, genes: int, share: float, batch_size: int | None = None) 
 
 
 def embed(data: str, least_seconds: float, device: str) -> Answer:
-    """Cells per second of `tl.embed`, the reading and checking of the cells included."""
+    """Cells per second of `tl.embed`, including reading and checking the cells."""
     adata = anndata.read_h5ad(data)
     one = scvae.TrainingConfig(epochs=1, validation_fraction=0.0)
     model = scvae.fit(adata, n_latent=N_LATENT, network=ARCHITECTURE, training=one, rng=0, device=device, verbose=False)
@@ -162,7 +162,7 @@ def embed(data: str, least_seconds: float, device: str) -> Answer:
 
 
 def _plain(x: sparse.csr_matrix) -> anndata.AnnData:
-    """Counts alone, with names: no column of the source can change what either side does."""
+    """Counts with names only, so that no column of the source can change what either package does."""
     adata = anndata.AnnData(x)
     adata.obs_names = [f"cell_{i}" for i in range(adata.n_obs)]
     adata.var_names = [f"gene_{g}" for g in range(adata.n_vars)]
@@ -170,7 +170,7 @@ def _plain(x: sparse.csr_matrix) -> anndata.AnnData:
 
 
 def _bundled() -> sparse.csr_matrix:
-    """The bundled set's 2,000 highly variable genes."""
+    """The bundled set with its 2,000 highly variable genes."""
     import scanpy as sc
 
     adata = scvae.datasets.pbmc3k()

@@ -1,6 +1,6 @@
-"""Measurements of scvi-tools' SCVI (nb), one to a process: `python -m _speed.peer TASK SETTINGS`.
+"""Measurements of scvi-tools' SCVI (nb), each in its own process: `python -m _speed.peer TASK SETTINGS`.
 
-Runs under the peer's interpreter and imports nothing of scvae.
+Runs in the interpreter that has scvi-tools and imports nothing from scvae.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
 
 class Clock(Callback):  # type: ignore[misc]
-    """Training seconds at the end of each epoch, the time spent on validation taken off."""
+    """Training seconds at the end of each epoch, without the time spent on validation."""
 
     def __init__(self) -> None:
         self.started = self.paused = self.validating_since = 0.0
@@ -48,12 +48,12 @@ class Clock(Callback):  # type: ignore[misc]
 
 
 def versions(device: str) -> Answer:
-    """Versions on this side."""
+    """Versions of scvi-tools and its dependencies."""
     return worker.versions(device, ("torch", "scvi-tools", "lightning", "numpy"))
 
 
 def training(data: str, batch_size: int | None, least_seconds: float, device: str) -> Answer:
-    """Seconds of a training epoch, without validation cells; a batch size of None is the default one."""
+    """Seconds of a training epoch, without validation cells; a batch size of None is the default."""
     adata = anndata.read_h5ad(data)
     sizes = {} if batch_size is None else {"batch_size": batch_size}
     scvi.model.SCVI.setup_anndata(adata)
@@ -71,7 +71,7 @@ def training(data: str, batch_size: int | None, least_seconds: float, device: st
 
 
 def fit(data: str, device: str, early_stopping: bool, epochs: int | None = None) -> Answer:
-    """Seconds from registration to the end of training, as it comes or with early stopping; `epochs` is for a trial."""
+    """Seconds from registration to the end of training, with or without early stopping; `epochs` is for a trial run."""
     adata = anndata.read_h5ad(data)
     scvi.settings.seed = 0
     start = time.perf_counter()
@@ -82,9 +82,9 @@ def fit(data: str, device: str, early_stopping: bool, epochs: int | None = None)
 
 
 def quality(data: str, seed: int, n_samples: int, device: str, epochs: int | None = None) -> Answer:
-    """SCVI as it comes on the same cells as scvae, its curve, and the log-likelihood of the held-out ones.
+    """SCVI with its defaults on the same cells as scvae: its curve, and the log-likelihood of the held-out cells.
 
-    `seconds` are those of the whole call without the validation after each epoch, which SCVI does not do by default.
+    `seconds` is the time of the whole call without the validation after each epoch, which is not a default of SCVI.
     """
     adata = anndata.read_h5ad(data)
     aside = adata.obs[f"held_out_{seed}"].to_numpy()
@@ -103,7 +103,7 @@ def quality(data: str, seed: int, n_samples: int, device: str, epochs: int | Non
         callbacks=[clock],
     )
     seconds = time.perf_counter() - start - clock.paused
-    # per cell: its own mean averages minibatch means, so that a short last batch would weigh too much
+    # averaged over cells: SCVI's own value averages minibatch means, which gives a short last batch too much weight
     bound = model.get_marginal_ll(indices=indices[1], n_mc_samples=n_samples, return_mean=False)
     elbo = -model.history["elbo_validation"]["elbo_validation"].to_numpy(dtype=float)
     return {

@@ -1,4 +1,4 @@
-"""What the device itself can do, by torch alone: `python -m _speed.products TASK SETTINGS`."""
+"""Speed of the device itself, measured with torch alone: `python -m _speed.products TASK SETTINGS`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .worker import Answer
 def decoder_products(
     batch_size: int, genes: int, width: int, fastest: bool, least_seconds: float, device: str
 ) -> Answer:
-    """Seconds of the decoder's three matrix products of one step: logits, gradient of the features, of the weights.
+    """Speed of the decoder's three matrix products of one step: logits, gradient of the features, gradient of weights.
 
     Parameters
     ----------
     fastest
-        Whether torch is told that it may round float32 products as its fastest mode does: on a CPU oneDNN's "bf16"
-        hint, which processors without such products answer with exact ones, by other code; on CUDA TF32.
+        Whether torch may round float32 products as its fastest mode does. On a CPU this is oneDNN's "bf16" hint;
+        processors without bf16 products then compute exact products with other code. On CUDA it is TF32.
 
     Returns
     -------
     dict
-        `cells_per_second`, and `relative_error` of the logits against float64, which tells what the mode does here.
+        `cells_per_second`, and `relative_error` of the logits against float64, which shows the precision of the mode.
     """
     if fastest and device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -51,7 +51,7 @@ def decoder_products(
 
 
 def limits(least_seconds: float, device: str) -> Answer:
-    """Copy bandwidth in bytes per second, read and written, and FLOPs per second of large bfloat16 products."""
+    """Copy bandwidth in bytes per second (read plus written), and FLOPs per second of large bfloat16 products."""
     size, rows = (2**28, 8192) if device == "cuda" else (2**24, 1024)
     source = torch.ones(size, device=device)
     target = torch.empty_like(source)
@@ -64,7 +64,7 @@ def limits(least_seconds: float, device: str) -> Answer:
 
 
 def _finished(call: Callable[[], object], device: str) -> Callable[[], None]:
-    """The call, waited for."""
+    """The call, followed by a wait until the device has finished."""
 
     def run() -> None:
         call()

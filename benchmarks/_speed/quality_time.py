@@ -1,4 +1,4 @@
-"""Seconds to the quality that SCVI ends with, on the same training and held-out cells."""
+"""Seconds to SCVI's final quality, on the same training and held-out cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORTER = (2, 3, 5, 8, 12, 20, 40)  # epochs
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a set; each repeat has a seed of its own, which decides the held-out cells too."""
+    """One row for each data set; each repeat has its own seed, which also determines the held-out cells."""
     seeds = list(range(bench.times(1)))
     bench.call("ours", "warm")
     for source in bench.data or (None,):
@@ -26,7 +26,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def first_epoch_at(curve: Row, elbo: float) -> float | None:
-    """Seconds at the end of the first epoch with at least this held-out ELBO; None if there is none."""
+    """Seconds at the end of the first epoch that reaches this held-out ELBO; None if no epoch does."""
     pairs = zip(curve["seconds"], curve["elbo"], strict=True)
     return next((seconds for seconds, reached in pairs if reached >= elbo), None)
 
@@ -57,7 +57,7 @@ def _run(bench: Bench, data: Path, seed: int) -> Row:
 
 
 def _medians(runs: list[Row]) -> Row:
-    """Medians over the seeds; None where a seed did not get there."""
+    """Medians over the seeds; None if a seed did not reach the target."""
     found: Row = {
         side: {name: median(run[side][name] for run in runs) for name in ("seconds", "log_likelihood")}
         for side in ("scvae", "scvi")

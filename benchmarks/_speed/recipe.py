@@ -1,4 +1,4 @@
-"""What the batch size costs and brings: the evidence for scvae's default recipe."""
+"""Held-out ELBO and seconds by batch size: the evidence for scvae's default recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BATCH_SIZES = (128, 256, 512)
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a set, the last one simulated: held-out ELBO and seconds of fits that differ in the batch size alone."""
+    """One row for each data set, the last one simulated: held-out ELBO and seconds of fits with each batch size."""
     bench.call("ours", "warm")
     for source in bench.data or (None,):
         data = bench.folder / f"{source.stem if source else 'pbmc3k'}.h5ad"

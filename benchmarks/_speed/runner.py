@@ -1,4 +1,4 @@
-"""Runs one measurement in a process of its own; used by every part."""
+"""Runs one measurement in its own process; used by every part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measurement = Callable[[], Row]
 
 @dataclass(frozen=True)
 class Bench:
-    """What all measurements of a run share.
+    """Settings shared by all measurements of a run.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ class Bench:
     threads
         CPU threads of each measurement.
     repeats
-        Times each measurement is made; None leaves it to the part.
+        How often each measurement is repeated; None is the default of the part.
     quick
-        Whether everything is shrunk to a trial.
+        Whether everything is reduced to a trial run.
     data
         Files of raw counts; none for the bundled one.
     folder
-        Where files that measurements share are put.
+        Folder for files that measurements share.
     """
 
     peer_python: str
@@ -50,13 +50,13 @@ class Bench:
     folder: Path
 
     def times(self, default: int) -> int:
-        """How often to measure where the part would do it `default` times."""
+        """The number of repeats, if the default of the part is `default`."""
         return self.repeats or (1 if self.quick else default)
 
     def call(
         self, side: Side, task: str, settings: Row | None = None, environment: dict[str, str] | None = None
     ) -> Row:
-        """What a task of the module `side` (ours, peer or products) returns, run in a new process.
+        """The result of a task of the module `side` (ours, peer or products), run in a new process.
 
         Parameters
         ----------
@@ -68,7 +68,7 @@ class Bench:
         Raises
         ------
         SystemExit
-            If the process fails, with the end of what it wrote.
+            If the process fails, with the end of its output.
         """
         python = self.peer_python if side == "peer" else sys.executable
         path = [BENCHMARKS] if side == "peer" else [BENCHMARKS, BENCHMARKS.parent]  # this checkout's package
@@ -89,11 +89,11 @@ class Bench:
         return answer
 
     def later(self, side: Side, task: str, settings: Row) -> Measurement:
-        """That call, to be made when its turn comes."""
+        """A function that makes this call later."""
         return partial(self.call, side, task, settings)
 
     def machine(self) -> Row:
-        """The machine and the versions on both sides, for the record."""
+        """The machine, and the versions of both packages."""
         return {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -105,7 +105,7 @@ class Bench:
 
 
 def alternate(repeats: int, measurements: Mapping[str, Measurement]) -> dict[str, list[Row]]:
-    """Makes each measurement in turn, `repeats` times, so that a slow minute of the machine meets all of them."""
+    """Makes each measurement in turn, `repeats` times, so that a slow phase of the machine affects all of them."""
     results: dict[str, list[Row]] = {name: [] for name in measurements}
     for _ in range(repeats):
         for name, measure in measurements.items():
@@ -114,7 +114,7 @@ def alternate(repeats: int, measurements: Mapping[str, Measurement]) -> dict[str
 
 
 def _processor() -> str:
-    """Model of the CPU, from Linux' /proc where that exists."""
+    """Model of the CPU, from /proc on Linux."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Training cells per second in the steady state, and what share of the device's own speed that is."""
+"""Training cells per second in the steady state, as a share of the speed of the device."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ FLOAT, INDEX = 4, 4  # bytes
 
 @dataclass(frozen=True)
 class Sizes:
-    """What to train on.
+    """Sizes of the training data.
 
     Parameters
     ----------
     cells
-        Simulated cells by number of genes: multiples of every batch size, so that both sides cut the same batches.
+        Simulated cells for each number of genes: multiples of every batch size, so that both packages have the same
+        batches.
     tile
-        How often these cells are repeated, for devices that are done with an epoch at once.
+        How often these cells are repeated, for devices on which an epoch would be too short.
     batch_sizes
-        Cells of a step; None is the default of each side.
+        Cells per step; None is the default of each package.
     seconds
-        How long the extra epochs must last at least.
+        Minimum duration of the extra epochs.
     """
 
     cells: dict[int, int]
@@ -40,7 +41,7 @@ QUICK = Sizes({500: 1_024, 2_000: 512}, (128,), seconds=0.3)
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a shape and batch size: scvae, SCVI and the bare decoder products, alternating."""
+    """One row for each shape and batch size: scvae, SCVI and the bare decoder products, in turn."""
     sizes = QUICK if bench.quick else CUDA if bench.device == "cuda" else CPU
     limits = None
     if bench.device == "cuda":
@@ -79,18 +80,18 @@ def _row(bench: Bench, sizes: Sizes, shape: Row, data: object, batch_size: int |
 
 
 def least_seconds_of_a_step(cells: int, genes: int, non_zeros: float, limits: Row) -> float:
-    """The roofline (Williams et al. 2009): the longer of moving a step's bytes and of doing its arithmetic.
+    """The roofline (Williams et al. 2009): the longer of the times to move a step's bytes and to do its arithmetic.
 
-    FLOPs: the encoder's first layer over the non-zeros, forward and for its gradient; the decoder's three products; the
-    small layers between, three products each. Bytes: values and indices of the non-zeros twice; the logits written
-    once, read and overwritten by their gradient, and read by two products; every weight read by the forward products,
-    those of the decoder again by the backward ones, and Adam's pass (gradient written and read; weight and two moments
-    read and written).
+    FLOPs: the encoder's first layer over the non-zeros, forward and for its gradient; the decoder's three products; and
+    three products for each small layer between. Bytes: the values and indices of the non-zeros, twice; the logits,
+    which are written once, read and overwritten by their gradient, and read by two products; every weight, read by the
+    forward products; the decoder's weights, read again by the backward products; and Adam's pass (gradient written and
+    read; weight and two moments read and written).
 
     Parameters
     ----------
     cells, genes, non_zeros
-        Cells of the step, genes, and share of non-zeros.
+        Cells per step, genes, and share of non-zeros.
     limits
         `bytes_per_second` and `flops_per_second` of the device.
     """

@@ -1,4 +1,4 @@
-"""Seconds of the whole default fit, and of what comes before the first step of a process."""
+"""Seconds of the whole default fit, and of the start-up of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .runner import Bench, Row, alternate
 
 
 def measure(bench: Bench) -> Iterator[Row]:
-    """One row a set (`what` is "fit") and one for the start-up (`what` is "start")."""
+    """One row for each data set (`what` is "fit") and one for the start-up (`what` is "start")."""
     yield _start_up(bench)
     bench.call("ours", "warm")
     trial = {"epochs": 3} if bench.quick else {}
@@ -35,11 +35,11 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _start_up(bench: Bench) -> Row:
-    """A first fit of one step with an empty cache of compiled kernels, and with the one it leaves."""
+    """A fit of one step with an empty cache of compiled kernels, and again with the filled cache."""
     runs: dict[str, list[Row]] = {"cold": [], "warm": []}
     for _ in range(bench.times(3)):
         with tempfile.TemporaryDirectory() as folder:
-            for of in runs.values():  # the cold one first
+            for of in runs.values():  # the one with an empty cache first
                 of.append(bench.call("ours", "start_up", environment={"NUMBA_CACHE_DIR": folder}))
     found = {
         "import_seconds": median(run["import_seconds"] for of in runs.values() for run in of),

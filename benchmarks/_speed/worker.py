@@ -1,4 +1,4 @@
-"""What the workers of both sides share. Imports neither scvae nor scvi-tools: it runs under both interpreters."""
+"""Shared by the workers of both packages. It runs in both interpreters, so it imports neither scvae nor scvi-tools."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Task = Callable[..., Answer]
 
 
 def serve(tasks: Mapping[str, Task]) -> None:
-    """Runs the task named on the command line with its settings (JSON), and prints its answer as one line of JSON."""
+    """Runs the task named on the command line with its settings (JSON), and prints its result as one line of JSON."""
     name, settings = sys.argv[1:]
     print(json.dumps(tasks[name](**json.loads(settings))))
 
 
 def versions(device: str, packages: tuple[str, ...]) -> Answer:
-    """Versions of Python and of some packages, the threads torch takes, and the name of the device."""
+    """Versions of Python and some packages, the number of torch's threads, and the name of the device."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
@@ -36,24 +36,24 @@ def versions(device: str, packages: tuple[str, ...]) -> Answer:
 
 
 def seconds_per_epoch(run: Callable[[int], float], least_seconds: float) -> Answer:
-    """Seconds of an epoch in the steady state: what more epochs take over one, so that start-up drops out.
+    """Seconds of an epoch in the steady state: the extra time of more epochs than one, which excludes the start-up.
 
     Parameters
     ----------
     run
-        Trains from scratch for some epochs and returns the seconds that took.
+        Trains from scratch for some epochs and returns the seconds that this took.
     least_seconds
-        How long the further epochs must last together: well above the noise of the start-up.
+        Minimum duration of all extra epochs, well above the noise of the start-up.
     """
     run(1)
-    few, extra = min(run(1), run(1)), 2  # a slow one would make the rest look fast
+    few, extra = min(run(1), run(1)), 2  # a slow first epoch would make the others look fast
     while (more := run(1 + extra)) - few < least_seconds:
         extra = math.ceil(extra * min(50.0, 1.2 * least_seconds / max(more - few, 1e-3)))
     return {"epoch_seconds": (more - few) / extra, "epochs": [1, 1 + extra], "seconds": [few, more]}
 
 
 def seconds_per_call(call: Callable[[], object], least_seconds: float, least_calls: int = 3) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """Median seconds of a call, after one call that is not counted."""
     call()
     times: list[float] = []
     while len(times) < least_calls or sum(times) < least_seconds:
@@ -64,7 +64,7 @@ def seconds_per_call(call: Callable[[], object], least_seconds: float, least_cal
 
 
 def draw_counts(n_cells: int, n_genes: int, share: float, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Counts with a given share of non-zeros, drawn block by block by geometric gaps: the drawing takes little memory.
+    """Counts with a given share of non-zeros, drawn block by block with geometric gaps, which needs little memory.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def draw_counts(n_cells: int, n_genes: int, share: float, rng: np.random.Generat
 
 
 def peak_memory(fit: Callable[[sparse.csr_matrix], int], *, n_cells: int, n_genes: int, share: float) -> Answer:
-    """Peak resident memory of a fit, its data included, over imports and compiled kernels.
+    """Peak resident memory of a fit and its data, without that of imports and compiled kernels.
 
     Parameters
     ----------
@@ -103,17 +103,17 @@ def peak_memory(fit: Callable[[sparse.csr_matrix], int], *, n_cells: int, n_gene
         In MB: `peak`, the `counts` (CSR) and the `parameters`.
     """
     rng = np.random.default_rng(0)
-    fit(draw_counts(256, 1_000, share, rng))  # what imports and kernels take is not counted
+    fit(draw_counts(256, 1_000, share, rng))  # the memory of imports and kernels is not counted
     before = _resident("VmRSS")
     x = draw_counts(n_cells, n_genes, share, rng)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew, after the drawing
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak, after the counts are drawn
     parameters = fit(x)
     counts = x.data.nbytes + x.indices.nbytes + x.indptr.nbytes
     return {"peak": _resident("VmHWM") - before, "counts": counts / 1e6, "parameters": parameters / 1e6}
 
 
 def _resident(field: str) -> float:
-    """Resident memory of this process in MB: VmRSS now, VmHWM its peak. (getrusage would count the parent's too.)"""
+    """Resident memory of this process in MB: VmRSS is current, VmHWM the peak. (getrusage also counts the parent's.)"""
     status = Path("/proc/self/status")
     if not status.exists():
         raise RuntimeError("peak memory is read from /proc/self/status, which is not here; run the part on Linux")

@@ -1,4 +1,4 @@
-"""Simulated cells of many genes, sorted by type, in three files: counts drawn block by block, never all in memory."""
+"""Writes simulated cells with many genes, sorted by type, to three files, block by block to limit memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scipy import sparse
 import scvae
 
 N_GENES = 20_000
-MEDIAN_COUNTS, LOG_SPREAD, SHAPE = 6_000, 0.35, 2.0  # of library sizes; gamma noise of each gene
+MEDIAN_COUNTS, LOG_SPREAD, SHAPE = 6_000, 0.35, 2.0  # of library sizes (first two); of the gamma noise of each gene
 BLOCK = 500  # cells
 ZARR_CHUNK, ZARR_SHARD = 2**15, 2**22
 FILES = {"h5ad gzip": "gzip.h5ad", "h5ad": "plain.h5ad", "zarr sharded": "sharded.zarr"}
 
 
 def profiles() -> tuple[np.ndarray, list[str]]:
-    """Share of each gene in the counts of each cell type of the bundled set, types x genes, and the types."""
+    """Share of each gene in the counts of each cell type of the bundled set (types x genes), and the types."""
     source = scvae.datasets.pbmc3k()
     counts = source.X.tocsr()
     genes = np.argsort(-np.asarray(counts.sum(0)).ravel(), kind="stable")[:N_GENES]
@@ -34,7 +34,7 @@ def profiles() -> tuple[np.ndarray, list[str]]:
 
 
 def blocks(n_cells: int) -> tuple[list[str], list[tuple[str, int]]]:
-    """Type and size of each block of cells, sorted by type in the bundled set's proportions."""
+    """Type and size of each block of cells, sorted by type, in the proportions of the bundled set."""
     _, types = profiles()
     labels = scvae.datasets.pbmc3k().obs["cell_type"].astype(str)
     shares = labels[labels != "unlabelled"].value_counts(normalize=True)
@@ -46,7 +46,7 @@ def blocks(n_cells: int) -> tuple[list[str], list[tuple[str, int]]]:
 
 
 def make(folder: Path, n_cells: int) -> None:
-    """Writes the files that are not there yet."""
+    """Writes the files that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     if all((folder / name).exists() for name in FILES.values()):
         return
@@ -74,7 +74,7 @@ def make(folder: Path, n_cells: int) -> None:
 
 
 def write(path: Path, kind: str, names: anndata.AnnData, indptr: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    """One file, with the chunks that anndata would give it; of zarr, chunks and shards as annbatch's converter does."""
+    """Writes one file: h5ad with anndata's default chunks, zarr with the chunks and shards of annbatch's converter."""
     shape = np.array([names.n_obs, names.n_vars])
     attributes = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape.tolist()}
     if kind.startswith("zarr"):

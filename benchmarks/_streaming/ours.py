@@ -1,4 +1,4 @@
-"""One fit in a process of its own: `python -m _streaming.ours SETTINGS`; prints what it measured as JSON."""
+"""One fit in its own process: `python -m _streaming.ours SETTINGS`; prints its measurements as JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ warnings.simplefilter("ignore")
 
 
 def megabytes(name: str) -> float:
-    """Of this process; getrusage would count the process that started it too."""
+    """Memory of this process; getrusage also counts that of the process that started it."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
 
 
 def opened(path: str) -> anndata.AnnData:
-    """With the values on disk."""
+    """The file as an AnnData whose values stay on disk."""
     if path.endswith(".h5ad"):
         return anndata.read_h5ad(path, backed="r")
     import zarr
@@ -36,15 +36,15 @@ def opened(path: str) -> anndata.AnnData:
 
 
 def measure(path: str, n_genes: int | None, epochs: int | None, memory: float | None, seed: int) -> dict[str, object]:
-    """Cells per second over all epochs but the first, peak memory over imports, and the held-out ELBO.
+    """Cells per second over all epochs but the first, peak memory without imports, and the held-out ELBO.
 
-    Seconds of the processor are counted as well: they tell the work of an epoch, in all threads, on a machine that does
-    other things meanwhile.
+    Processor seconds are counted as well: they measure the work of an epoch, in all threads, even if other programs run
+    on the machine.
 
     Parameters
     ----------
     n_genes
-        How many of the genes with the most counts are modelled; None for all.
+        Number of genes to model, those with the most counts; None for all.
     memory
         `TrainingConfig.memory`; None to read the whole file into memory first.
     """

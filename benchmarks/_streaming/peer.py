@@ -1,4 +1,4 @@
-"""scvi-tools' SCVI on the same backed file: `python -m _streaming.peer SETTINGS`; imports nothing of scvae."""
+"""scvi-tools' SCVI on the same backed file: `python -m _streaming.peer SETTINGS`; imports nothing from scvae."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UP = 3  # batches
 
 
 class Clock(Callback):  # type: ignore[misc]
-    """When each batch was done."""
+    """The time at which each batch ended."""
 
     def __init__(self) -> None:
         self.done: list[float] = []
@@ -31,10 +31,10 @@ class Clock(Callback):  # type: ignore[misc]
 
 
 def measure(path: str, n_genes: int | None, n_batches: int, batch_size: int) -> dict[str, object]:
-    """Cells per second of training, batches of random cells, from a file in backed mode."""
+    """Cells per second of training on batches of random cells, from a file in backed mode."""
     torch.set_num_threads(int(torch.get_num_threads()))
     adata = anndata.read_h5ad(path, backed="r")
-    if n_genes is not None:  # a view of a backed file cannot be trained on: its cells are read into memory
+    if n_genes is not None:  # SCVI cannot train on a view of a backed file, so its cells are read into memory
         raise SystemExit("SCVI takes no selection of genes from a backed file")
     scvi.settings.seed = 0
     scvi.model.SCVI.setup_anndata(adata)
