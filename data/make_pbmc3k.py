@@ -3,7 +3,8 @@
 Usage: python data/make_pbmc3k.py SOURCE.h5ad [OUT.h5ad]
 
 The source holds integer counts in X (cells x genes), `obs["cell_type"]` and `var["gene_ids"]`. The output holds the
-same numbers in a narrower type and nothing else. The same source and library versions give the same bytes.
+same values in a smaller integer type and nothing else. With the same source and library versions, the output is
+identical to the byte.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ SHAPE = (2_700, 32_738)
 
 
 def slim(source: anndata.AnnData) -> anndata.AnnData:
-    """The counts as uint16 CSR, the labels and the gene ids; everything else is left behind.
+    """The counts as uint16 CSR, the labels and the gene ids, without anything else.
 
     Raises
     ------
     ValueError
-        If the source is not the expected set, or its counts do not survive the narrower type.
+        If the source is not the expected data set, or its counts do not fit into uint16.
     """
     if source.shape != SHAPE:
         raise ValueError(f"the source is {source.n_obs} x {source.n_vars}; PBMC 3k is {SHAPE[0]} x {SHAPE[1]}")
@@ -44,7 +45,7 @@ def slim(source: anndata.AnnData) -> anndata.AnnData:
 
 
 def _plain(names: pd.Index) -> pd.Index:
-    """The names as an unnamed index, so that the name of a column in the source does not travel along."""
+    """The names as an unnamed index, so that the name of the source's index is not kept."""
     return pd.Index(names.to_numpy(dtype=object))
 
 

@@ -1,4 +1,4 @@
-"""Executes tutorials in fresh kernels and writes them back with outputs: python tutorials/execute.py [NAME ...]."""
+"""Executes tutorials in fresh kernels and saves them with their outputs: python tutorials/execute.py [NAME ...]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT = 600  # seconds a cell may take
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a fresh kernel, which runs in a folder of its own and finds this checkout.
+    """The notebook with the outputs of a fresh kernel, run in a temporary folder with the scvae of this checkout.
 
     Raises
     ------
@@ -25,19 +25,19 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")])),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a debugger's remark on frozen modules
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # no debugger warning about frozen modules
     }
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
             timeout=TIMEOUT,
             kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no remark on how it is reached
-            record_timing=False,  # times would differ in every run
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no messages about the connection
+            record_timing=False,  # times differ in every run
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
-    # the interpreter's version is no part of a tutorial
+    # leave out the version of the interpreter
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -48,7 +48,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
 
 
 def complaints(notebook: nbformat.NotebookNode) -> list[str]:
-    """Errors, warnings and whatever else a cell has written to standard error."""
+    """Errors, warnings and all other output to standard error."""
     found = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -60,7 +60,7 @@ def complaints(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def main(names: list[str]) -> int:
-    """Executes all tutorials, or those named; 1 if one of them complains."""
+    """Executes all tutorials, or those named; returns 1 if any has errors or warnings."""
     paths = [FOLDER / name for name in names] or sorted(FOLDER.glob("*.ipynb"))
     failed = False
     for path in paths:
