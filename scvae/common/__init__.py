@@ -1,1 +1,1 @@
-"""What every room may use: checks of arguments, files, slots, random numbers, devices, progress, processes."""
+"""Helpers for the whole package: argument checks, files, slots, random numbers, devices, progress, processes."""

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share. Every message says what was found, where, and what to do."""
+"""Argument checks shared by many functions. Every message says what was found, where, and what to do."""
 
 from __future__ import annotations
 
@@ -21,22 +21,19 @@ from anndata import AnnData
 LISTED = 10  # names shown in a message
 PACKAGE = Path(__file__).parents[1]
 Settings = TypeVar("Settings")
-_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)  # how a warning is put
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)  # rewords a warning
 
 
 class MissingKeyError(KeyError, ValueError):
-    """A layer, a column or another key does not exist; the message lists those that do, and the closest match.
-
-    It is both a KeyError and a ValueError, so either catches it.
-    """
+    """The requested layer, column or other key does not exist."""
 
     def __str__(self) -> str:
-        """The message itself; KeyError would put it in quotes."""
+        """The message without the quotes that KeyError adds."""
         return str(self.args[0])
 
 
 def listing(names: Iterable[object], limit: int = LISTED) -> str:
-    """The first names, quoted, and how many more there are; "none" if there are none."""
+    """The first names, quoted, and the number of further ones; "none" if the list is empty."""
     names = list(names)
     shown = ", ".join(repr(str(name)) for name in names[:limit])
     if len(names) > limit:
@@ -45,12 +42,12 @@ def listing(names: Iterable[object], limit: int = LISTED) -> str:
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that called into the package, however deep in it the cause is found."""
+    """Issues a UserWarning that points at the user's line, however deep in the package it is raised."""
     frame: FrameType | None = sys._getframe()
     depth, level, inside = 1, 1, False
     while frame is not None:
         path = frame.f_code.co_filename
-        # contextlib stands between the user and functions that it decorates
+        # a function decorated by contextlib has a contextlib frame above it
         inside = Path(path).is_relative_to(PACKAGE) or (inside and path == contextlib.__file__)
         depth += 1
         level = depth if inside else level
@@ -60,7 +57,7 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
-    """Errors and warnings within name the AnnData that they are about by the user's argument, and so its layer."""
+    """Within this block, errors and warnings call the AnnData and its layer by the names of the user's arguments."""
 
     def about(text: str) -> str:
         text = text.replace("adata", argument).replace("layer=", f"{layer}=")
@@ -76,14 +73,14 @@ def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
 
 
 def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:
-    """The error for a `key` that is not in `place`, with what is there and the closest match.
+    """The error for a `key` missing from `place`; it lists the available keys and the closest match.
 
     Parameters
     ----------
     place
-        What was searched, e.g. "adata.layers".
+        Where the key was looked up, e.g. "adata.layers".
     key
-        What was asked for.
+        The requested key.
     available
         The keys that exist.
     """
@@ -113,13 +110,13 @@ def check_adata(adata: object) -> AnnData:
 
 
 def check_layer(adata: AnnData, layer: str | None) -> None:
-    """Raises MissingKeyError if there is no such layer; None stands for `X` and must not be empty (ValueError)."""
+    """Raises MissingKeyError if the layer does not exist, or ValueError if `layer` is None and there is no `X`."""
     if layer is not None:
         if layer not in adata.layers:
             raise missing_key("adata.layers", layer, list(adata.layers))
     elif "X" not in adata.file if adata.isbacked else adata.X is None:
         layers = f"pass layer=, one of {listing(adata.layers)}"
-        hint = layers if len(adata.layers) else "it has no layers either: put counts into X"
+        hint = layers if len(adata.layers) else "it has no layers either: store the counts in X"
         raise ValueError(f"adata has no X; {hint}")
 
 
@@ -129,7 +126,7 @@ def check_obs_column(adata: AnnData, key: str) -> pd.Series:
     Raises
     ------
     MissingKeyError
-        If there is none.
+        If there is no such column.
     ValueError
         If several columns have this name.
     """
@@ -147,7 +144,7 @@ def check_positive_int(value: object, name: str) -> int:
     Raises
     ------
     TypeError
-        If it is not an integer (a bool is not).
+        If it is not an integer; a bool does not count as one.
     ValueError
         If it is below 1.
     """
@@ -175,7 +172,7 @@ def check_not_negative(value: object, name: str) -> float:
 
 
 def check_positive(value: object, name: str) -> float:
-    """`value` as float; errors as in `check_not_negative`, also for 0."""
+    """`value` as float; raises as `check_not_negative` does, and for 0."""
     number = _number(value, name, "a finite number above 0")
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} is {value!r}; pass a finite number above 0")
@@ -183,7 +180,7 @@ def check_positive(value: object, name: str) -> float:
 
 
 def check_probability(value: object, name: str) -> float:
-    """`value` as float; errors as in `check_not_negative`, also above 1."""
+    """`value` as float; raises as `check_not_negative` does, and above 1."""
     number = _number(value, name, "a number in [0, 1]")
     if not 0 <= number <= 1:
         raise ValueError(f"{name} is {value!r}; pass a number in [0, 1]")
@@ -208,12 +205,12 @@ def _number(value: object, name: str, wanted: str) -> float:
 
 
 def check_settings(value: object, kind: type[Settings], name: str) -> Settings | None:
-    """`value` itself, if it is None or of the class that holds such settings.
+    """`value` itself, if it is None or an instance of `kind`.
 
     Raises
     ------
     TypeError
-        Otherwise, with what to write.
+        Otherwise; the message shows what to pass.
     """
     if value is None or isinstance(value, kind):
         return value
@@ -222,12 +219,12 @@ def check_settings(value: object, kind: type[Settings], name: str) -> Settings |
 
 
 def check_choice(value: object, choices: Sequence[str], name: str) -> None:
-    """Refuses a `value` that is none of `choices`.
+    """Checks that `value` is one of `choices`.
 
     Raises
     ------
     ValueError
-        Naming the choices, and the closest one.
+        If it is not; the message lists the choices and the closest one.
     """
     if value not in choices:
         close = difflib.get_close_matches(str(value), choices, n=1)

@@ -1,4 +1,4 @@
-"""Which device a fit runs on."""
+"""The choice of the device that a fit runs on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ NAMES = "'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps'"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device for ``"auto"`` (CUDA where there is a device, else the CPU) or the one named.
+    """The named torch device; ``"auto"`` selects CUDA if a CUDA device is available and the CPU otherwise.
 
-    Apple's ``"mps"`` is taken only when named: it is untested, and lacks the float64 of the plain densities.
+    Apple's ``"mps"`` is used only when named: it is untested and lacks float64, which the plain densities need.
 
     Raises
     ------
     ValueError
-        If the name is no device, or the device is not there.
+        If the name is not a device or the device is not available.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,5 +27,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if target.type not in there:
         raise ValueError(f"device must be {NAMES}; found {device!r}.")
     if (target.index or 0) >= there[target.type]:
-        raise ValueError(f"device {device!r} is not there: torch sees {there[target.type]} {target.type} device(s).")
+        raise ValueError(
+            f"device {device!r} is not available: torch finds {there[target.type]} {target.type} device(s)."
+        )
     return target

@@ -1,8 +1,7 @@
-"""Several processes that train one model: who they are, what they share, and how they find out that one is lost.
+"""Coordination of several processes that train one model: ranks, exchange of records, detection of lost processes.
 
-Everything goes through `torch.distributed`. A process group that exists already (of Lightning Fabric, Ray Train, a
-script of one's own) is used as it is; under ``torchrun`` one is made for the time of a fit. On one process nothing
-happens at all.
+Everything uses `torch.distributed`. An existing process group (from Lightning Fabric, Ray Train or your own script)
+is used as it is; under ``torchrun``, a group is made for the duration of a fit. A single process does none of this.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ T = TypeVar("T")
 
 TIMEOUT = "SCVAE_TIMEOUT"  # environment: seconds after which a silent process ends the run
 DEFAULT_TIMEOUT = 600.0
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
-ROLL_CALL_SHARE, LONGEST_ROLL_CALL = 0.25, 10.0  # of the time-out, and seconds
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+ROLL_CALL_SHARE, LONGEST_ROLL_CALL = 0.25, 10.0  # fraction of the time-out; seconds
 
 
 class RankError(ConnectionError):
-    """In a run of several processes, one of them failed, died or hangs, so that the others cannot go on.
+    """A process of the run failed, died or hangs, so the others cannot continue.
 
     Parameters
     ----------
     message
-        Which process it is, and why.
+        Which process, and why.
     missing
         Ranks of the processes that do not answer.
     """
@@ -51,7 +50,7 @@ class RankError(ConnectionError):
 
 
 class Word(NamedTuple):
-    """What a process says to the others: the text of its error, if it failed, and something they asked for."""
+    """A message from one process to the others: the text of its error, if it failed, and the content they exchange."""
 
     error: str | None
     content: Any
@@ -59,7 +58,7 @@ class Word(NamedTuple):
 
 @final
 class Alone:
-    """The one process of an ordinary run, in the words of `Ranks`: nothing is shared and nobody is waited for."""
+    """The only process of an ordinary run, with the methods of `Ranks`: nothing is shared or waited for."""
 
     rank, world, is_first = 0, 1, True
     failed = False
@@ -69,45 +68,45 @@ class Alone:
         return slice(0, n)
 
     def gather(self, content: T) -> list[T]:
-        """What this process passes."""
+        """The content of this process."""
         return [content]
 
     def first(self, make: Callable[[], T]) -> T:
-        """What `make` returns."""
+        """Runs `make` and returns its result."""
         return make()
 
     def agree(self, properties: dict[str, str]) -> None:
-        """Agrees with itself."""
+        """Nothing to compare."""
         return
 
     def all_or_none(self) -> AbstractContextManager[None]:
-        """A block that goes well or raises."""
+        """A block as it is."""
         return nullcontext()
 
     def take_from_first(self, tensors: list[Tensor]) -> None:
-        """The tensors stay as they are."""
+        """Leaves the tensors as they are."""
         return
 
     def give_up(self, error: Exception) -> None:
-        """There is nobody to tell."""
+        """Nobody to report to."""
         return
 
 
 @final
 class Ranks:
-    """The processes of a run, this one among them.
+    """The processes of a run, including this one. With a single process, every method is a no-op.
 
-    Every method but `part` has to be called by all processes in the same order. One that fails says so to the others at
-    their next call, which then raises `RankError` there: nobody waits for a process that has given up.
+    All processes must call every method except `part` in the same order. A process that fails reports its error at the
+    next call of the others, which then raises `RankError` there: no process waits for one that has failed.
 
     Parameters
     ----------
     rank, world
-        Number of this process, from 0, and how many there are.
+        Number of this process, from 0, and the number of processes.
     control
-        A gloo group for records on the CPU.
+        A gloo group that exchanges records on the CPU; None for a single process.
     timeout
-        Seconds after which a silent process is given up.
+        Seconds after which a silent process counts as lost.
     """
 
     def __init__(self, rank: int, world: int, control: Any = None, timeout: float = math.inf) -> None:
@@ -116,43 +115,43 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files, and shows what all of them do."""
+        """Whether this process has rank 0, which writes files and shows progress for all."""
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """The share of this process of n things, cut as by `numpy.array_split`: nothing twice, nothing left out."""
+        """The share of n items for this process, split as by `numpy.array_split`: each item goes to one process."""
         size, more = divmod(n, self.world)
         start = self.rank * size + min(self.rank, more)
         return slice(start, start + size + (self.rank < more))
 
     def gather(self, content: T) -> list[T]:
-        """What each process passes, in the order of their ranks."""
+        """The contents that all processes pass, in the order of their ranks."""
         return [word.content for word in self._said(Word(None, content))]
 
     def first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in process 0, for all; an error that it raises there is raised by all."""
+        """Runs `make` in process 0 and returns its result, or raises its error, in all processes."""
         made: T | None = None
         failure: Exception | None = None
         if self.is_first:
             try:
                 made = make()
-            except Exception as error:  # noqa: BLE001 (whatever it is, the others must not wait)
+            except Exception as error:  # noqa: BLE001 (after any error, the others must not wait)
                 failure = _sendable(error)
         failure = self.gather(failure)[0]
         if failure is not None:
-            self.failed = True  # and everybody knows
+            self.failed = True  # all processes know of it
             raise failure
         parcel = [made]
         self._call(lambda: dist.broadcast_object_list(parcel, src=0, group=self.control))
         return parcel[0]  # type: ignore[return-value]
 
     def agree(self, properties: dict[str, str]) -> None:
-        """Refuses to go on unless all processes pass the same.
+        """Checks that all processes pass the same properties.
 
         Raises
         ------
         ValueError
-            In all processes alike: which properties differ, and where.
+            In all processes; the message names the properties that differ and the ranks.
         """
         everyone = self.gather(properties)
         names = sorted({name for of_one in everyone for name in of_one if of_one.get(name) != everyone[0].get(name)})
@@ -161,35 +160,35 @@ class Ranks:
         self.failed = True
         odd = [str(rank) for rank, of_one in enumerate(everyone) if of_one != everyone[0]]
         raise ValueError(
-            f"the processes were not given the same: {', '.join(names)} of rank {', '.join(odd)} differ from those of "
+            f"the processes got different inputs: {', '.join(names)} of rank {', '.join(odd)} differ from those of "
             "rank 0. Pass the same data and arguments in every process, or start without torchrun."
         )
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """A block that has gone well in all processes when it ends; otherwise it raises in all."""
+        """A block that ends only when all processes have completed it; if one fails, it raises in all."""
         yield
         self.gather(None)
 
     def take_from_first(self, tensors: list[Tensor]) -> None:
-        """Overwrites the tensors with those of process 0, to the last bit."""
+        """Overwrites the tensors with those of process 0, bit for bit."""
         for tensor in tensors:
             if tensor.numel():
                 self._call(partial(dist.broadcast, tensor, src=0))
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """A block of training steps, in which the processes meet in torch's own collectives.
+        """A block of training steps, in which the processes use torch's own collectives.
 
         Raises
         ------
         RankError
-            In place of the error of a collective that another process did not come to, with its rank.
+            In place of torch's error if a process does not join a collective; it names the rank of that process.
         """
         try:
             yield
         except (torch.OutOfMemoryError, NotImplementedError):
-            self.failed = True  # the others are in a collective, where no word reaches them
+            self.failed = True  # the others are in a collective, where no message reaches them
             raise
         except RuntimeError as error:
             raise self._lost(error) from error
@@ -198,7 +197,7 @@ class Ranks:
             raise
 
     def give_up(self, error: Exception) -> None:
-        """Tells the others, who are about to ask, that this process failed."""
+        """Reports the failure of this process to the others at their next call."""
         if self.failed:
             return
         self.failed = True
@@ -206,7 +205,7 @@ class Ranks:
             self._said(Word(f"{type(error).__name__}: {error}", None))
 
     def _said(self, word: Word) -> list[Word]:
-        """The word of every process; an error of any of them ends all."""
+        """The messages of all processes; if one of them reports an error, raises in all."""
         words: list[Any] = [None] * self.world
         self._call(lambda: dist.all_gather_object(words, word, group=self.control))
         wrong = {rank: said.error for rank, said in enumerate(words) if said.error is not None}
@@ -222,32 +221,32 @@ class Ranks:
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> RankError:
-        """The error that names the processes that do not answer a roll call, made by the store of their addresses."""
+        """The error that names the processes that do not answer a roll call in torch's address store."""
         self.failed = True
         patience = min(ROLL_CALL_SHARE * self.timeout, LONGEST_ROLL_CALL)
         said = re.sub(r"^\[[^]]*] *|[.] .*", "", str(error).strip().partition("\n")[0])  # without place and advice
         missing = set(range(self.world)) - {self.rank}
-        if self.world > 2 or not re.search("closed|reset", said):  # of two, the other one it is
+        if self.world > 2 or not re.search("closed|reset", said):  # of two processes, the other one is missing
             missing = _missing(self.rank, self.world, patience)
         if not missing:
-            return RankError(f"the processes lost each other, though all of them live: {said}")
+            return RankError(f"the processes lost their connection, although all of them are alive: {said}")
         who = f"rank {', '.join(map(str, sorted(missing)))}"
         return RankError(
-            f"{who} of {self.world} processes died, hangs or waits for one that does: no answer ({said}). The output "
-            f"of {who} may say why. A checkpoint resumes the run; {TIMEOUT} (seconds, now {self.timeout:g}) says how "
-            "long a process is waited for.",
+            f"{who} of {self.world} processes does not answer ({said}): it died, hangs or waits for another that does. "
+            f"See the output of {who} for the cause and resume from a checkpoint. The environment variable {TIMEOUT} "
+            f"sets the time-out in seconds (now {self.timeout:g}).",
             frozenset(missing),
         )
 
 
 ALONE = Alone()
-_known: list[tuple[Any, Ranks]] = []  # the ranks of the present process group, whose control group is made once
-_inside: ContextVar[bool] = ContextVar("inside", default=False)  # of a block of `process_group`
-_joins: list[Any] = []  # stores of the groups made here: their number is the same in all processes
+_known: list[tuple[Any, Ranks]] = []  # the current process group and its ranks: one control group for each
+_inside: ContextVar[bool] = ContextVar("inside", default=False)  # whether a block of `process_group` is running
+_joins: list[Any] = []  # stores of the groups made here; every process has the same number of them
 
 
 def ranks() -> Ranks | Alone:
-    """The processes of the process group that exists; `ALONE` where there is none, or only one."""
+    """The processes of the current process group; `ALONE` if there is no group or it has one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
     group = dist.distributed_c10d._get_default_group()
@@ -261,10 +260,10 @@ def ranks() -> Ranks | Alone:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The processes that torchrun has started are one group in this block, unless they are in one already.
+    """A block in which the processes started by torchrun form one group, unless they already form one.
 
-    Sets the CUDA device of this process to that of its local rank, where there are devices. An error that leaves the
-    block is told to the other processes.
+    Sets the CUDA device of this process to that of its local rank, if there are CUDA devices. An error that leaves the
+    block is reported to the other processes.
     """
     if _inside.get():
         yield
@@ -276,7 +275,7 @@ def process_group() -> Iterator[None]:
             _initialise()
         ranks().failed = False
         if not ranks().is_first:
-            logger.setLevel(logging.ERROR)  # what is worth a line is said once
+            logger.setLevel(logging.ERROR)  # log each line once, from rank 0
         yield
     except Exception as error:
         ranks().give_up(error)
@@ -287,11 +286,11 @@ def process_group() -> Iterator[None]:
         if made and dist.is_initialized():
             _known.clear()
             dist.destroy_process_group()
-            sys.excepthook = hook  # torch would write the rank before each line once more for every group
+            sys.excepthook = hook  # each group lets torch add one more rank prefix to every line of a traceback
 
 
 def _is_launched() -> bool:
-    """Whether torchrun, or something that sets the same variables, started this process as one of several."""
+    """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
     return dist.is_available() and all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
 
 
@@ -301,8 +300,8 @@ def _initialise() -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = _timeout()
     patience = timedelta(seconds=timeout - min(ROLL_CALL_SHARE * timeout, LONGEST_ROLL_CALL))
-    # every attempt of torchrun and every group gets its own keys: processes started again, or a second fit, would
-    # otherwise read the addresses that those before them left in the store
+    # every attempt of torchrun and every group gets its own keys; otherwise, restarted processes or a second fit would
+    # read the addresses that earlier processes left in the store
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not _joins:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -328,7 +327,7 @@ def _timeout() -> float:
 
 
 def _missing(rank: int, world: int, patience: float) -> set[int]:
-    """Who does not answer within so many seconds; process 0 where the store itself, which it keeps, is gone."""
+    """Ranks that do not answer within `patience` seconds; 0 if the store, which process 0 hosts, is gone."""
     until = time.monotonic() + patience
     try:
         store = dist.distributed_c10d._get_default_store()
@@ -343,7 +342,7 @@ def _missing(rank: int, world: int, patience: float) -> set[int]:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself, or its text where it is of a kind that might not survive the journey."""
+    """The error itself if it is a builtin, which can be pickled; otherwise a RankError with its text."""
     if type(error).__module__ == "builtins":
         return error
     return RankError(f"rank 0 failed: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and tensors with a JSON record in one safetensors file."""
+"""Atomic writing of files and folders, and safetensors files that hold tensors with a JSON record."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT_VERSION = 1
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
-    """`path`, if a file can be written there.
+    """`path` as a Path, if a file can be written there.
 
     Raises
     ------
     FileNotFoundError
-        If its folder does not exist.
+        If the folder of `path` does not exist.
     IsADirectoryError
-        If it is a folder.
+        If `path` is a folder.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -38,7 +38,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well and removed when it does not."""
+    """A temporary path beside `path`; it is renamed to `path` if the block succeeds and removed otherwise."""
     path = check_place(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -57,9 +57,9 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder beside `path`, which takes its place when the block ends well and vanishes when it does not.
+    """A temporary folder beside `path`; it replaces `path` if the block succeeds and is removed otherwise.
 
-    What was there before goes only when the new folder is whole.
+    An earlier folder at `path` is removed only when the new one is complete.
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
@@ -72,21 +72,21 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], kind: str, record: dict[str, Any]) -> None:
-    """Writes tensors and a JSON-able record; `kind` says what the file is."""
+    """Writes tensors and a record that JSON can hold; `kind` is stored as the format of the file."""
     metadata = {"format": kind, "format_version": str(FORMAT_VERSION), "record": json.dumps(record)}
     with written_whole(path) as temporary:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write_tensors` wrote.
+    """Reads a file that `write_tensors` wrote.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If the file is broken, is of another kind, or was written in a newer format.
+        If the file is damaged, is of another kind, or was written in a newer format.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,14 +98,17 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(metadata["record"])
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is truncated or is no safetensors file ({error}); write it again.") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); write it again.") from error
 
 
 def _check_metadata(path: Path, metadata: dict[str, str], kind: str) -> None:
     if metadata.get("format") != kind:
-        raise ValueError(f"{path} is a safetensors file, but no {kind} (its format is {metadata.get('format')!r}).")
+        raise ValueError(
+            f"{path} is a safetensors file, but its format is {metadata.get('format')!r}; expected {kind!r}."
+        )
     version = int(metadata["format_version"])
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was written in format {version} of {kind}; this scvae reads up to {FORMAT_VERSION}: update scvae."
+            f"{path} was written in format {version} of {kind}; this version of scvae reads formats up to "
+            f"{FORMAT_VERSION}: update scvae."
         )

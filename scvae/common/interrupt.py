@@ -1,4 +1,4 @@
-"""Ctrl-C ends a training and keeps what it has; in several processes, all of them stop at the same step."""
+"""Handling of Ctrl-C in one of several processes, so that all of them stop together."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from .distributed import ranks
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in one of several processes, on which all have agreed."""
+    """Raised in all processes after Ctrl-C in one of them."""
 
 
 @final
 class Interrupt:
-    """A block that Ctrl-C ends, after which the program goes on.
+    """Holds Ctrl-C back until all processes can stop at the same step. A second Ctrl-C, a second later, acts at once.
 
-    One process can stop anywhere. Several can only stop at the same step: there Ctrl-C is remembered until they ask for
-    it (`asked_at`) and raise `Interrupted` in all of them. A second Ctrl-C, a second later, is not held back.
-    Outside the main thread, where Python handles no signals, Ctrl-C is never heard of.
+    Outside the main thread, where Python does not allow signal handlers, it has no effect.
 
     Attributes
     ----------
-    stopped
-        Whether the block was ended so.
-    asked_at
-        When Ctrl-C was held back.
+    is_held_back
+        Whether to hold Ctrl-C back; a single process can stop anywhere and need not.
     """
 
     def __init__(self) -> None:

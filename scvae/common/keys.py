@@ -1,4 +1,4 @@
-"""The names of every slot that scvae writes into an AnnData; nothing else spells them out."""
+"""The names of all slots that scvae writes into an AnnData; no other module spells them out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 def check_slot_name(value: object, name: str) -> str:
-    """`value` itself, if a slot of an AnnData can have this name and a file can hold it; a ValueError otherwise."""
+    """`value` itself, if it can name a slot both in an AnnData and in a file; raises ValueError otherwise."""
     if not isinstance(value, str) or not value or "/" in value:
-        raise ValueError(f"{name} is {value!r}; pass a name without '/', which files take for a folder")
+        raise ValueError(f"{name} is {value!r}; pass a name without '/', which h5ad and zarr files use for groups")
     return value
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Slot names that follow from `key_added`.
+    """Slot names derived from `key_added`.
 
     Parameters
     ----------
@@ -39,17 +39,17 @@ class Keys:
 
     @property
     def samples(self) -> str:
-        """obsm: draws from the posterior, cells x draws x n_latent."""
+        """obsm: samples from the posterior, cells x draws x n_latent."""
         return f"X_{self.key_added}_samples"
 
     @property
     def stability(self) -> str:
-        """obs: share of a cell's neighbours that two draws of the latent have in common."""
+        """obs: fraction of a cell's neighbours shared by two draws of the latent variables."""
         return f"{self.key_added}_stability"
 
     @property
     def loadings(self) -> str:
-        """varm: loadings of the genes, genes x n_latent, if the decoder is linear."""
+        """varm: gene loadings of a linear decoder, genes x n_latent."""
         return f"{self.key_added}_loadings"
 
     @property
@@ -59,22 +59,22 @@ class Keys:
 
     @property
     def label_uncertainty(self) -> str:
-        """obs: probability that it is wrong."""
+        """obs: probability that the transferred label is wrong."""
         return f"{self.key_added}_label_uncertainty"
 
     @property
     def outlier(self) -> str:
-        """obs: share of the reference cells, all or of one label, that have nearer neighbours."""
+        """obs: fraction of the reference cells (all, or those of one label) whose neighbours are closer."""
         return f"{self.key_added}_outlier"
 
     @property
     def effects(self) -> str:
-        """varm: what a standard deviation of each latent dimension does to the genes, genes x n_latent."""
+        """varm: effect on each gene of one standard deviation of each latent dimension, genes x n_latent."""
         return f"{self.key_added}_effects"
 
     @property
     def traversal(self) -> str:
-        """varm: what going from the low to the high end of each latent dimension does, genes x n_latent."""
+        """varm: change of each gene from the low to the high end of each latent dimension, genes x n_latent."""
         return f"{self.key_added}_traversal"
 
     @property
@@ -89,22 +89,22 @@ class Keys:
 
     @property
     def judged_on(self) -> str:
-        """Within uns[key_added]: what the held-out columns of that table rest on."""
+        """Within uns[key_added]: the cells behind the held-out columns of that table."""
         return "beta_path_judged_on"
 
     @property
     def beta_umaps(self) -> str:
-        """obsm: aligned UMAPs at many β, cells x (2 betas), the two coordinates at each β side by side."""
+        """obsm: aligned UMAPs at many values of β, cells x (2 betas), the two coordinates of each β side by side."""
         return f"X_{self.key_added}_umap_betas"
 
     @property
     def beta_embeddings(self) -> str:
-        """Within uns[key_added]: the β's of those UMAPs, and rate and distortion at each."""
+        """Within uns[key_added]: the values of β of those UMAPs, with the rate and distortion at each."""
         return "beta_embeddings"
 
     @property
     def diagnosis(self) -> str:
-        """Entry of uns[key_added]: what `scvae.tl.diagnose` found."""
+        """Within uns[key_added]: the findings of `scvae.tl.diagnose`."""
         return "diagnosis"
 
     @property
@@ -114,12 +114,12 @@ class Keys:
 
     @property
     def denoising(self) -> str:
-        """Within uns[key_added]: how the denoised expression was made."""
+        """Within uns[key_added]: how the denoised expression was computed."""
         return "denoised"
 
     @property
     def cell(self) -> str:
-        """obs of a sample: the cell that was drawn from."""
+        """obs of a sample: the cell whose posterior was drawn from."""
         return f"{self.key_added}_cell"
 
     @property
@@ -129,5 +129,5 @@ class Keys:
 
     @property
     def origin(self) -> str:
-        """Within uns[key_added]: how drawn cells were made."""
+        """Within uns[key_added]: how the sampled cells were drawn."""
         return "drawn"

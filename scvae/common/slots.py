@@ -1,4 +1,4 @@
-"""Writing results into an AnnData: once, at the end, and nothing but the named slots."""
+"""Writing of results into the named slots of an AnnData, once, at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def target_of(adata: AnnData, *, copy: bool) -> AnnData:
-    """Where results go: `adata` itself, or a copy of it in memory."""
+    """The AnnData that receives the results: `adata` itself, or a copy of it in memory."""
     if not copy:
         return adata
     return adata.to_memory() if adata.isbacked else adata.copy()
@@ -28,9 +28,9 @@ def write(
     obsp: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
 ) -> None:
-    """Sets slots of `adata`. A view becomes an actual AnnData first, so that its parent is not written to.
+    """Sets slots of `adata`. A view first becomes an actual AnnData, so that its parent stays unchanged.
 
-    None takes a slot of `layers`, `obsm` or `varm` away: an earlier result under the same name has no successor.
+    A value of None removes the slot of `layers`, `obsm` or `varm` that an earlier result left under this name.
     """
     if adata.is_view:
         adata._init_as_actual(adata.copy())  # as scanpy's view_to_actual, but without its warning

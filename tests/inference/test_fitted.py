@@ -171,21 +171,23 @@ def test_a_failed_save_leaves_the_file_before_and_no_other(fitted, monkeypatch, 
 def test_a_truncated_file_is_refused(fitted, tmp_path, kept):
     path = fitted[1].save(tmp_path / "model")
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"model is truncated or is no safetensors file"):
+    with pytest.raises(ValueError, match=r"model is truncated or not a safetensors file"):
         scvae.load(path)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("cell,gene\n" * 1000)
-    with pytest.raises(ValueError, match=r"table\.csv is truncated or is no safetensors file"):
+    with pytest.raises(ValueError, match=r"table\.csv is truncated or not a safetensors file"):
         scvae.load(path)
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_foreign_safetensors_are_refused(tmp_path, metadata):
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign", metadata)
-    with pytest.raises(ValueError, match="foreign is a safetensors file, but no scvae model"):
+    with pytest.raises(
+        ValueError, match=r"foreign is a safetensors file, but its format is .*; expected 'scvae model'"
+    ):
         scvae.load(tmp_path / "foreign")
 
 
@@ -194,7 +196,8 @@ def test_a_newer_format_is_refused_with_the_advice_to_update(fitted, monkeypatch
         patch.setattr(scvae.common.files, "FORMAT_VERSION", 99)
         path = fitted[1].save(tmp_path / "model")
     with pytest.raises(
-        ValueError, match=r"written in format 99 of scvae model; this scvae reads up to 1: update scvae"
+        ValueError,
+        match=r"written in format 99 of scvae model; this version of scvae reads formats up to 1: update scvae",
     ):
         scvae.load(path)
 
@@ -205,7 +208,7 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
             scvae.load(place)
 
 
-@pytest.mark.parametrize(("device", "message"), [("abacus", "must be 'auto'"), ("cuda:99", "is not there")])
+@pytest.mark.parametrize(("device", "message"), [("abacus", "must be 'auto'"), ("cuda:99", "is not available")])
 def test_a_device_that_is_not_there_is_refused(fitted, tmp_path, device, message):
     path = fitted[1].save(tmp_path / "model")
     with pytest.raises(ValueError, match=message):

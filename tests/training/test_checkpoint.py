@@ -222,13 +222,13 @@ def test_the_checkpoint_of_other_data_is_refused(tmp_path, likelihood, change):
 
 def test_a_saved_model_is_no_checkpoint(tmp_path):
     fit(simulated()).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"no scvae checkpoint \(its format is 'scvae model'\)"):
+    with pytest.raises(ValueError, match=r"its format is 'scvae model'; expected 'scvae checkpoint'"):
         fit(simulated(), tmp_path / "model")
 
 
 def test_a_checkpoint_is_no_saved_model(tmp_path):
     fit(simulated(), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"no scvae model \(its format is 'scvae checkpoint'\)"):
+    with pytest.raises(ValueError, match=r"its format is 'scvae checkpoint'; expected 'scvae model'"):
         scvae.load(tmp_path / "run")
 
 
@@ -237,7 +237,7 @@ def test_a_broken_checkpoint_is_refused_and_left_alone(tmp_path):
     fit(simulated(), path)
     path.write_bytes(path.read_bytes()[:-100])
     for rng in (3, None):
-        with pytest.raises(ValueError, match="truncated or is no safetensors file"):
+        with pytest.raises(ValueError, match="truncated or not a safetensors file"):
             fit(simulated(), path, rng=rng)
 
 
