@@ -94,7 +94,7 @@ class Alone:
 
 @final
 class Ranks:
-    """The processes of a run, including this one. With a single process, every method is a no-op.
+    """The processes of a run, including this one.
 
     All processes must call every method except `part` in the same order. A process that fails reports its error at the
     next call of the others, which then raises `RankError` there: no process waits for one that has failed.
@@ -104,7 +104,7 @@ class Ranks:
     rank, world
         Number of this process, from 0, and the number of processes.
     control
-        A gloo group that exchanges records on the CPU; None for a single process.
+        A gloo group that exchanges records on the CPU.
     timeout
         Seconds after which a silent process counts as lost.
     """

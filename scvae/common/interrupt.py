@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C in one of several processes, so that all of them stop together."""
+"""Ctrl-C ends a training and keeps its result; several processes stop together."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ class Interrupted(KeyboardInterrupt):
 
 @final
 class Interrupt:
-    """Holds Ctrl-C back until all processes can stop at the same step. A second Ctrl-C, a second later, acts at once.
+    """A block that Ctrl-C ends, after which the program goes on.
 
-    Outside the main thread, where Python does not allow signal handlers, it has no effect.
+    A single process can stop anywhere. Several can only stop at the same step: Ctrl-C is held back until `asked_at` is
+    looked at and `Interrupted` is raised in all of them. A second Ctrl-C, a second later, acts at once. Outside the
+    main thread, where Python does not allow signal handlers, Ctrl-C is not held back.
 
     Attributes
     ----------
-    is_held_back
-        Whether to hold Ctrl-C back; a single process can stop anywhere and need not.
+    stopped
+        Whether Ctrl-C ended the block.
+    asked_at
+        When Ctrl-C was held back; None if it was not.
     """
 
     def __init__(self) -> None:
@@ -42,12 +46,12 @@ class Interrupt:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> bool:
         if self._earlier is not None:
             signal.signal(signal.SIGINT, self._earlier)
-        # of several, one that stopped by itself is an error: the others know nothing of it
+        # one of several processes that stops alone is an error: the others have not stopped
         self.stopped = kind is not None and issubclass(kind, Interrupted if self._several else KeyboardInterrupt)
         return self.stopped
 
     def warn(self, message: str) -> None:
-        """A warning that is given once, by the first of several processes."""
+        """Warns once, from the first of several processes."""
         if ranks().is_first:
             warn(message)
 

@@ -1,1 +1,1 @@
-"""What is measured of a fitted model and of its embedding: on arrays and cells, never on AnnData."""
+"""Measurements of a fitted model and its embedding; they take arrays and cells, never an AnnData."""

@@ -1,4 +1,4 @@
-"""Which latent dimensions are used, and how many that makes."""
+"""Measures of which latent dimensions are used, and how many."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2: variance of the poster
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Usage:
-    """How the latent dimensions are used.
+    """Use of the latent dimensions.
 
     Parameters
     ----------
     kl
         KL(q(z_k | x) || N(0, 1)) of each dimension k, mean over cells, nats.
     mean_variance
-        Variance over cells of the posterior mean of each dimension: 0 where the encoder says the same of every cell.
+        Variance over cells of the posterior mean of each dimension: 0 if all cells have the same posterior mean.
     """
 
     kl: Float[np.ndarray, " latent"]
@@ -39,10 +39,10 @@ class Usage:
 
     @property
     def effective(self) -> float:
-        """exp of the entropy of the dimensions' shares of the KL: n if n dimensions carry it in equal parts.
+        """Effective number of dimensions: n if n dimensions carry equal shares of the KL, 0 if the KL is 0.
 
-        exp(-sum_k p_k log p_k) with p_k = KL_k / sum KL: the effective rank of Roy & Vetterli 2007, definition 1, of
-        the KL per dimension; 0 where there is no KL at all.
+        exp(-sum_k p_k log p_k) with p_k = KL_k / sum KL: the effective rank of Roy & Vetterli 2007, definition 1,
+        applied to the KL per dimension.
         """
         total = float(self.kl.sum())
         if not total > 0:
@@ -60,5 +60,5 @@ def kl_to_prior(
 
 
 def usage(mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]) -> Usage:
-    """Usage of the latent dimensions by these posteriors, float64."""
+    """Usage of the latent dimensions by these posteriors, in float64."""
     return Usage(kl=kl_to_prior(mean, log_variance).mean(0), mean_variance=mean.var(0))

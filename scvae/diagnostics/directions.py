@@ -1,4 +1,4 @@
-"""What the decoder does to each gene along each latent dimension."""
+"""Effects of each latent dimension on each gene in the decoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..likelihoods.continuous import GaussianTable
 from ..likelihoods.counts import ZeroInflatedTable
 from ..model.vae import VAE
 
-AT_ONCE = 2**20  # cells x genes of one pass
+AT_ONCE = 2**20  # cells x genes in one pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,9 +30,9 @@ class Directions:
     Parameters
     ----------
     slope
-        Derivative along the dimension, per unit of z, at the posterior mean of a cell; mean over cells.
+        Derivative along the dimension, per unit of z, at the posterior mean of each cell; mean over cells.
     traversal
-        Mean change when a cell is moved from the dimension's low to its high end, all others as they are.
+        Mean change when a cell moves from the low to the high end of the dimension, with the others fixed.
     sd
         Standard deviation of the posterior means over cells.
     low, high
@@ -47,9 +47,9 @@ class Directions:
 
 
 def natural(network: VAE, z: Float[Tensor, "cells latent"], batch: Batch) -> Float[Tensor, "cells genes"]:
-    """What a gene's mean is a function of, as for `Likelihood.loadings`.
+    """Predicted expression on the scale of `Likelihood.loadings`.
 
-    For counts the log of the proportion, less its mean over genes; for binary data the logit, for real values the mean.
+    For counts: the log proportion, centred over genes. For binary data: the logit. For real values: the mean.
     """
     table = network.likelihood.distribution(network.features(z, batch), batch)
     if isinstance(table, BernoulliTable):
@@ -65,7 +65,7 @@ def natural(network: VAE, z: Float[Tensor, "cells latent"], batch: Batch) -> Flo
 def directions(
     model: FittedModel, cells: Cells, *, quantiles: tuple[float, float], beta: float | None = None
 ) -> Directions:
-    """Slopes, by forward-mode differentiation, and traversals of every latent dimension.
+    """Slopes (by forward-mode differentiation) and traversals of all latent dimensions.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def directions(
     cells
         The cells to average over, each with at least one count.
     quantiles
-        Where a dimension begins and ends, as shares of the cells.
+        The low and high ends of a dimension, as quantiles over the cells.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     """
     centres, _ = posterior_moments(model, cells, beta=beta)
     low, high = np.quantile(centres, quantiles, axis=0)
@@ -99,7 +99,7 @@ def _slope(network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, k: int)
     direction = torch.zeros_like(z)
     direction[:, k] = 1.0
     with warnings.catch_warnings():
-        # torch compiles rules of its own at the first call, in a way that it warns of
+        # at its first call, torch compiles rules with a deprecated function of its own, which warns
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         slope: Tensor = torch.func.jvp(lambda at: natural(network, at, batch), (z,), (direction,))[1]
     return slope

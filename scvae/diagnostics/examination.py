@@ -25,29 +25,29 @@ from .leak import Leak, batch_leak
 from .predictive import Predictive, predictive
 
 SAMPLE = 37  # stream of the random numbers that draw cells
-VALUES = 2**20  # cells x genes gone through many times, in the costly parts
-FEWEST = 48  # cells even where there are many genes
-GAP_CELLS, SPECTRUM_CELLS, PREDICTIVE_CELLS = 128, 100, 500  # where there are few
+VALUES = 2**20  # cells x genes in the costly parts, which pass over them many times
+FEWEST = 48  # cells, however many genes there are
+GAP_CELLS, SPECTRUM_CELLS, PREDICTIVE_CELLS = 128, 100, 500  # if there are few genes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Examination:
-    """What was measured.
+    """All measurements of one model at one β.
 
     Parameters
     ----------
     beta
         The β examined.
     n_cells
-        Cells of the sample.
+        Number of cells in the sample.
     usage, information, gaps, spectrum, predictive, generalization
-        See the classes.
+        See their classes.
     leak
-        Of the batch; None without one.
+        Leak of the batch into z; None without batches.
     relative_scale
-        gaussian: learnt scale of each gene over its standard deviation, genes without variation left out; else empty.
+        gaussian: learnt scale of each gene over its standard deviation, without constant genes; empty for other heads.
     steps
-        Steps of the training, if the cells are those of the fit; NaN where the number of training cells is not known.
+        Number of training steps if the cells are those of the fit; NaN if the number of training cells is unknown.
     """
 
     beta: float
@@ -64,17 +64,17 @@ class Examination:
 
 
 def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | None = None, seed: int) -> Examination:
-    """Measures everything on a random sample of at most `n_cells` of the cells that have a count.
+    """Measures everything on a random sample of at most `n_cells` cells, drawn among those with at least one count.
 
     Raises
     ------
     ValueError
-        If fewer than 2 cells have a count, or the model has no such β.
+        If fewer than 2 cells have a count, or if the model does not have this β.
     """
     beta = model.beta_of(beta)
     filled = np.flatnonzero(cells.library > 0)
     if len(filled) < 2:
-        raise ValueError(f"{len(filled)} cells have a count in the modelled genes; at least 2 are needed")
+        raise ValueError(f"{len(filled)} cells have a count in the model's genes; pass at least 2 such cells")
     chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
     sample = cells.taken(np.sort(chosen))
     mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
@@ -95,7 +95,7 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
 
 
 def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], most: int) -> Cells:
-    """The first of the cells chosen: at most so many, fewer where there are many genes."""
+    """The first of the chosen cells: at most `most`, and fewer if there are many genes."""
     n = min(most, max(FEWEST, VALUES // cells.rows.n_genes))
     return cells.taken(np.sort(chosen[:n]))
 

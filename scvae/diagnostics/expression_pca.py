@@ -1,4 +1,4 @@
-"""Cells as what was measured shows them, no model between: principal components of log-normalised expression."""
+"""Principal components of log-normalised expression: a view of the cells that does not depend on a model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DEAL = 26  # stream of random numbers
 def expression_space(
     cells: Cells, positions: Int[np.ndarray, " some"], *, kind: Kind
 ) -> Float[np.ndarray, "some components"]:
-    """Principal components of log-normalised expression of some cells, without the means of their batches.
+    """Principal components of the log-normalised expression of some cells, centred within batches.
 
-    Counts are divided by the library size, multiplied by its median, and log(1 + x) is taken (scanpy's default); real
-    values are taken as they are. The `MOST_GENES` genes that then vary most go into `MOST_COMPONENTS`
-    components. Dense for those genes of these cells only.
+    Counts are divided by the library size, multiplied by its median and transformed by log(1 + x) (scanpy's default);
+    real values are used as they are. The `MOST_GENES` most variable genes are then reduced to `MOST_COMPONENTS`
+    components. Only these genes of these cells become a dense array.
     """
     from sklearn.decomposition import PCA
 
@@ -44,11 +44,11 @@ def expression_space(
         batch = cells.codes[positions, 0]
         for code in np.unique(batch):
             dense[batch == code] -= dense[batch == code].mean(axis=0)
-    if np.ptp(dense, axis=0).max() == 0.0:  # all in one place, where no direction has any variance
+    if np.ptp(dense, axis=0).max() == 0.0:  # all cells are equal, so no direction has variance
         return np.zeros((n, 1))
     n_components = min(MOST_COMPONENTS, *dense.shape)
-    # exact to rounding, so that the order of the cells does not matter (sklearn's own choice may be a random one); the
-    # seed is that of the first vector: one reference, whatever the seed of the scores
+    # exact solvers, so that the order of the cells does not matter (sklearn's "auto" may pick a randomised one); the
+    # seed sets arpack's start vector and is fixed, so that the reference does not depend on the seed of the scores
     solver = "arpack" if n_components < min(dense.shape) else "full"
     pca = PCA(n_components=n_components, svd_solver=solver, random_state=0)
     return np.asarray(pca.fit_transform(dense), dtype=np.float64)
@@ -57,7 +57,7 @@ def expression_space(
 def _normalised(
     cells: Cells, positions: Int[np.ndarray, " some"], kind: Kind
 ) -> Iterator[sp.csr_array | Float[np.ndarray, "some genes"]]:
-    """Blocks of cells x genes, float32, as `expression_space` compares them."""
+    """Blocks of cells x genes, float32, normalised as described in `expression_space`."""
     target = np.median(cells.library[positions])
     for part in chunks(len(positions), READ_AT_ONCE):
         x = cells.rows.take(positions[part])
@@ -73,10 +73,10 @@ def _normalised(
 
 
 def most_alike(cells: Cells, n: int, *, kind: Kind, seed: int) -> Int[np.ndarray, "cells alike"]:
-    """Positions of each cell, in column 0, and of the `n` - 1 (or all) nearest to it in the expression space.
+    """Positions of each cell (column 0) and of the `n` - 1 cells nearest to it in expression space, or of all cells.
 
-    More than `COMPARED_AT_ONCE` cells are dealt out at random, and compared with those dealt to the same group alone:
-    memory does not grow with their number, and a cell's company is a sample of those like it.
+    More than `COMPARED_AT_ONCE` cells are split into random groups, and each cell is compared only with its own group.
+    Memory then does not grow with the number of cells, and the neighbours found are a sample of the similar cells.
     """
     from sklearn.neighbors import NearestNeighbors
 

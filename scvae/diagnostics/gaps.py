@@ -1,4 +1,4 @@
-"""How much of the bound is lost: to the encoder (amortization gap), and to the shape of q (variational gap)."""
+"""The amortization gap (loss due to the encoder) and the variational gap (loss due to the shape of q)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOUND_DRAWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """A mean difference over cells in nats, its standard error, and the number of cells."""
+    """A mean difference over cells in nats, its standard error and the number of cells."""
 
     value: float
     error: float
@@ -38,17 +38,17 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gaps:
-    """What separates the objective from the best it could be with this decoder.
+    """Differences between the objective and the best value it could reach with this decoder.
 
     Parameters
     ----------
     amortization
-        Objective of the best normal q of each cell, minus that of the encoder's (Cremer et al. 2018, equation 4), both
-        at the model's β.
+        Objective with the best normal q of each cell minus the objective with the encoder's q (Cremer et al. 2018,
+        equation 4), both at the model's β.
     variational
         Importance-weighted bound minus ELBO, both at β = 1 and with the encoder's q: at most log p(x) - ELBO.
     optimized_kl
-        Mean KL(q || p) of the best q of each cell, in nats: what the decoder could be told.
+        Mean KL(q || p) of the best q of each cell, in nats: the information that the decoder could use.
     """
 
     amortization: Gap
@@ -57,12 +57,12 @@ class Gaps:
 
 
 def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: int) -> Gaps:
-    """Both gaps over these cells.
+    """Both gaps, averaged over these cells.
 
-    For the amortization gap the mean and log variance of each cell's own q start at the encoder's output and follow
-    the gradient of the objective (Adam, fresh noise at every step, two draws of opposite sign). Before and after are
-    then judged with the same noise, which the optimisation has not seen: the gap cannot be an artefact of fitting
-    noise, and may come out negative within its error.
+    For the amortization gap, the mean and log variance of each cell's q start at the encoder's output and follow the
+    gradient of the objective (Adam, fresh noise at every step, two draws of opposite sign). The two posteriors are
+    then compared with the same noise, which the optimisation has not used. The gap therefore cannot come from fitting
+    the noise, and it may be negative within its error.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
     cells
         A sample of cells.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     seed
-        Where the noise comes from.
+        Seed of the noise.
     """
     weight = model.beta_of(beta)
     network = model.network

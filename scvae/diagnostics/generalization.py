@@ -1,4 +1,4 @@
-"""Whether a model is as good on cells that it has not seen as on those it was trained on."""
+"""The generalization gap: how much better a model describes its training cells than held-out cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..model.objective import elbo
 from .held_out import judged_cells
 
 CHOICE, BOUND = 35, 36  # streams of random numbers
-FEWEST_CELLS, MOST_CELLS = 10, 500  # on either side
+FEWEST_CELLS, MOST_CELLS = 10, 500  # of training cells and of held-out cells
 AT_ONCE = 128  # cells
 N_DRAWS = 8
 
@@ -30,12 +30,12 @@ class Generalization:
     Parameters
     ----------
     gap
-        Nats per cell; NaN where no cells were held out.
+        Nats per cell; NaN if no cells were held out.
     error
-        Its standard error; NaN where the gap is read from the history of the fit.
+        Standard error of the gap; NaN if the gap is read from the history of the fit.
     source
-        "cells": measured with the final weights on both kinds of cells, cells compared with cells like them;
-        "history": the columns of the epoch kept; "none": no cells were held out.
+        "cells": measured with the final weights on training and held-out cells, adjusted for differences between them;
+        "history": read from the history at the epoch kept; "none": no cells were held out.
     """
 
     gap: float
@@ -44,11 +44,11 @@ class Generalization:
 
 
 def generalization(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: int) -> Generalization:
-    """The gap between training and held-out cells, measured if `cells` are the cells of the fit in their order.
+    """The gap between training and held-out cells; measured if `cells` are the cells of the fit in the same order.
 
-    The ELBO of a cell depends on its depth much more than on whether the cell was trained on. So the gap is the
-    coefficient of "trained on" in a linear regression of the ELBO that also holds the log-likelihood at z = 0 and the
-    library size with its logarithm (analysis of covariance).
+    The ELBO of a cell depends much more on its depth than on whether the model was trained on it. The gap is therefore
+    the coefficient of "trained on" in a linear regression of the ELBO, with the log-likelihood at z = 0, the library
+    size and its logarithm as covariates (analysis of covariance).
     """
     judged = judged_cells(model, cells)
     held_out = judged.positions
@@ -92,9 +92,9 @@ def _bounds(
 def _first_coefficient(
     design: Float[np.ndarray, "cells columns"], outcome: Float[np.ndarray, " cells"]
 ) -> tuple[float, float]:
-    """Least-squares coefficient of the first column, and its standard error (White 1980: no equal spread needed)."""
+    """Least-squares coefficient of the first column and its heteroscedasticity-robust standard error (White 1980)."""
     scale = np.abs(design).max(0)
-    scale[scale == 0] = 1.0  # of real values, the library has nothing to say
+    scale[scale == 0] = 1.0  # for real values, the columns of the library size carry no information
     design = design / scale
     inverse = np.linalg.pinv(design.T @ design)
     coefficients = inverse @ design.T @ outcome

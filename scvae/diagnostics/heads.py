@@ -1,4 +1,4 @@
-"""Which likelihood head fits these counts: each is trained on the same cells and judged on the same others."""
+"""Comparison of likelihood heads for counts, trained on the same cells and judged on the same held-out cells."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..training.settings import Settings
 HEADS: tuple[LikelihoodName, ...] = ("nb", "zinb", "poisson")
 MOST_CELLS = 1_000
 N_DRAWS = 50
-HELD_OUT = 0.1  # of the cells, where the fit held none out
+HELD_OUT = 0.1  # fraction of the cells, if the fit held none out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadFit:
-    """How one head fits, next to the best.
+    """Fit of one head, compared with the best head.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class HeadFit:
     log_likelihood
         Importance-weighted log-likelihood of the held-out cells, nats per cell.
     difference, error
-        What it lacks to the best head: mean over cells of the paired differences, and its standard error.
+        Log-likelihood of the best head minus that of this one: mean of the paired differences and its standard error.
     """
 
     likelihood: LikelihoodName
@@ -51,25 +51,25 @@ def compare_heads(
     Parameters
     ----------
     model
-        A model of counts, whose settings, seed and split are taken.
+        A model of counts; its settings, seed and split are used.
     cells
-        Cells to train on and to hold out; those of the model's fit are split as they were then.
+        Cells to split into training and held-out cells; the cells of the model's fit are split as in that fit.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     seed
-        Where the noise of the log-likelihood comes from.
+        Seed of the noise in the log-likelihood.
     verbose
         Whether to show the progress of each fit.
 
     Returns
     -------
     tuple
-        Best first.
+        One entry for each head, the best first.
 
     Raises
     ------
     ValueError
-        If the model is not one of counts, or there are too few cells to hold any out.
+        If the model is not a model of counts, or if there are too few cells to hold any out.
     """
     if model.schema.kind != "counts":
         raise ValueError(
@@ -78,14 +78,14 @@ def compare_heads(
     fraction = model.training_config.validation_fraction or HELD_OUT
     held_out = split(len(cells), fraction, model.seed)[1][:MOST_CELLS]
     if len(held_out) < 2:
-        raise ValueError(f"{len(cells)} cells are too few to hold any out; compare heads with 20 at least")
+        raise ValueError(f"{len(cells)} cells are too few to hold any out; compare heads on at least 20 cells")
     judged = cells.taken(held_out)
     training = dataclasses.replace(model.training_config, validation_fraction=fraction)
     bounds = {}
     for name in HEADS:
         network = model.network_config
         if name == "poisson":
-            network = dataclasses.replace(network, dispersion="gene")  # it has none
+            network = dataclasses.replace(network, dispersion="gene")  # poisson has no dispersion
         settings = Settings(
             schema=model.schema,
             likelihood=name,

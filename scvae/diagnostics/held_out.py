@@ -1,4 +1,4 @@
-"""Which cells a model may be judged on."""
+"""The choice of cells on which a model is judged: held-out cells where they are known."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Judged:
     Parameters
     ----------
     positions
-        Which cells, in rising order.
+        Positions of the cells, ascending.
     role
-        What they were to the model: held out of its training where that can be known, all cells otherwise.
+        Role of these cells in the fit: held out of it if that is known; otherwise, all cells are judged.
     """
 
     positions: Int[np.ndarray, " judged"]
@@ -32,9 +32,9 @@ class Judged:
 
 
 def judged_cells(model: FittedModel, cells: Cells) -> Judged:
-    """The cells that the fit held out, if these are the cells of the fit in their order; otherwise all of them.
+    """The cells that the fit held out, if `cells` are the cells of the fit in the same order; otherwise all cells.
 
-    The split is a function of the model's seed, the number of cells and the validation fraction.
+    The model's seed, the number of cells and the validation fraction determine the split.
     """
     everyone = np.arange(len(cells))
     if cells.fingerprint() != model.trained_on:

@@ -1,4 +1,4 @@
-"""Mutual information of cells and latent, and how far the aggregate posterior is from the prior."""
+"""Mutual information between cells and latent variables, and the KL of the aggregate posterior from the prior."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .collapse import kl_to_prior
 
 NOISE, REFERENCE = 30, 31  # streams of random numbers
 REFERENCE_CELLS = 2_000
-AT_ONCE = 2**20  # pairs of cells looked at together
-MARGIN = 2.0  # nats below the cap: fewer than e^2 cells then look alike, and their number is a guess
+AT_ONCE = 2**20  # pairs of cells in one pass
+MARGIN = 2.0  # nats below the cap: fewer than e^2 cells then look alike, too few to estimate their number
 LOG_2_PI = math.log(2.0 * math.pi)
 
 
@@ -27,21 +27,21 @@ class Information:
     kl
         Mean KL(q(z | x) || p(z)) over the cells, exact. An upper bound on the mutual information.
     mutual_information, mutual_information_error
-        I_q(x; z) of the empirical distribution of these cells, and its standard error. It cannot exceed `cap`, and
-        where it comes near the true value is larger.
+        I_q(x; z) of the empirical distribution of these cells, and its standard error. It cannot exceed `cap`; close
+        to the cap, the true value is larger.
     marginal_kl, marginal_kl_error
-        KL(q(z) || p(z)) with q(z) the mean of the posteriors of these cells, and its standard error. Where the mutual
-        information is saturated this is an upper bound.
+        KL(q(z) || p(z)) with q(z) the mean of the posteriors of these cells, and its standard error. If the mutual
+        information is saturated, this is an upper bound.
     upper_bound
         The smaller of `kl` and the bound that a normal q(z) with the same covariance C would give,
-        1/2 log det C - 1/2 sum_k mean(log var_k): entropy is largest for the normal (Cover & Thomas 2006, theorem
-        8.6.5). It has no cap, so it still tells models apart whose mutual information is saturated.
+        1/2 log det C - 1/2 sum_k mean(log var_k): a normal has the largest entropy (Cover & Thomas 2006, theorem
+        8.6.5). It has no cap, so it still distinguishes models whose mutual information is saturated.
     per_dimension
-        I_q(x; z_k) of each dimension alone: far from the cap.
+        I_q(x; z_k) of each dimension alone; it stays far from the cap.
     marginal_kl_per_dimension
         KL(q(z_k) || p(z_k)) of each dimension alone.
     cap
-        log of the number of cells.
+        Logarithm of the number of cells.
     """
 
     kl: float
@@ -56,7 +56,7 @@ class Information:
 
     @property
     def saturated(self) -> bool:
-        """Whether the mutual information is within 2 nats of its cap, log n, and so too small."""
+        """Whether the mutual information is within 2 nats of its cap, log n, and therefore underestimated."""
         return self.mutual_information > self.cap - MARGIN
 
 
@@ -75,16 +75,16 @@ def information(
     mean, log_variance
         Moments of q(z | x) of each cell.
     seed
-        Draws the noise, and the cells where there are more than `n_reference`.
+        Seed of the noise and of the sample of cells, if there are more than `n_reference`.
     n_reference
-        At most so many cells, drawn at random, stand for all: the cost grows with their square, the memory does not.
+        Largest number of cells, drawn at random, that represent all: time grows with its square, memory does not.
     n_draws
         Draws of z per cell.
 
     Returns
     -------
     Information
-        The estimates; each adds up exactly per draw, up to the noise of log q(z | x) / p(z) around its mean, the KL.
+        The estimates. In each draw they add up to log q(z | x) / p(z), exactly; its mean is the KL, up to noise.
     """
     order = numpy_generator(seed, REFERENCE).permutation(len(mean))[:n_reference]
     mean, log_variance = mean[order].astype(np.float64), log_variance[order].astype(np.float64)
@@ -92,7 +92,7 @@ def information(
     rng = numpy_generator(seed, NOISE)
     own, joint = np.empty((n_draws, n)), np.empty((n_draws, n))  # log q(z_i | x_i), log q(z_i)
     prior = np.empty((n_draws, n))
-    alone = np.empty((3, n_draws, n_latent))  # means over cells of the same three for each dimension
+    alone = np.empty((3, n_draws, n_latent))  # the same two and log p(z_i), for each dimension, mean over cells
     for draw in range(n_draws):
         z = mean + np.exp(0.5 * log_variance) * rng.standard_normal(mean.shape)
         each_own = _log_normal(z, mean, log_variance)
@@ -130,7 +130,7 @@ def _log_aggregate(
     mean: Float[np.ndarray, "cells latent"],
     log_variance: Float[np.ndarray, "cells latent"],
 ) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " latent"]]:
-    """log q(z_i) of all dimensions together, and log q(z_ik) of each, with q the mean over the n posteriors."""
+    """log q(z_i) of all dimensions together and log q(z_ik) of each one, with q the mean of the n posteriors."""
     n, n_latent = mean.shape
     together, alone = np.empty(n), np.empty((n, n_latent))
     for start in range(0, n, size := max(1, AT_ONCE // n)):

@@ -1,4 +1,4 @@
-"""Directions of the latent space along which the decoder does not move."""
+"""The spectrum of the decoder's Jacobian: directions of the latent space that change its output, or do not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..inference.posterior import batches_of
 from ..kernels.context import working_on
 from ..model.vae import VAE
 
-AT_ONCE = 2**21  # cells x genes of one pass
-SMALLEST = 1e-30  # variance: of a gene whose mean underflows, and its derivative with it
+AT_ONCE = 2**21  # cells x genes in one pass
+SMALLEST = 1e-30  # lower bound of the variance, for a gene whose mean and derivative underflow
 FLAT_BELOW = math.expm1(2.0 * ACTIVE_ABOVE)  # the eigenvalue at which 1/2 log(1 + eigenvalue) is 0.05 nats
 
 
@@ -28,17 +28,17 @@ FLAT_BELOW = math.expm1(2.0 * ACTIVE_ABOVE)  # the eigenvalue at which 1/2 log(1
 class Spectrum:
     """Eigenvalues of JᵀJ, with J the derivative of each gene's mean along z in units of its standard deviation.
 
-    J is d mean / dz / sqrt(variance), so that JᵀJ is the Fisher information on z of the counts of one cell (exact where
-    the mean is the parameter, as in all heads here but zinb) and has a scale: the prior's is 1. A direction with
-    eigenvalue e holds 1/2 log(1 + e) nats (the capacity of a normal channel, Cover & Thomas 2006, equation 9.16).
+    J is d mean / dz / sqrt(variance). JᵀJ is the Fisher information about z in the counts of one cell; it is exact if
+    the mean is the parameter, as in all heads here except zinb. On the same scale, the prior has 1. A direction with
+    eigenvalue e carries 1/2 log(1 + e) nats (the capacity of a normal channel, Cover & Thomas 2006, equation 9.16).
 
     Parameters
     ----------
     local
-        Eigenvalues at the posterior mean of a cell, falling; mean over cells.
+        Eigenvalues at the posterior mean of a cell, descending; mean over cells.
     shared
-        Eigenvalues of the mean of JᵀJ over cells, falling: small only where the decoder is flat at every cell along
-        the same direction.
+        Eigenvalues of the mean of JᵀJ over cells, descending: small only if the decoder is flat along the same
+        direction at every cell.
     """
 
     local: Float[np.ndarray, " latent"]
@@ -46,7 +46,7 @@ class Spectrum:
 
     @property
     def flat(self) -> int:
-        """Directions that hold less than 0.05 nats at every cell: the limit of an active dimension."""
+        """Number of directions with less than 0.05 nats, the limit of an active dimension, at every cell."""
         return int((self.shared < FLAT_BELOW).sum())
 
 
@@ -60,7 +60,7 @@ def spectrum(model: FittedModel, cells: Cells, *, beta: float | None = None) -> 
     cells
         A sample of cells, each with at least one count.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     """
     metrics = np.concatenate(list(_metrics(model, cells, beta)))
     local = np.linalg.eigvalsh(metrics)[:, ::-1].clip(0.0).mean(0)
@@ -82,7 +82,7 @@ def _metrics(
 def scaled_jacobian(
     network: VAE, batch: Batch, z: Float[Tensor, "cells latent"]
 ) -> Float[Tensor, "latent cells genes"]:
-    """d mean / dz_k / sqrt(variance) of each gene of each cell, one direction k after the other."""
+    """d mean / dz_k / sqrt(variance) of each gene in each cell, computed one direction k at a time."""
 
     def mean_at(z: Tensor) -> Tensor:
         return network.likelihood.distribution(network.features(z, batch), batch).mean
@@ -93,7 +93,7 @@ def scaled_jacobian(
         direction = torch.zeros_like(z)
         direction[:, k] = 1.0
         with warnings.catch_warnings():
-            # torch compiles rules of its own at the first call, in a way that it warns of
+            # at its first call, torch compiles rules with a deprecated function of its own, which warns
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             columns.append(torch.func.jvp(mean_at, (z,), (direction,))[1] * scale)
     return torch.stack(columns)

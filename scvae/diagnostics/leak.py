@@ -1,4 +1,4 @@
-"""How well the batch of a cell can be told from its place in the latent space."""
+"""The batch leak: how well the latent space predicts the batch of a cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from .neighbours import N_NEIGHBOURS, nearest
 
-SMALLEST_BATCH = 10  # cells; a smaller one cannot fill the neighbourhood of its own cells
+SMALLEST_BATCH = 10  # cells; a smaller batch cannot fill the neighbourhoods of its own cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +19,9 @@ class Leak:
     Parameters
     ----------
     accuracy
-        Share of right predictions, mean over batches (balanced accuracy).
+        Fraction of correct predictions, mean over batches (balanced accuracy).
     chance
-        The same for a guess: 1 / number of batches.
+        Accuracy of a random guess: 1 / number of batches.
     """
 
     accuracy: float
@@ -29,15 +29,15 @@ class Leak:
 
     @property
     def excess(self) -> float:
-        """Accuracy on a scale from 0 (chance) to 1 (always right): Cohen's kappa for batches of equal weight."""
+        """Accuracy on a scale from 0 (chance) to 1 (always correct): Cohen's kappa with equally weighted batches."""
         return (self.accuracy - self.chance) / (1.0 - self.chance)
 
 
 def batch_leak(mean: Float[np.ndarray, "cells latent"], batch: Int[np.ndarray, " cells"]) -> Leak | None:
-    """Predicts each cell's batch from those of its nearest neighbours, itself left out; None for a single batch.
+    """Predicts each cell's batch from its nearest neighbours, without the cell itself; None for a single batch.
 
-    A neighbour counts as the inverse of its batch's size, so that a large batch does not win every vote. Batches with
-    fewer than 10 cells are left out.
+    Each neighbour is weighted by the inverse of its batch's size, so that a large batch does not win every vote.
+    Batches with fewer than 10 cells are left out.
     """
     codes, size = np.unique(batch, return_counts=True)
     large = codes[size >= SMALLEST_BATCH]

@@ -1,7 +1,7 @@
-"""Nearest neighbours of an embedding, the weighted graph that scanpy clusters, and its Leiden partitions.
+"""Nearest neighbours in an embedding, the weighted graph that scanpy clusters, and Leiden partitions of it.
 
-scanpy's own functions would do, but for the seconds that their first call spends in compilers, and the global random
-state that they seed.
+scanpy's own functions are not used because they compile for seconds at their first call and seed the global random
+state.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..common.rng import igraph_random_state
 if TYPE_CHECKING:
     import igraph
 
-N_NEIGHBOURS = 15  # with the cell itself: scanpy's default
-LEIDEN_ITERATIONS = 2  # as scanpy asks of the igraph flavour
+N_NEIGHBOURS = 15  # including the cell itself: scanpy's default
+LEIDEN_ITERATIONS = 2  # scanpy's setting for the igraph flavour
 BISECTIONS = 64
-SMALLEST_BANDWIDTH = 1e-3  # of the mean distance; UMAP's bound
+SMALLEST_BANDWIDTH = 1e-3  # times the mean distance; UMAP's bound
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Neighbours:
-    """The nearest neighbours of each cell in order of distance, the cell itself first.
+    """The nearest neighbours of each cell, sorted by distance and starting with the cell itself.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class Neighbours:
     distance: Float[np.ndarray, "cells neighbours"]
 
     def among(self, kept: Bool[np.ndarray, " cells"], k: int = N_NEIGHBOURS) -> Neighbours:
-        """The `k` nearest neighbours within the kept cells, numbered anew; exact where k of those known are kept.
+        """The `k` nearest neighbours within the kept cells, renumbered; exact if `k` of the known ones are kept.
 
-        A cell with fewer repeats the last it has.
+        A cell with fewer kept neighbours repeats the last of them.
         """
         known = kept[self.index[kept]]
         rank = np.cumsum(known, axis=1)
@@ -56,11 +56,11 @@ class Neighbours:
 
 
 def nearest(embedding: Float[np.ndarray, "cells latent"], k: int = N_NEIGHBOURS) -> Neighbours:
-    """The `k` nearest neighbours of each of at least two cells by Euclidean distance, exact; of fewer cells, all."""
+    """The `k` nearest neighbours of each of at least two cells (exact, Euclidean); all cells if there are fewer."""
     from sklearn.neighbors import NearestNeighbors
 
     n = len(embedding)
-    # a cell asks for its neighbours without itself, so that equal cells cannot take its place in the first column
+    # the search leaves out the cell itself, so that an identical cell cannot take its place in the first column
     search = NearestNeighbors(n_neighbors=min(k, n) - 1).fit(np.asarray(embedding, dtype=np.float64))
     distance, index = search.kneighbors()
     itself = np.arange(n)[:, None]
@@ -71,7 +71,7 @@ def graph_of(neighbours: Neighbours) -> sp.csr_array:
     """The symmetric weighted graph of UMAP (McInnes et al. 2018, section 3.1), which scanpy clusters.
 
     The weight of a neighbour is exp(-(d - rho) / sigma), with rho the smallest distance above 0 and sigma such that the
-    weights of a cell sum to log2 k; w_ij + w_ji - w_ij w_ji makes it symmetric.
+    weights of a cell sum to log2 k. The symmetric weight is w_ij + w_ji - w_ij w_ji.
     """
     n, k = neighbours.index.shape
     distance = neighbours.distance
@@ -85,7 +85,7 @@ def graph_of(neighbours: Neighbours) -> sp.csr_array:
     columns = neighbours.index[:, 1:].ravel()
     off_diagonal = rows != columns
     directed = sp.csr_array((weight.ravel()[off_diagonal], (rows[off_diagonal], columns[off_diagonal])), shape=(n, n))
-    directed.data = np.minimum(directed.data, 1.0)  # repeated neighbours were added up
+    directed.data = np.minimum(directed.data, 1.0)  # scipy adds up repeated neighbours
     both = directed.multiply(directed.T)
     return sp.csr_array(directed + directed.T - both)
 
@@ -102,7 +102,7 @@ def _bandwidth(excess: Float[np.ndarray, "cells others"], total: float) -> Float
 
 
 def as_igraph(graph: sp.csr_array) -> igraph.Graph:
-    """The same undirected graph for igraph, its weights as the edges' "weight"."""
+    """The same undirected graph in igraph, with the weights as edge attribute "weight"."""
     import igraph
 
     upper = sp.coo_array(sp.triu(graph, k=1))

@@ -1,4 +1,4 @@
-"""Posterior-predictive checks: whether cells drawn from the model look like the cells it was given."""
+"""Posterior-predictive checks: whether cells drawn from the model look like the observed cells."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..kernels.context import working_on
 from ..likelihoods.base import dense
 
 REPLICATE = 34  # stream of random numbers
-AT_ONCE = 2**19  # cells x genes of one pass
-N_REPLICATES = 19  # ranks among 19 draws: 20 equally likely places, so a 90 % interval leaves out one at either end
-EXPRESSED_ABOVE = 0.5  # predicted count: below it nearly every value is 0, and every model that says so is calibrated
+AT_ONCE = 2**19  # cells x genes in one pass
+N_REPLICATES = 19  # gives 20 equally likely ranks, so a 90 % interval leaves out one at either end
+EXPRESSED_ABOVE = 0.5  # predicted count; below it nearly all values are 0, and any model that predicts 0 is calibrated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictive:
-    """Observed cells and draws x' ~ p(x | z), z ~ q(z | x) of the same cells.
+    """Observed cells, and draws x' ~ p(x | z), z ~ q(z | x) for the same cells.
 
-    The draws know the cell they are compared with, so these checks are lenient: what fails them fails clearly
-    (Gelman, Meng & Stern 1996; Bayarri & Berger 2000 on the double use of the data).
+    The draws depend on the cell that they are compared with, so these checks are lenient: a model that fails them fails
+    clearly (Gelman, Meng & Stern 1996; Bayarri & Berger 2000 on the double use of the data).
 
     Parameters
     ----------
@@ -36,17 +36,17 @@ class Predictive:
     variance, drawn_variance
         Variance of each gene over the cells.
     zero_fraction, drawn_zero_fraction
-        Share of the cells in which each gene is 0.
+        Fraction of the cells in which each gene is 0.
     library_coverage
-        Share of the cells whose sum over genes lies in the 90 % interval of the draws' sums.
+        Fraction of the cells whose sum over genes is in the 90 % interval of the sums of their draws.
     coverage
-        Share of the values that lie in the 90 % interval of their draws; ranks among ties are drawn at random, so that
-        it is 0.9 for a calibrated model of counts too (Czado, Gneiting & Held 2009, section 2). Of counts, those with a
-        predicted mean above 0.5.
+        Fraction of the values in the 90 % interval of their draws. Ranks among ties are drawn at random, so that a
+        calibrated model of counts also has 0.9 (Czado, Gneiting & Held 2009, section 2). For counts, only values with
+        a predicted mean above 0.5 are used.
     ranks
-        Share of these values at each of the 20 places among their 19 draws: 0.05 each where the model is calibrated.
+        Fraction of these values at each of the 20 ranks among their 19 draws: 0.05 each if the model is calibrated.
     n_cells
-        Cells looked at.
+        Number of cells checked.
     """
 
     mean: Float[np.ndarray, " genes"]
@@ -62,18 +62,18 @@ class Predictive:
 
     @property
     def variance_ratio(self) -> float:
-        """Median over genes of observed over drawn variance, among genes where both are above 0; NaN without any."""
+        """Median over genes of observed over drawn variance, among genes where both are positive; NaN if none is."""
         both = (self.variance > 0) & (self.drawn_variance > 0)
         return float(np.median(self.variance[both] / self.drawn_variance[both])) if both.any() else float("nan")
 
     @property
     def zero_error(self) -> float:
-        """Mean over genes of the difference between observed and drawn zero fractions, without its sign."""
+        """Mean absolute difference over genes between observed and drawn zero fractions."""
         return float(np.abs(self.zero_fraction - self.drawn_zero_fraction).mean())
 
 
 def predictive(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: int) -> Predictive:
-    """Draws `N_REPLICATES` tables of these cells and compares; only sums per gene and per cell are kept.
+    """Draws `N_REPLICATES` tables of these cells and compares them; keeps only sums per gene and per cell.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def predictive(model: FittedModel, cells: Cells, *, beta: float | None = None, s
     cells
         A sample of cells, each with at least one count.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     seed
-        Where the draws come from.
+        Seed of the draws.
     """
     n_genes, n = cells.rows.n_genes, len(cells)
     observed, drawn = _Moments(n_genes), _Moments(n_genes)
@@ -126,7 +126,7 @@ def predictive(model: FittedModel, cells: Cells, *, beta: float | None = None, s
 
 
 class _Rank:
-    """Where values stand among draws that come one after the other."""
+    """Ranks of values among draws that are added one at a time."""
 
     def __init__(self, values: Float[Tensor, "*shape"]) -> None:
         self.values = values
@@ -137,13 +137,13 @@ class _Rank:
         self.ties += draw == self.values
 
     def place(self, generator: torch.Generator) -> Float[Tensor, "*shape"]:
-        """0 to the number of draws; among equals, one of their places at random."""
+        """Rank of each value, from 0 to the number of draws; ties are broken at random."""
         uniform = torch.rand(self.ties.shape, generator=generator, device=self.ties.device)
         return self.below + torch.minimum(torch.floor(uniform * (self.ties + 1.0)), self.ties)
 
 
 class _Moments:
-    """Running sums per gene over tables of cells."""
+    """Running sums per gene over tables of cells x genes."""
 
     def __init__(self, n_genes: int) -> None:
         self.n = 0

@@ -1,4 +1,4 @@
-"""A model at one β: rate, distortion, likelihood and the structure of the embedding, as one row of a table."""
+"""Rate, distortion, likelihood and structure of the embedding of a model at one β."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .structure import (
 SAMPLE = 23  # stream of the random numbers that draw cells
 JUDGED_CELLS = 1_000
 STRUCTURE_CELLS = 5_000
-INFORMATION_DRAWS = 2_000  # of z, over all cells: few cells need several each
+INFORMATION_DRAWS = 2_000  # of z, over all cells; a few cells get several draws each
 N_SAMPLES = 50  # draws of the latent per cell, for distortion and log-likelihood
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateDistortion:
-    """Where a model stands on the rate-distortion plane at one β; means over cells, in nats per cell.
+    """Position of a model in the rate-distortion plane at one β; means over cells, in nats per cell.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class RateDistortion:
     rate
         R = KL(q(z | x) || N(0, I)).
     objective
-        D + βR: what training minimises (Higgins et al. 2017; Alemi et al. 2018, equation 7).
+        D + βR, which training minimises (Higgins et al. 2017; Alemi et al. 2018, equation 7).
     elbo
         -(D + R): the evidence lower bound, at β = 1.
     log_likelihood
@@ -53,7 +53,7 @@ class RateDistortion:
     mutual_information
         I_q(x; z) of these cells, at most the logarithm of their number; see `Information`.
     mutual_information_bound
-        An upper bound on it without such a cap.
+        An upper bound on the mutual information, which has no such cap.
     """
 
     beta: float
@@ -69,20 +69,20 @@ class RateDistortion:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Yardstick:
-    """The cells that a model is measured on at every β, and what its embeddings are compared with.
+    """The cells on which a model is measured at every β, and the reference for its embeddings.
 
     Parameters
     ----------
     judged
         Cells for likelihood, rate and distortion.
     role
-        What they were to the model; see `Judged`.
+        Role of these cells in the fit; see `Judged`.
     sampled
         Cells for the structure of the embedding.
     reference, compared
-        Coordinates of some of the sampled cells in the space of their expression, and which these are.
+        Coordinates in expression space of some of the sampled cells, and the positions of these cells.
     labels
-        Number of the label of each sampled cell, negative without one; None without labels.
+        Label code of each sampled cell, negative for a cell without label; None if there are no labels.
     """
 
     judged: Cells
@@ -96,23 +96,23 @@ class Yardstick:
 def make_yardstick(
     model: FittedModel, cells: Cells, labels: Int[np.ndarray, " cells"] | None, *, seed: int
 ) -> Yardstick:
-    """Draws the cells: at most `JUDGED_CELLS` of those held out of the fit, at most `STRUCTURE_CELLS` of all cells.
+    """Draws at most `JUDGED_CELLS` of the cells held out of the fit, and at most `STRUCTURE_CELLS` of all cells.
 
     Parameters
     ----------
     model
-        Says which of the cells it has held out.
+        The model whose fit held cells out.
     cells
         All cells.
     labels
-        Number of the label of each cell, negative without one; None without labels.
+        Label code of each cell, negative for a cell without label; None if there are no labels.
     seed
-        Draws the cells. Those for the structure are the same for every model.
+        Seed of the draw. The cells for the structure are the same for every model.
 
     Returns
     -------
     Yardstick
-        Copies of the cells drawn, so that memory does not grow with the number of cells.
+        Copies of the drawn cells, so that memory does not grow with the number of cells.
     """
     judged, role = to_judge_on(model, cells, seed=seed)
     sampled = _some(len(cells), STRUCTURE_CELLS, seed)
@@ -128,7 +128,7 @@ def make_yardstick(
 
 
 def to_judge_on(model: FittedModel, cells: Cells, *, seed: int) -> tuple[Cells, Role]:
-    """At most `JUDGED_CELLS` of the cells that a model may be judged on, and what they were to it."""
+    """At most `JUDGED_CELLS` of the cells from `judged_cells`, and their role in the fit."""
     judged = judged_cells(model, cells)
     return cells.taken(judged.positions[_some(len(judged.positions), JUDGED_CELLS, seed)]), judged.role
 
@@ -149,18 +149,18 @@ def rate_and_distortion(
 
 
 def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int) -> RateDistortion:
-    """Measures a model at one of its β's on the given cells.
+    """Measures a model at one of its values of β on the given cells.
 
     Parameters
     ----------
     model
         A fitted model.
     cells
-        Cells that it has not seen.
+        Cells that were not used to train it.
     beta
-        One of the model's β's.
+        A value of β that the model has.
     seed
-        Where the noise comes from: the same for every β, so that differences are between the β's.
+        Seed of the noise. The same seed for every β makes the results comparable.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
 def embedding_at(
     model: FittedModel, yardstick: Yardstick, *, beta: float, seed: int
 ) -> tuple[Structure, LabelAgreement | None]:
-    """How the sampled cells' embedding at one β scores, without and with labels; None where there are none."""
+    """Scores of the sampled cells' embedding at one β, without and with labels; None for the latter without labels."""
     mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
     scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed)
     labels = yardstick.labels
@@ -197,5 +197,5 @@ def embedding_at(
 
 
 def _some(n: int, most: int, seed: int) -> Int[np.ndarray, " some"]:
-    """At most `most` of n positions, rising."""
+    """At most `most` of n positions, drawn at random, ascending."""
     return np.sort(numpy_generator(seed, SAMPLE).permutation(n)[:most])

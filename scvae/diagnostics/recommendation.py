@@ -1,4 +1,4 @@
-"""Which β to recommend."""
+"""The recommendation of a β."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-ELBO_LOSS = 0.2  # of the rate at the best ELBO: what a β may lose of that ELBO
-NEIGHBOURS = np.array([0.25, 0.5, 0.25])  # weights of a β and of those beside it in the table
+ELBO_LOSS = 0.2  # largest loss of ELBO from the best one, as a fraction of the rate there
+NEIGHBOURS = np.array([0.25, 0.5, 0.25])  # weights of a β and its two neighbours in the table
 
 
 def recommend(table: pd.DataFrame) -> float:
     """The β with the most stable Leiden clusters among those that keep the held-out ELBO.
 
-    A β keeps it if its ELBO is below the best of the table by no more than a fifth of the rate there: the rate is what
-    an embedding costs to tell, so this loss is small on any scale of the data. Stabilities are averaged with those of
-    the β's on either side, since each rests on a few resamples.
+    A β keeps the ELBO if it loses no more than a fifth of the rate at the best ELBO of the table. The rate is the
+    information in the embedding, so this loss is small whatever the scale of the data. Each stability is averaged with
+    those of the neighbouring values of β, because it is estimated from a few resamples.
 
     Parameters
     ----------
     table
-        One row per β in rising order, with the columns of `RateDistortion` and `Structure`.
+        One row per β in ascending order, with the columns of `RateDistortion` and `Structure`.
     """
     best = int(table["elbo"].argmax())
     kept = table["elbo"] >= table["elbo"].iloc[best] - ELBO_LOSS * table["rate"].iloc[best]
@@ -29,5 +29,5 @@ def recommend(table: pd.DataFrame) -> float:
 
 
 def _smoothed(values: Float[np.ndarray, " betas"]) -> Float[np.ndarray, " betas"]:
-    """Averages over neighbours; the first and the last stand in for those they lack."""
+    """Averages over neighbours; at both ends, the outermost value stands in for the missing neighbour."""
     return np.convolve(np.pad(values, 1, mode="edge"), NEIGHBOURS, mode="valid")

@@ -1,4 +1,4 @@
-"""Scores of the structure in an embedding: without labels, and against labels where there are some."""
+"""Scores of the structure in an embedding, with and without labels."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..common.rng import numpy_generator
 from .neighbours import N_NEIGHBOURS, Neighbours, as_igraph, graph_of, leiden, nearest
 
 RESAMPLE, POSTERIOR, CLUSTERING = 20, 21, 22  # streams of random numbers
-RESOLUTIONS = (0.5, 1.0)  # of the label-free scores; 1 is scanpy's default
+RESOLUTIONS = (0.5, 1.0)  # for the label-free scores; 1 is scanpy's default
 LABEL_RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0)
 N_RESAMPLES = 10
 KEPT_SHARE = 0.9  # of the cells in a resample
-WIDER = 2  # times the neighbours are looked up, so that enough of them are left in a resample
+WIDER = 2  # times as many neighbours are found, so that enough of them remain in a resample
 N_DRAWS = 3  # of the posterior
 REFERENCE_CELLS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
-    """Structure of an embedding, each score at most 1 and larger where there is more of it.
+    """Structure of an embedding; each score is at most 1, and larger means more structure.
 
     Parameters
     ----------
@@ -32,11 +32,11 @@ class Structure:
     graph_agreement
         See `graph_agreement`.
     modularity
-        Of the Leiden partition, mean over `RESOLUTIONS` (Newman & Girvan 2004, always at resolution 1).
+        Modularity of the Leiden partition, mean over `RESOLUTIONS` (Newman & Girvan 2004, always at resolution 1).
     trustworthiness
         See `trustworthiness`.
     n_clusters
-        Leiden clusters at resolution 1.
+        Number of Leiden clusters at resolution 1.
     """
 
     leiden_stability: float
@@ -53,7 +53,7 @@ class LabelAgreement:
     Parameters
     ----------
     nmi, ari
-        Normalised mutual information and adjusted Rand index of the labels and the Leiden clusters, each the best over
+        Normalised mutual information and adjusted Rand index between labels and Leiden clusters, each the best over
         `LABEL_RESOLUTIONS`.
     silhouette
         Mean silhouette of the labels, Euclidean (Rousseeuw 1987).
@@ -79,13 +79,13 @@ def structure(
     mean, variance
         Moments of q(z | x).
     reference
-        Coordinates of some of the cells in a space that the embedding is compared with (see
+        Coordinates of some of the cells in the space that the embedding is compared with (see
         `scvae.diagnostics.expression_pca`).
     compared
-        Which cells these are.
+        Positions of these cells.
     seed
-        Where all random numbers come from. The same seed takes the same resamples and the same noise for every
-        embedding, so that their scores can be compared.
+        Seed of all random numbers. The same seed gives the same resamples and the same noise for every embedding, so
+        that their scores can be compared.
 
     Returns
     -------
@@ -107,10 +107,10 @@ def structure(
 def leiden_stability(wide: Neighbours, partitions: list[Int[np.ndarray, " cells"]], *, seed: int) -> float:
     """Mean adjusted Rand index between Leiden clusterings of all cells and of resampled cells.
 
-    `N_RESAMPLES` times, `KEPT_SHARE` of the cells are drawn without replacement, their own graph of nearest neighbours
-    is built, and it is clustered at each of `RESOLUTIONS`; the clusters are compared with those of all cells, on the
-    cells drawn (the scheme of Tang et al. 2021, "Evaluating single-cell cluster stability", with the Rand index in
-    place of Jaccard's). Where either clustering is a single cluster the score is 0: nothing was found.
+    `N_RESAMPLES` times, `KEPT_SHARE` of the cells are drawn without replacement. Their own graph of nearest neighbours
+    is clustered at each of `RESOLUTIONS` and compared with the clusters of all cells, on the drawn cells (the scheme
+    of Tang et al. 2021, "Evaluating single-cell cluster stability", with the Rand index instead of Jaccard's). The
+    score is 0 if either clustering is a single cluster, because no structure was found.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def leiden_stability(wide: Neighbours, partitions: list[Int[np.ndarray, " cells"
     partitions
         Clusters of all cells at each of `RESOLUTIONS`.
     seed
-        Draws the cells, and the order in which Leiden visits them.
+        Seed of the resamples and of the order in which Leiden visits the cells.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -140,10 +140,10 @@ def leiden_stability(wide: Neighbours, partitions: list[Int[np.ndarray, " cells"
 def graph_agreement(
     mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], *, seed: int
 ) -> float:
-    """Share of the nearest neighbours that two draws of the embedding z ~ q(z | x) have in common.
+    """Fraction of the nearest neighbours shared by two draws of the embedding z ~ q(z | x).
 
     Mean over cells and over the pairs of `N_DRAWS` draws, for the `N_NEIGHBOURS` neighbours of a cell besides itself:
-    1 where the posterior leaves no doubt about them, k / (n - 1) where it leaves nothing else.
+    1 if the posterior determines them, k / (n - 1) if they are random.
     """
     n = len(mean)
     k = min(N_NEIGHBOURS, n - 1)
@@ -161,10 +161,10 @@ def graph_agreement(
 def trustworthiness(
     reference: Float[np.ndarray, "cells components"], embedding: Float[np.ndarray, "cells latent"]
 ) -> float:
-    """How far the neighbours in the embedding are neighbours in the reference space (Venna & Kaski 2001, equation 2).
+    """Whether neighbours in the embedding are also neighbours in the reference space (Venna & Kaski 2001, equation 2).
 
-    1 where all are, about 0.5 where they are chance. The k = `N_NEIGHBOURS` nearest are looked at, fewer where there
-    are not three times as many cells; NaN for fewer than 3 cells. Memory grows with the square of the number of cells.
+    1 if all are, about 0.5 if they are random. Uses the k = `N_NEIGHBOURS` nearest neighbours, fewer if there are not
+    three times as many cells; NaN for fewer than 3 cells. Memory grows with the square of the number of cells.
     """
     from sklearn.manifold import trustworthiness as of
 
@@ -178,21 +178,21 @@ def label_agreement(
     *,
     seed: int,
 ) -> LabelAgreement:
-    """Scores of an embedding against labels; the clusters are those of all cells.
+    """Scores of an embedding against labels, with clusters of all cells.
 
     Parameters
     ----------
     embedding
-        One row a cell.
+        One row per cell.
     labels
-        Number of each cell's label; negative for cells without one, which take no part in the comparison.
+        Label code of each cell; negative for cells without a label, which are clustered but not compared.
     seed
-        Sets the order in which Leiden visits the cells.
+        Seed of the order in which Leiden visits the cells.
 
     Returns
     -------
     LabelAgreement
-        The scores; NaN where there are fewer than two labels.
+        The scores; NaN if there are fewer than two labels.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 

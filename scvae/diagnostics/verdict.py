@@ -1,4 +1,4 @@
-"""From measurements to words: what is wrong with a model, why, and what to do."""
+"""The diagnosis: turns measurements into sentences on what is wrong with a model, why, and what to do."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .examination import Examination
 
 Severity = Literal["disease", "remark"]
 
-ENCODER_AT_FAULT = 1.0  # nats per cell that a q of its own must gain a cell: a decoder that ignores z offers none
-HARDLY_TOLD = 0.25  # of the KL that q's of their own would have
+ENCODER_AT_FAULT = 1.0  # nats per cell gained by optimising its posterior; no gain if the decoder ignores z
+HARDLY_TOLD = 0.25  # times the KL of the optimised posteriors
 OUT_OF_PROPORTION = 3.0  # times that KL: damaged encoders lost 8 to 18 times it, undertrained ones up to 2
-AMORTIZATION_SHARE = 1.0  # of the KL; default fits of nine real sets lay between 0.05 and 0.22
-LITTLE_INFORMATION = 1.0  # nats: not even three kinds of cells are told apart
+AMORTIZATION_SHARE = 1.0  # of the KL; default fits of nine real data sets gave 0.05 to 0.22
+LITTLE_INFORMATION = 1.0  # nats: too little to distinguish three cell types
 CLEAR = 3.0  # standard errors
-OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13, those past their best 0.21 to 0.9
-OVERFIT_GAP_PER_VALUE = 0.2  # nats, of real values, whose ELBO has no natural zero
-OVERFIT_FALL = 0.01  # of the best held-out objective that the weights kept have lost again
+OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13, overtrained ones 0.21 to 0.9
+OVERFIT_GAP_PER_VALUE = 0.2  # nats; for real values, whose ELBO has no natural zero
+OVERFIT_FALL = 0.01  # of the best held-out objective, lost by the weights that are kept
 SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
 SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
 SCALE_AT_FLOOR = 1.1  # times the floor
-GENES_RUN_AWAY = 0.1  # share of the genes
-LEAK_EXCESS = 0.5  # half of the way from chance to certainty
-MISCALIBRATED = 0.1  # off the 90 % that an interval should cover
+GENES_RUN_AWAY = 0.1  # fraction of the genes
+LEAK_EXCESS = 0.5  # halfway from chance to perfect prediction
+MISCALIBRATED = 0.1  # deviation from the 90 % that an interval should cover
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Finding:
     sentence
         What was found, with the numbers.
     cause
-        What explains it.
+        The likely cause.
     remedy
         What to do.
     """
@@ -58,7 +58,7 @@ class Finding:
 
 
 def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
-    """All findings, diseases first; a healthy model has remarks at most."""
+    """All findings, diseases first; a healthy model has only remarks, or none."""
     checks: tuple[Callable[[FittedModel, Examination], Finding | None], ...] = (
         _total_collapse,
         _encoder_ignores_its_input,
@@ -79,12 +79,12 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
 
 
 def _is_deaf(seen: Examination) -> bool:
-    """Whether q(z | x) is the same for every cell: nothing above 0.05 nats, or no posterior mean that varies."""
+    """Whether q(z | x) is the same for every cell: no dimension above 0.05 nats, or no posterior mean that varies."""
     return seen.usage.active == 0 or seen.usage.varying == 0
 
 
 def _encoder_is_at_fault(seen: Examination) -> bool:
-    """Whether the encoder tells little of a cell, though the decoder would reward a q that tells more."""
+    """Whether q carries little information about a cell although the decoder could use more."""
     gap, offered = seen.gaps.amortization, seen.gaps.optimized_kl
     if offered < ACTIVE_ABOVE or gap.value < max(ENCODER_AT_FAULT, CLEAR * gap.error):
         return False
@@ -98,7 +98,7 @@ def _is_collapsed(model: FittedModel, seen: Examination) -> bool:
 
 
 def _holds_little(model: FittedModel, seen: Examination) -> bool:
-    """Whether z is empty or nearly so, and the encoder not to blame."""
+    """Whether z is empty or nearly empty and the encoder is not the cause."""
     few = seen.usage.active <= model.n_latent / 2 and seen.information.upper_bound < LITTLE_INFORMATION
     return _is_collapsed(model, seen) or (few and not _encoder_is_at_fault(seen))
 
@@ -107,21 +107,21 @@ def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
     if not _is_collapsed(model, seen):
         return None
     if seen.beta > 1:
-        cause = f"β = {seen.beta:g} makes every nat of the KL cost {seen.beta:g} nats of fit"
-        remedy = "fit again with β = 1, or over a range, scvae.fit(adata, beta=(0.1, 10)), and choose"
+        cause = f"at β = {seen.beta:g}, each nat of KL must improve the fit by more than {seen.beta:g} nats"
+        remedy = "fit again with β = 1, or fit a range with scvae.fit(adata, beta=(0.1, 10)) and choose β afterwards"
     elif model.training_config.warmup == 0:
-        cause = "the KL weighed in full from the first step, before the decoder had learnt to use z"
-        remedy = "TrainingConfig(warmup=0.3), or free_bits=0.1"
+        cause = "the KL term had its full weight from the first step, before the decoder had learnt to use z"
+        remedy = "set TrainingConfig(warmup=0.3) or TrainingConfig(free_bits=0.1)"
     else:
-        cause = "either the data hold no structure beyond depth and batch, or training failed before z was of use"
+        cause = "the data have no structure beyond depth and batch, or training failed before z was used"
         remedy = "look at a PCA of the data first; then try TrainingConfig(warmup=0.5, free_bits=0.1) or a smaller β"
-    what = "the posterior hardly differs between cells" if _is_deaf(seen) else "the decoder gives the same for every z"
+    what = "the posterior hardly differs between cells" if _is_deaf(seen) else "the decoder hardly depends on z"
     return Finding(
         name="total collapse",
         severity="disease",
         sentence=(
-            f"the latent space is empty: {what} (KL {seen.information.kl:.2f} nats), and cells given a q of their own "
-            f"gain {_nats(seen)}"
+            f"the latent space is empty: {what} (KL {seen.information.kl:.2f} nats); optimising each cell's posterior "
+            f"separately gains {_nats(seen)}"
         ),
         cause=cause,
         remedy=remedy,
@@ -135,10 +135,11 @@ def _encoder_ignores_its_input(model: FittedModel, seen: Examination) -> Finding
         name="encoder ignores its input",
         severity="disease",
         sentence=(
-            f"the encoder tells {seen.information.mutual_information:.2f} nats about a cell, but cells given a q of "
-            f"their own gain {_nats(seen)} at a KL of {seen.gaps.optimized_kl:.1f}: the decoder knows how to use z"
+            f"z holds {seen.information.mutual_information:.2f} nats of information about a cell, but optimising each "
+            f"cell's posterior separately gains {_nats(seen)} at a KL of {seen.gaps.optimized_kl:.1f}: the decoder can "
+            "use z"
         ),
-        cause="the encoder's weights are lost or dead (too high a learning rate), or these cells are unlike the fit's",
+        cause="the encoder's weights are damaged (learning rate too high), or these cells differ from those of the fit",
         remedy="check layer, genes and normalisation of the data; fit again with a lower TrainingConfig.learning_rate",
     )
 
@@ -151,10 +152,10 @@ def _beta_too_large(model: FittedModel, seen: Examination) -> Finding | None:
         severity="disease",
         sentence=(
             f"at β = {seen.beta:g}, {seen.usage.active} of {model.n_latent} dimensions are active and z holds at most "
-            f"{seen.information.upper_bound:.1f} nats about a cell"
+            f"{seen.information.upper_bound:.1f} nats of information about a cell"
         ),
-        cause="a dimension is used only if it explains more than β times its KL",
-        remedy="a smaller β: scvae.tune_beta(adata) shows what each β keeps",
+        cause="a dimension is used only if it improves the fit by more than β times its KL",
+        remedy="use a smaller β; scvae.tune_beta(adata) shows what each β keeps",
     )
 
 
@@ -165,11 +166,11 @@ def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
         name="warm-up missing",
         severity="disease",
         sentence=(
-            f"{seen.usage.active} of {model.n_latent} dimensions are active, and β stood at {seen.beta:g} from the "
-            "first step on"
+            f"{seen.usage.active} of {model.n_latent} dimensions are active, and β was {seen.beta:g} from the first "
+            "step on"
         ),
-        cause="dimensions that the decoder does not use yet are pressed onto the prior, and stay there",
-        remedy="leave TrainingConfig.warmup at its default; 0.5 or free_bits=0.1 help further",
+        cause="dimensions that the decoder does not use yet are pushed to the prior and stay there",
+        remedy="leave TrainingConfig.warmup at its default; warmup=0.5 or free_bits=0.1 help further",
     )
 
 
@@ -185,12 +186,15 @@ def _scale_run_away(model: FittedModel, seen: Examination) -> Finding | None:
         name="Gaussian scale run away",
         severity="disease",
         sentence=(
-            f"{share:.0%} of the genes have a scale below {low:.2g} standard deviations "
-            f"(smallest {float(relative.min()):.2g}, bound {floor:g})"
+            f"{share:.0%} of the genes have a learnt scale below {low:.2g} standard deviations "
+            f"(smallest {float(relative.min()):.2g}, lower bound {floor:g})"
         ),
-        cause="a gene that the decoder reproduces exactly has a likelihood without limit: the model turns autoencoder",
+        cause=(
+            "the likelihood of a gene that the decoder reproduces exactly is unbounded: the model degenerates into a "
+            "plain autoencoder"
+        ),
         remedy=(
-            f"NetworkConfig(minimum_scale={max(0.1, 2 * floor):g}) or more, and fewer latent dimensions than genes"
+            f"set NetworkConfig(minimum_scale={max(0.1, 2 * floor):g}) or more; use fewer latent dimensions than genes"
         ),
     )
 
@@ -203,13 +207,13 @@ def _batch_leak(_model: FittedModel, seen: Examination) -> Finding | None:
         name="batch leaks into z",
         severity="disease",
         sentence=(
-            f"a cell's neighbours in z tell its batch in {leak.accuracy:.0%} of cases, where chance is "
+            f"a cell's neighbours in z predict its batch with {leak.accuracy:.0%} accuracy, where chance is "
             f"{leak.chance:.0%}"
         ),
-        cause="batches differ by more than the decoder's offsets take up, or hold different kinds of cells",
+        cause="batches differ by more than the decoder's offsets can absorb, or contain different cell types",
         remedy=(
-            "NetworkConfig(encode_conditions=True, dispersion='gene-batch'), a larger β; no fault if the batches hold "
-            "different cell types"
+            "try NetworkConfig(encode_conditions=True, dispersion='gene-batch') or a larger β; no fix is needed if the "
+            "batches contain different cell types"
         ),
     )
 
@@ -225,20 +229,20 @@ def _over_fitting(model: FittedModel, seen: Examination) -> Finding | None:
     by_gap, by_fall = gap.gap - CLEAR * error > limit, fall > 0
     if not (by_gap or by_fall):
         return None
-    lost = f"; held-out cells have lost {fall:.1f} nats since their best epoch" if by_fall else ""
+    lost = f"; the held-out objective has fallen by {fall:.1f} nats since its best epoch" if by_fall else ""
     return Finding(
         name="over-fitting",
         severity="disease",
-        sentence=f"training cells are {gap.gap:.1f} nats better than held-out cells{lost}",
-        cause="too many passes, or too many weights, for this number of cells: the decoder has learnt their noise",
-        remedy="fewer TrainingConfig.epochs, a shorter warmup (epochs are ranked from its end on), a smaller width",
+        sentence=f"the ELBO of training cells is {gap.gap:.1f} nats better than that of held-out cells{lost}",
+        cause="the decoder has learnt the noise of the cells: too many epochs or weights for this number of cells",
+        remedy="use fewer epochs, a shorter warmup (the best epoch is one after it) or a smaller NetworkConfig.width",
     )
 
 
 def _fall(model: FittedModel) -> float:
-    """Nats of the held-out objective, at the final β, between its best epoch and the one kept; 0 if it is small.
+    """Fall of the held-out objective, at the final β, from its best epoch to the one kept, in nats; 0 if it is small.
 
-    A fall only counts while the training cells still gain.
+    A fall counts only if the objective of the training cells still improves.
     """
     history = model.history
     if isinstance(model.beta, tuple) or history["validation_elbo"].isna().all() or not model.outcome.best_epoch:
@@ -266,10 +270,10 @@ def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
         name="not converged",
         severity="disease",
         sentence=f"training ended after {outcome.epochs} epochs{steps}{f'; {outcome.reason}' if moving else ''}",
-        cause=f"fewer than {few:.0f} steps are too few at any size"
+        cause=f"fewer than {few:.0f} steps are too few for data of any size"
         if short
-        else "the run was too short, or was stopped",
-        remedy="leave TrainingConfig.epochs open (it follows the number of cells), or set it higher",
+        else "the run was too short or was stopped",
+        remedy="leave TrainingConfig.epochs at its default, which depends on the number of cells, or set it higher",
     )
 
 
@@ -279,9 +283,9 @@ def _beta_not_attained(model: FittedModel, _seen: Examination) -> Finding | None
     return Finding(
         name="β not attained",
         severity="disease",
-        sentence=f"β reached {model.outcome.beta_attained:g} of the {model.beta:g} asked for",
+        sentence=f"β reached {model.outcome.beta_attained:g} instead of {model.beta:g}",
         cause="training ended during the warm-up",
-        remedy="let it run to its end; with a checkpoint it goes on from where it stopped",
+        remedy="let the fit run to its end; with a checkpoint it continues from where it stopped",
     )
 
 
@@ -294,14 +298,14 @@ def _encoder_falls_short(model: FittedModel, seen: Examination) -> Finding | Non
     return Finding(
         name="encoder falls short",
         severity="disease",
-        sentence=f"cells given a q of their own gain {_nats(seen)}, {share:.0%} of the KL",
-        cause="the encoder is too small, was trained too briefly, or meets cells unlike those of the fit",
-        remedy="a larger NetworkConfig.width, more epochs; for new cells, check layer, genes and normalisation",
+        sentence=f"optimising each cell's posterior separately gains {_nats(seen)}, {share:.0%} of the KL",
+        cause="the encoder is too small, was trained too briefly, or these cells differ from those of the fit",
+        remedy="use a larger NetworkConfig.width or more epochs; for new cells, check layer, genes and normalisation",
     )
 
 
 def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
-    """Some unused dimensions are no fault, nor are many at a large β, which is there to empty them."""
+    """A few unused dimensions are no fault; nor are many at a large β, which is meant to empty them."""
     unused = model.n_latent - seen.usage.active
     if unused == 0 or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
         return None
@@ -313,8 +317,8 @@ def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
             f"{unused} of {model.n_latent} dimensions are unused (KL below 0.05 nats); the others hold "
             f"{seen.information.kl:.1f} nats"
         ),
-        cause="the data do not pay for more dimensions at this β",
-        remedy="scvae.tl.prune(adata, model) drops them, n_latent='auto' finds the number, a smaller β or free_bits "
+        cause="at this β, the KL of more dimensions would outweigh their gain in fit",
+        remedy="scvae.tl.prune(adata, model) removes them; n_latent='auto' finds the number; a smaller β or free_bits "
         "fills them",
     )
 
@@ -327,9 +331,9 @@ def _calibration(model: FittedModel, seen: Examination) -> Finding | None:
     return Finding(
         name="miscalibrated head",
         severity="remark",
-        sentence=f"the 90 % intervals of the model's draws hold {coverage:.0%} of the values",
-        cause=f"the {model.likelihood} head gives the values too {'little' if narrow else 'much'} spread",
-        remedy="compare heads: scvae.tl.diagnose(adata, model, compare_heads=True)",
+        sentence=f"the model's 90 % predictive intervals cover {coverage:.0%} of the values",
+        cause=f"the {model.likelihood} head predicts too {'little' if narrow else 'much'} spread",
+        remedy="compare heads with scvae.tl.diagnose(adata, model, compare_heads=True)",
     )
 
 
@@ -339,8 +343,11 @@ def _nothing_held_out(model: FittedModel, seen: Examination) -> Finding | None:
     return Finding(
         name="nothing held out",
         severity="remark",
-        sentence="over-fitting cannot be judged: the fit held no cells out",
-        cause=f"TrainingConfig.validation_fraction is {model.training_config.validation_fraction:g}, or cells are few",
+        sentence="over-fitting cannot be judged: the fit held out no cells",
+        cause=(
+            f"TrainingConfig.validation_fraction is {model.training_config.validation_fraction:g}, or there are too "
+            "few cells"
+        ),
         remedy="fit with validation_fraction=0.1, the default",
     )
 
