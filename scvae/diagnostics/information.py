@@ -84,7 +84,7 @@ def information(
     Returns
     -------
     Information
-        The estimates. In each draw they add up to log q(z | x) / p(z), exactly; its mean is the KL, up to noise.
+        The estimates. For each draw, the two terms sum exactly to log q(z | x) / p(z), whose expectation is the KL.
     """
     order = numpy_generator(seed, REFERENCE).permutation(len(mean))[:n_reference]
     mean, log_variance = mean[order].astype(np.float64), log_variance[order].astype(np.float64)

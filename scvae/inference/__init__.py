@@ -1,1 +1,1 @@
-"""A fitted model and cells in, arrays out: posteriors, decoding, refinement, differences, labels."""
+"""Functions from a fitted model and cells to arrays: posteriors, decoding, refinement, differences, labels."""

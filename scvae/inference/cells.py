@@ -1,4 +1,4 @@
-"""How every tool reads its cells, and what tools have written before."""
+"""Reading of the cells that a tool works on, and of records that earlier calls wrote."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ if TYPE_CHECKING:
 
 
 def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, matrix: Joined | None = None) -> Cells:
-    """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``), or from another layer.
+    """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``) or from another layer.
 
-    The values are in `matrix`, if they are not in `adata`.
+    If `adata` does not hold the values, `matrix` does.
     """
     schema = model if isinstance(model, Schema) else model.schema
     return read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:
-    """The schema that reads the batch from a column of another name; as it is for None.
+    """The schema with the batch read from the column `batch_key`; unchanged if `batch_key` is None.
 
     Raises
     ------
     ValueError
-        If it has no batch, or reads that column as a covariate.
+        If the schema has no batch, or uses this column as a covariate.
     """
     if batch_key is None:
         return schema
     if schema.batch is None:
-        raise ValueError(f"batch_key is {batch_key!r}, and the model was fitted without batch_key; leave it out")
+        raise ValueError(f"batch_key is {batch_key!r}, but the model was fitted without batch_key; leave it out")
     covariates = [column.key for column in schema.categorical] + [column.key for column in schema.numeric]
     if batch_key in covariates:
         raise ValueError(
-            f"batch_key is {batch_key!r}, which is a covariate of the model ({listing(covariates)}); name the column "
+            f"batch_key is {batch_key!r}, which is a covariate of the model ({listing(covariates)}); pass the column "
             "that holds the batch"
         )
     return replace(schema, batch=replace(schema.batch, key=batch_key))
 
 
 def earlier_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What `uns` holds under the key already.
+    """The record that `adata.uns` already holds under `key`; empty if there is none.
 
     Raises
     ------
     ValueError
-        If that is no record.
+        If the entry is not a record.
     """
     found = getattr(adata, "uns", {}).get(key, {})
     if not isinstance(found, Mapping):
         raise ValueError(
-            f"adata.uns[{key!r}] is a {type(found).__name__} that scvae did not write; pass another key_added"
+            f"adata.uns[{key!r}] is a {type(found).__name__}, which scvae did not write; pass another key_added"
         )
     return dict(found)

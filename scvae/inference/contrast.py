@@ -1,4 +1,4 @@
-"""How far the mean expression of each gene is apart on two sides, and how far that may be chance."""
+"""The log fold change of each gene between two groups of cells, and its standard error."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import xlogy
 
-TINY = 1e-30  # far below any proportion; its square is a number still
-MODEL_SPREAD = 0.5  # standard deviation of a gene's overdispersion around the model's, as a share of it
-LACK_ROUNDS = 5  # of weights and what they weigh, for what the model lacks
+TINY = 1e-30  # far below any proportion, but its square does not underflow to 0
+MODEL_SPREAD = 0.5  # standard deviation of a gene's overdispersion around the model's, as a fraction of the latter
+LACK_ROUNDS = 5  # alternations between the weights and the overdispersion that the model lacks
 NEARLY_POISSON = 1e-9
 NEWTON_STEPS = 30
-HALF = 0.5  # count added to both groups where logarithms are taken
-FEW_CELLS = 10  # cells in which a gene's counts sit, below which they count as clusters
-LEAST_RATIO = 0.01  # of likelihoods, by which an estimate is divided
-MOST_OF_ALL = 0.99  # of all counts, in one gene
+HALF = 0.5  # count added to both groups before logarithms are taken
+FEW_CELLS = 10  # if fewer cells hold a gene's counts, the counts are treated as clusters
+LEAST_RATIO = 0.01  # lower bound of the likelihood ratio by which an estimate is divided
+MOST_OF_ALL = 0.99  # upper bound of the fraction of all counts in one gene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,15 +26,15 @@ class Side:
     Parameters
     ----------
     mean, model_mean
-        Mean proportion, and the model's part of it.
+        Mean proportion, and the mean proportion that the model predicts.
     variance, model_variance
-        Variance of that mean: as the cells show it, and as the model has it.
+        Variance of this mean, estimated from the cells and from the model.
     unit
-        Variance that Poisson counts alone would give it, per unit of the mean.
+        Variance of this mean for Poisson counts, per unit of the mean.
     counts, squares, detected
-        Counts, sum of their squares over cells, and share of the cells with one.
+        Sum of the counts, sum of their squares, and fraction of the cells with a count.
     n_cells, mean_library
-        Cells, and their mean library size.
+        Number of cells, and their mean library size.
     """
 
     mean: Float[np.ndarray, " genes"]
@@ -51,12 +51,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contrast:
-    """Log fold change of a group over its reference, natural logarithm, before any shrinkage.
+    """Log fold change of a group over its reference (natural logarithm), before any shrinkage.
 
     Parameters
     ----------
     estimate, error
-        Estimate, and a standard error such that (estimate / error)^2 is the likelihood ratio against no change.
+        Estimate, and a standard error such that (estimate / error)^2 is the likelihood-ratio statistic for no change.
     group, reference
         The two sides.
     """
@@ -68,14 +68,14 @@ class Contrast:
 
 
 def contrast(a: Side, b: Side) -> Contrast:
-    """Likelihood ratio of two means against one, each seen as one negative binomial count with its own exposure.
+    """Likelihood ratio of two means against one; each mean is treated as one negative binomial count with an exposure.
 
-    A mean M with variance unit M + s M^2 is seen as a count M / unit, which is negative binomial with variance
-    mean + s mean^2: that keeps the asymmetry of few counts, and 0 counts are no special case.
+    A mean M with variance unit M + s M^2 is treated as a count M / unit, which is negative binomial with variance
+    mean + s mean^2. This keeps the asymmetry of small counts, and 0 counts are no special case.
 
-    Two things make the error larger than this says. The centre that `shrink` finds is that of the other genes, so what
-    is judged of a gene with a share p of all counts is its odds, whose logarithm has the error over 1 - p. And counts
-    that sit in a few cells are no independent events: see `_clustered`.
+    The error is then enlarged for two reasons. The centre that `shrink` finds is that of the other genes, so a gene
+    with a fraction p of all counts is judged by its odds, whose logarithm has the error divided by 1 - p. And counts
+    in only a few cells are not independent events: see `_clustered`.
     """
     spreads = [overdispersion(side) for side in (a, b)]
     counts = [side.mean / side.unit for side in (a, b)]
@@ -85,10 +85,10 @@ def contrast(a: Side, b: Side) -> Contrast:
     for side, count, spread in zip((a, b), counts, spreads, strict=True):
         expected = common / side.unit
         ratio += 2.0 * (_log_density(count, count, spread) - _log_density(count, expected, spread))
-        logs.append(np.log((count + HALF) / (expected + HALF)))  # no change stays no change, however few the counts
+        logs.append(np.log((count + HALF) / (expected + HALF)))  # stays 0 without a change, however few the counts
         squares += 1.0 / (count + HALF) + spread
     estimate = logs[0] - logs[1]
-    # below a ratio of 1 the quotient is 0 / 0 in the end
+    # below a ratio of 1, the quotient tends to 0 / 0
     error = np.where(ratio > 1.0, np.abs(estimate) / np.sqrt(np.maximum(ratio, 1.0)), np.sqrt(squares))
     error = np.maximum(error, np.abs(estimate) / np.sqrt(_clustered(a, b, counts)))
     error /= 1.0 - np.minimum(common, MOST_OF_ALL)
@@ -96,12 +96,12 @@ def contrast(a: Side, b: Side) -> Contrast:
 
 
 def _clustered(a: Side, b: Side, counts: list[Float[np.ndarray, " genes"]]) -> Float[np.ndarray, " genes"]:
-    """The largest likelihood ratio that a gene may have whose counts sit in a few cells; infinite for all others.
+    """Upper bound on the likelihood ratio of a gene whose counts are in a few cells; infinite for all other genes.
 
-    A cell with 300 counts of a gene that its neighbours lack is one event, not 300, and with a variance in proportion
-    to the squared mean it would tell two groups apart of which one has none. As a Poisson number of cells that hold
-    such clusters, counts have the variance mean * phi with phi = sum x^2 / sum x, and their likelihood ratio is that of
-    Poisson counts over phi (Wedderburn 1974). They sit in (sum x)^2 / sum x^2 cells, so to speak.
+    A cell with 300 counts of a gene that its neighbours lack is one event, not 300. If the variance grew with the
+    squared mean, this cell alone would separate its group from one without such a cell. If a Poisson number of cells
+    hold such clusters, the counts have variance mean * phi with phi = sum x^2 / sum x, and their likelihood ratio is
+    that of Poisson counts over phi (Wedderburn 1974). The effective number of these cells is (sum x)^2 / sum x^2.
     """
     total, squares = a.counts + b.counts, a.squares + b.squares
     phi = squares / np.maximum(total, 1.0)
@@ -116,12 +116,12 @@ def _clustered(a: Side, b: Side, counts: list[Float[np.ndarray, " genes"]]) -> F
 
 
 def overdispersion(side: Side) -> Float[np.ndarray, " genes"]:
-    """Variance of the mean beyond that of Poisson counts, as a share of its square: from the cells and from the model.
+    """Variance of the mean beyond Poisson, over the squared mean: a compromise between the cells and the model.
 
-    What the cells of a gene show is pulled towards what the model says by how uncertain it is: the variance of a
-    variance, with the kurtosis of a negative binomial (3 + 6 / r + 1 / variance), against how far genes lie from the
-    model. That is 50 % of what the model says and, as all genes together show it, what the model lacks (one of Poisson
-    counts, or trained too short, may have next to no overdispersion at all).
+    The estimate from the cells of a gene is shrunk towards that of the model. Its uncertainty is the variance of a
+    variance, with the kurtosis of a negative binomial (3 + 6 / r + 1 / variance); it is weighed against the spread of
+    genes around the model. This spread is 50 % of the model's overdispersion plus, estimated from all genes together,
+    what the model lacks: a Poisson model, or one trained too briefly, may have almost no overdispersion.
     """
     mean, unit = np.maximum(side.mean, TINY), side.unit
     expected = np.maximum(side.model_mean, TINY)
@@ -147,7 +147,7 @@ def overdispersion(side: Side) -> Float[np.ndarray, " genes"]:
 
 
 def _uncertainty(side: Side, spread: Float[np.ndarray, " genes"]) -> Float[np.ndarray, " genes"]:
-    """Sampling variance of what the cells show of the overdispersion, were it this much."""
+    """Sampling variance of the cells' estimate of the overdispersion, if the true value is `spread`."""
     mean, n = np.maximum(side.mean, TINY), side.n_cells
     count = mean * side.mean_library
     kurtosis = 2.0 + 6.0 * n * spread + 1.0 / np.maximum(count + n * spread * count**2, TINY)
@@ -158,7 +158,7 @@ def _uncertainty(side: Side, spread: Float[np.ndarray, " genes"]) -> Float[np.nd
 def _common_mean(
     a: Side, b: Side, counts: list[Float[np.ndarray, " genes"]], spreads: list[Float[np.ndarray, " genes"]]
 ) -> Float[np.ndarray, " genes"]:
-    """The mean that both sides would have without a difference: the maximum of their joint likelihood."""
+    """The mean of both sides if they do not differ: the maximum of their joint likelihood."""
     mean = (counts[0] + counts[1]) / (1.0 / a.unit + 1.0 / b.unit)
     for _ in range(NEWTON_STEPS):
         trust = [1.0 / (1.0 + s * mean / side.unit) for side, s in zip((a, b), spreads, strict=True)]
@@ -170,7 +170,7 @@ def _common_mean(
 def _log_density(
     count: Float[np.ndarray, " genes"], mean: Float[np.ndarray, " genes"], spread: Float[np.ndarray, " genes"]
 ) -> Float[np.ndarray, " genes"]:
-    """log NB(count; mean, variance mean + spread mean^2), without what does not depend on the mean; Poisson at 0."""
+    """log NB(count; mean, variance mean + spread mean^2) without terms constant in the mean; Poisson at spread 0."""
     inflated = np.log1p(spread * mean)
     poisson = spread * mean < NEARLY_POISSON
     log_normaliser = np.where(poisson, mean, inflated / np.where(poisson, 1.0, spread))

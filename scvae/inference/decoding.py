@@ -1,6 +1,7 @@
-"""Draws of the latent of some cells and what the decoder makes of them: for all genes or a few, in any batch.
+"""Draws of the latent variables of cells, and their decoding for all or some genes, in any batch.
 
-Used within `torch.no_grad()` and `working_on(model.device)`, chunk by chunk: memory does not grow with cells x genes.
+Call these functions within `torch.no_grad()` and `working_on(model.device)`. They work in chunks, so memory does not
+grow with cells x genes.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from .fitted import FittedModel
 from .posterior import batches_of, posterior_of
 
 NOISE = 50  # stream of the random numbers that draw the latent
-NOISE_BLOCK = 16  # cells that share a generator: draws do not depend on how the cells are cut into chunks
+NOISE_BLOCK = 16  # cells that share a generator, so that draws do not depend on the size of the chunks
 TABLE = 2**20  # cells x genes of one decoded table, 4 MB
 CATEGORIES_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Drawn:
-    """Some cells and draws of their latent.
+    """Some cells and draws of their latent variables.
 
     Parameters
     ----------
     positions
-        Which of the cells.
+        Positions of the cells.
     batch
-        The cells, on the device of the model, at the β asked for.
+        The cells, on the device of the model, at the requested β.
     z
-        Draws from the posterior q(z | x) of each cell; the posterior mean alone if no draw was asked for.
+        Draws from the posterior q(z | x) of each cell; the posterior mean alone if no draws were requested.
     """
 
     positions: Int[np.ndarray, " cells"]
@@ -52,16 +53,16 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
-    """What is decoded.
+    """The genes, batches and library size for which cells are decoded.
 
     Parameters
     ----------
     genes
-        Positions among the modelled genes; None for all of them.
+        Positions among the model's genes; None for all genes.
     batches
-        Codes of the batches that the cells are put into, one after the other; empty for their own.
+        Codes of the batches in which every cell is decoded, one after the other; empty for each cell's own batch.
     library
-        Library size (of binary data: depth) that the cells are given; None for their own.
+        Library size (for binary data: depth) of all cells; None for each cell's own.
     """
 
     genes: Int[Tensor, " chosen"] | None = None
@@ -72,22 +73,22 @@ class Target:
 def posterior_draws(
     model: FittedModel, cells: Cells, *, n_samples: int, seed: int, beta: float | None = None, n_tables: float = 1.0
 ) -> Iterator[Drawn]:
-    """Draws of the latent of all cells, chunk by chunk, in order.
+    """Draws of the latent variables of all cells, in order and in chunks.
 
     Parameters
     ----------
     model
         A fitted model.
     cells
-        Cells as `read_query` gives them.
+        Cells as `read_query` returns them.
     n_samples
-        Draws a cell; 0 for the posterior mean.
+        Number of draws per cell; 0 for the posterior mean.
     seed
-        Where they come from: the draws of a cell are a function of it, of the place of the cell and of `n_samples`.
+        Seed of the draws. Those of a cell depend on the seed, the position of the cell and `n_samples` only.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
     n_tables
-        How many tables, chunk x modelled genes, will be held at a time: chunks are the smaller for it.
+        Number of tables (chunk x modelled genes) held in memory at a time; more tables make the chunks smaller.
     """
     blocks = int(TABLE / (cells.rows.n_genes * n_tables)) // NOISE_BLOCK
     for positions, batch in batches_of(model, cells, NOISE_BLOCK * max(1, blocks), beta=beta):
@@ -102,7 +103,7 @@ def posterior_draws(
 def posterior_noise(
     positions: Int[np.ndarray, " cells"], n_samples: int, n_latent: int, seed: int
 ) -> Float[np.ndarray, "draws cells latent"]:
-    """Standard normal noise of consecutive cells; the first has to be a multiple of `NOISE_BLOCK`."""
+    """Standard normal noise of consecutive cells; the first position must be a multiple of `NOISE_BLOCK`."""
     shape = (n_samples, NOISE_BLOCK, n_latent)
     blocks = range(int(positions[0]) // NOISE_BLOCK, int(positions[-1]) // NOISE_BLOCK + 1)
     noise = [numpy_generator(seed, NOISE, block).standard_normal(shape, np.float32) for block in blocks]
@@ -112,7 +113,7 @@ def posterior_noise(
 def decode(
     model: FittedModel, z: Float[Tensor, "cells latent"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
 ) -> Distribution:
-    """p(x | z, s) of some genes, or of all, those that nobody measured included: a dense table."""
+    """p(x | z, s) of some genes, or of all genes of the model, measured or not: a dense table."""
     features = model.network.features(z, batch)
     return model.network.likelihood.distribution(features, model.network.whole(features, batch), genes)
 
@@ -134,27 +135,27 @@ def expression(model: FittedModel, drawn: Drawn, target: Target) -> Iterator[Flo
 
 
 def placed(batch: Batch, target: Target) -> list[Batch]:
-    """The cells in each of the batches of `target`, with its library size."""
+    """The cells in each batch of `target`, with the library size of `target`."""
     if target.library is not None:
         batch = dataclasses.replace(batch, library=torch.full_like(batch.library, target.library))
     return [_in_batch(batch, code) for code in target.batches] or [batch]
 
 
 def at_beta(model: FittedModel, batch: Batch, beta: float | None) -> Batch:
-    """The cells at a β of the model: what `batches_of` does for cells that were read."""
+    """The cells at a β of the model, as `batches_of` returns them."""
     betas, at = model.network.betas, model.beta_of(beta)
     return batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))
 
 
 def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray) -> Int[np.ndarray, " chosen"]:
-    """Where the genes named are among the modelled ones.
+    """Positions of the given genes among the model's genes.
 
     Raises
     ------
     ValueError
-        If none is named, one twice, or one is not modelled.
+        If `genes` is empty, names a gene twice or names one that the model does not have.
     TypeError
-        If `genes` is one string, or no list.
+        If `genes` is a single string or not a list.
     """
     if isinstance(genes, str):
         raise TypeError(f"genes is the string {genes!r}; pass a list of names, e.g. [{genes!r}]")
@@ -162,7 +163,7 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
         raise TypeError(f"genes is {genes!r}; pass a list of names, e.g. {[str(model.genes[0])]}")
     names = pd.Index([str(gene) for gene in genes], dtype=object)
     if len(names) == 0:
-        raise ValueError("genes names no gene; pass some, or leave it out for all")
+        raise ValueError("genes is empty; pass at least one gene, or leave it out for all genes")
     twice = names[names.duplicated()].unique()
     if len(twice):
         raise ValueError(f"genes names {listing(twice)} more than once; name each gene once")
@@ -170,8 +171,8 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
     unknown = names[found < 0]
     if len(unknown):
         raise ValueError(
-            f"genes has {listing(unknown)}, unknown to the model; it models {len(model.genes):,} genes, named in "
-            "model.genes"
+            f"genes has {listing(unknown)}, unknown to the model; choose among its {len(model.genes):,} genes, listed "
+            "in model.genes"
         )
     positions: Int[np.ndarray, " chosen"] = found.astype(np.int64)
     return positions
@@ -183,7 +184,7 @@ def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...
     Raises
     ------
     ValueError
-        If the model has no batches, none is named, one twice, or one is unknown.
+        If the model has no batches, or if `names` is empty, repeats a batch or has one that the model does not know.
     """
     column = model.schema.batch
     if column is None:
@@ -191,7 +192,7 @@ def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...
     several = isinstance(names, Iterable) and not isinstance(names, str)
     chosen = [str(name) for name in (names if several else [names])]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"{argument} names {listing(chosen)}; name one batch or several, each once")
+        raise ValueError(f"{argument} names {listing(chosen)}; name one or several batches, each once")
     unknown = [name for name in chosen if name not in column.categories]
     if unknown:
         raise ValueError(

@@ -1,15 +1,15 @@
-"""The mean expression of each gene in groups of cells, and how far two groups are apart; one pass over the cells.
+"""Mean expression of each gene in groups of cells and the contrasts between groups, in one pass over the cells.
 
-The mean of a group is the model's mean proportion plus the mean of what the model leaves unexplained,
+The mean of a group is the model's mean proportion plus the mean of the residuals,
 
     mean_g = 1/n sum_i rho_ig + sum_i w_ig (x_ig - l_i rho_ig) / sum_i w_ig l_i,
 
 the difference estimator of survey sampling (Särndal et al. 1992, "Model assisted survey sampling", section 6.3). An
-error of the decoder in rho shifts both terms by the same amount, up or down, so that it cancels to first order: neither
-what the decoder smooths away nor what it has fitted by chance is taken for a difference. The weights w_ig = 1 / (1 +
-l_i m_g / theta_g), with m_g the mean proportion over all cells compared, are those of a negative binomial; they do not
-depend on the cell's own rho, which has seen the cell's counts. The variance is that of the terms over the cells: these
-are a sample, so what differs between cells of a group counts as noise.
+error of the decoder in rho shifts the two terms by the same amount in opposite directions and cancels to first order.
+Neither smoothing by the decoder nor noise that it has fitted therefore appears as a difference. The weights w_ig = 1 /
+(1 + l_i m_g / theta_g), with m_g the mean proportion over all compared cells, are those of a negative binomial. They do
+not use the cell's own rho, which depends on the cell's counts. The variance is that of the terms over the cells: the
+cells are a sample, so variation between the cells of a group counts as noise.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .contrast import TINY, Contrast, Side, contrast
 from .fitted import FittedModel
 from .posterior import batches_of, posterior_of
 
-AT_ONCE = 2**19  # cells x genes of one pass: more do not fit a cache
-LEAST_CELLS = 2  # of a group in a batch, to say how much its cells differ
+AT_ONCE = 2**19  # cells x genes in one pass: more do not fit a cache
+LEAST_CELLS = 2  # of a group in a batch, to estimate a variance
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sums:
-    """Sums over some cells; those of two sets of cells add up to those of both. Each array has one number a gene."""
+    """Sums over a set of cells; the sums of disjoint sets can be added. Each array has one number per gene."""
 
     n_cells: int
     library: float
@@ -65,7 +65,7 @@ class Sums:
 
 @dataclass(slots=True, eq=False)
 class _Strata:
-    """Pieces of one side, a batch at a time, with the weight that the batch has."""
+    """The sums of one side in each batch, and the weights of the batches."""
 
     weights: list[float] = field(default_factory=list)
     sums: list[Sums] = field(default_factory=list)
@@ -79,28 +79,28 @@ def contrasts(
     *,
     beta: float | None = None,
 ) -> list[Contrast | None]:
-    """Compares groups of cells, each within batches where the model has them.
+    """Compares groups of cells, within batches if the model has batches.
 
-    Each batch that holds at least two cells of both sides counts with n_a n_b / (n_a + n_b), for both sides alike, so
-    that a batch effect cancels however the groups are spread over batches.
+    Each batch with at least two cells of both sides has the weight n_a n_b / (n_a + n_b) on both sides, so that a
+    batch effect cancels however the groups are distributed over batches.
 
     Parameters
     ----------
     model
         A model of counts.
     cells
-        The cells. Those with a library of 0 are left out.
+        The cells. Those with a library size of 0 are left out.
     codes
         Group of each cell; -1 for a cell to leave out.
     pairs
-        Group and reference of each comparison; None is all cells of other groups.
+        Group and reference of each comparison; None stands for all cells of the other groups.
     beta
-        One of the β's of a model of many; None as in `FittedModel.beta_of`.
+        A value of β if the model has many; None as in `FittedModel.beta_of`.
 
     Returns
     -------
     list
-        One for each pair; None if no batch holds two cells of both sides.
+        One contrast for each pair; None if no batch has two cells of both sides.
     """
     codes = np.where(cells.library > 0, codes, -1)
     used = np.flatnonzero(codes >= 0)
@@ -126,7 +126,7 @@ def contrasts(
 
 
 def _mean_proportion(cells: Cells, used: Int[np.ndarray, " used"]) -> Float[Tensor, " genes"]:
-    """Mean proportion of each gene over the cells compared, weighted by library size."""
+    """Mean proportion of each gene over the compared cells, weighted by library size."""
     total = torch.zeros(cells.rows.n_genes, dtype=torch.float64)
     for part in chunks(len(used), max(1, AT_ONCE // cells.rows.n_genes)):
         total += dense(cells.batch(used[part]).x).sum(0)
@@ -171,7 +171,7 @@ def _parts(
     typical: Float[Tensor, " genes"],
     beta: float | None,
 ) -> Float[Tensor, "parts genes"]:
-    """What `_moments` needs, summed over the cells of a chunk."""
+    """The terms that `_moments` needs, summed over the cells of a chunk."""
     network, library = model.network, batch.library[:, None]
     z = posterior_of(model, batch, beta=beta).mean
     features = network.features(z, batch)
@@ -183,7 +183,7 @@ def _parts(
     residual = weight * (x - mean)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(0)  # einsum would make a product of matrices for each gene: ten times slower
+        return (a * b).sum(0)  # einsum would use one matrix product per gene, which is ten times slower
 
     return torch.stack(
         [
@@ -205,7 +205,7 @@ def _parts(
 def _weights(
     likelihood: torch.nn.Module, batch: Batch, typical: Float[Tensor, " genes"]
 ) -> Float[Tensor, "cells genes"]:
-    """1 / (1 + l m / theta): how much a count of a cell with this library says, for a gene of this mean proportion."""
+    """1 / (1 + l m / theta): weight of a count in a cell with library size l, for a gene with mean proportion m."""
     head = likelihood.base if isinstance(likelihood, ZeroInflated) else likelihood
     if not isinstance(head, NegativeBinomial):
         return torch.ones(len(batch), len(typical), device=typical.device)
@@ -216,7 +216,7 @@ def _weights(
 
 
 def _moments(sums: Sums) -> Float[np.ndarray, "moments genes"]:
-    """Mean, the model's mean, both variances of the mean, and the Poisson part of the latter, in a row each."""
+    """Rows: mean, mean of the model, variance of the mean by cells and by model, and the Poisson part of the last."""
     n = sums.n_cells
     rho, rho2, exposure, residual, residual2, crossed, exposure2, rho_residual, rho_exposure, poisson, law = sums.parts
     model_mean, exposure = rho / n, np.maximum(exposure, TINY)
@@ -231,7 +231,7 @@ def _moments(sums: Sums) -> Float[np.ndarray, "moments genes"]:
 
 
 def _side(strata: _Strata) -> Side:
-    """The weighted mean over batches."""
+    """The side as the weighted mean over its batches."""
     share = np.array(strata.weights) / sum(strata.weights)
     moments = np.stack([_moments(sums) for sums in strata.sums])
     means = np.einsum("b,bmg->mg", share, moments[:, :2])
@@ -252,6 +252,6 @@ def _side(strata: _Strata) -> Side:
 
 
 def tested(contrast: Contrast, least: float) -> Bool[np.ndarray, " genes"]:
-    """Genes with at least so many counts in both sides together."""
+    """Genes with at least `least` counts in both sides together."""
     enough: Bool[np.ndarray, " genes"] = contrast.group.counts + contrast.reference.counts >= least
     return enough

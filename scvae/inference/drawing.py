@@ -1,4 +1,4 @@
-"""Cells drawn from a model: their values, and the AnnData that holds them."""
+"""Cells drawn from a model, and the AnnData that holds them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .fitted import FittedModel
 if TYPE_CHECKING:
     from anndata import AnnData
 
-TABLES = 8.0  # float32 tables that drawing one of a negative binomial takes
+TABLES = 8.0  # float32 tables in memory while one negative binomial table is drawn
 
 
 Values: TypeAlias = sp.csr_matrix | np.ndarray
@@ -28,13 +28,13 @@ Values: TypeAlias = sp.csr_matrix | np.ndarray
 def draw_values(
     model: FittedModel, z: Float[Tensor, "cells latent"], batch: Batch, generator: torch.Generator
 ) -> Values:
-    """One draw x ~ p(x | z, s) a cell: sparse but for real values, float32."""
+    """One draw x ~ p(x | z, s) per cell, float32; dense for real values and sparse otherwise."""
     values = decode(model, z, batch).sample(generator).cpu().numpy()
     return values if model.schema.kind == "real" else sp.csr_matrix(values)
 
 
 def stacked(pieces: list[Values], kind: Kind) -> Values:
-    """Pieces one below the other."""
+    """The pieces, concatenated along the cells."""
     whole: Values = np.concatenate(pieces) if kind == "real" else sp.vstack(pieces, format="csr")
     return whole
 
@@ -42,7 +42,7 @@ def stacked(pieces: list[Values], kind: Kind) -> Values:
 def drawn_cells(
     model: FittedModel, values: Values, obs: pd.DataFrame, *, obsm: dict[str, np.ndarray], uns: dict[str, Any]
 ) -> AnnData:
-    """Drawn cells as the model would read them: values in `X`, and in the layer of the fit where it had one."""
+    """An AnnData of drawn cells that the model can read: values in `X`, and in the layer of the fit if it used one."""
     from anndata import AnnData
 
     layer = model.schema.layer

@@ -1,4 +1,4 @@
-"""A trained model: the network, what it was trained on, how it went; saved as one safetensors file."""
+"""A trained model with its settings and the record of its training; saving and loading as one safetensors file."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
 
 FORMAT = "scvae model"
-ROUNDING = 1e-6  # a β that much outside a range is its end, after an exp(log β)
-ACTIVE_ABOVE = 0.05  # nats of mean KL that make a latent dimension count as used
+ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
+ACTIVE_ABOVE = 0.05  # nats of mean KL above which a latent dimension counts as used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How training went and why it ended: `FittedModel.outcome`.
+    """How training ended.
 
     Parameters
     ----------
     converged
-        Whether the validation ELBO had stopped moving.
+        Whether the validation ELBO had stopped changing.
     reason
-        Why training ended and what `converged` rests on, in one sentence.
+        Why training ended and how `converged` was decided, in one sentence.
     beta_attained
         KL weight of the last step.
     best_epoch
         Epoch (from 1) whose weights were kept.
     epochs
-        Epochs completed.
+        Number of epochs trained.
     seconds
         Wall-clock seconds of the training.
     skipped_steps
-        Steps skipped because the loss or its gradient was not finite.
+        Number of steps skipped because the loss or its gradient was not finite.
     kl_per_dimension
         Mean KL of each latent dimension in nats, over the validation cells (over the training cells if there are none).
     held_out_elbo
-        ELBO per validation cell in nats, at β = 1, of the weights kept; NaN without validation cells.
+        ELBO per validation cell in nats, at β = 1, with the weights kept; NaN without validation cells.
     pruned_from
-        Latent dimensions before the unused ones were dropped; None if none were.
+        Number of latent dimensions before unused ones were removed; None if none were.
     """
 
     converged: bool
@@ -71,30 +71,30 @@ class Outcome:
 
     @property
     def active_dimensions(self) -> int:
-        """Latent dimensions in use: those with a mean KL above 0.05 nats."""
+        """Number of latent dimensions in use: those with a mean KL above 0.05 nats."""
         return int(in_use(self.kl_per_dimension).sum())
 
 
 def in_use(kl_per_dimension: Sequence[float] | Float[np.ndarray, " latent"]) -> Bool[np.ndarray, " latent"]:
-    """Which latent dimensions say something of the cells: those with a mean KL above 0.05 nats."""
+    """Which latent dimensions carry information about the cells: those with a mean KL above 0.05 nats."""
     used: Bool[np.ndarray, " latent"] = np.asarray(kl_per_dimension) > ACTIVE_ABOVE
     return used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FittedModel:
-    """A trained model and its record. Holds no reference to the data.
+    """A trained model and its record. It holds no reference to the data.
 
     Parameters
     ----------
     network
         The trained VAE, in evaluation mode.
     schema
-        Genes, covariates and layer it was trained on: new data are checked against it.
+        Genes, covariates and layer of the fit; new data are checked against them.
     likelihood, n_latent
         As given to `scvae.fit`.
     beta
-        As given to `scvae.fit`: one β, or the smallest and largest of a model of many.
+        As given to `scvae.fit`: one β, or the smallest and largest β of a range.
     network_config, training_config
         All other settings.
     outcome
@@ -102,14 +102,14 @@ class FittedModel:
     history
         One row per epoch; see `scvae.fit`.
     seed
-        Seed that all random numbers of the fit came from.
+        Seed of all random numbers of the fit.
     versions
-        Versions of scvae and of the libraries that made the model.
+        Versions of scvae and of the libraries that were used to fit the model.
     trained_on
         `Cells.fingerprint` of all cells of the fit, held out or not.
     libraries
-        Library sizes of the fit, and of batches mapped later; None for real values, which have none, and of models
-        saved before it was recorded.
+        Library sizes of the fit, and of batches mapped later; None for real values, which have none, and for models
+        saved before scvae recorded them.
 
     Examples
     --------
@@ -145,17 +145,17 @@ class FittedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     def beta_of(self, beta: float | None) -> float:
-        """The β to use where the user asks for `beta`.
+        """The β to use for the argument `beta`.
 
         Parameters
         ----------
         beta
-            A β that the model was trained for. None gives its only one, or 1 of a model of many β (if 1 is out of its
-            range, the geometric middle of the range).
+            A β that the model was trained for. None gives the only β of a model, or 1 for a model of a range of β (the
+            geometric mean of the range if 1 is outside it).
 
         Raises
         ------
@@ -171,23 +171,23 @@ class FittedModel:
             beta = nearest if math.isclose(beta, nearest, rel_tol=ROUNDING) else beta
         if betas is not None and not betas.low <= beta <= betas.high:
             raise ValueError(
-                f"beta is {beta:g}, and the model was trained for β from {betas.low:g} to {betas.high:g}; pass one of "
-                "these, or fit over a wider range"
+                f"beta is {beta:g}, but the model was trained for β from {betas.low:g} to {betas.high:g}; pass a value "
+                "in this range, or fit over a wider one"
             )
         if betas is None and beta != self.beta:
             raise ValueError(
-                f"beta is {beta:g}, and the model was trained at β = {self.beta:g} alone; leave beta out, or fit a "
-                f"model of many β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
+                f"beta is {beta:g}, but the model was trained at β = {self.beta:g} alone; leave beta out, or fit over "
+                f"a range of β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
             )
         return beta
 
     def summary(self) -> pd.Series:
-        """The fit in a dozen lines, for a notebook.
+        """A summary of the fit in a dozen lines, for a notebook.
 
         Returns
         -------
         pandas.Series
-            Named values: data, settings, result.
+            Named values of the data, the settings and the result.
         """
         outcome = self.outcome
         pruned = f", pruned from {outcome.pruned_from}" if outcome.pruned_from else ""
@@ -217,19 +217,19 @@ class FittedModel:
         return page("FittedModel", named_values(dict(self.summary())))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-        """Writes the model as one safetensors file with its record as JSON inside (no pickle).
+        """Writes the model to one safetensors file, which contains its record as JSON (no pickle).
 
         Parameters
         ----------
         path
-            Where to write. The file appears whole or not at all: it is written beside its place and renamed.
+            File to write. It is written under a temporary name and renamed, so it is never left incomplete.
         overwrite
             Whether an existing file may be replaced.
 
         Returns
         -------
         pathlib.Path
-            The file written.
+            The path of the file.
 
         Raises
         ------
@@ -266,45 +266,45 @@ def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
     if isinstance(beta, tuple):
-        return f"{beta[0]:g} to {beta[1]:g} (what is said here is of {attained:g})"
+        return f"{beta[0]:g} to {beta[1]:g} (values shown here are at {attained:g})"
     return f"{beta:g} (attained {attained:g})"
 
 
 def check_model(model: object, name: str = "model") -> None:
-    """Refuses what is not a fitted model.
+    """Checks that `model` is a FittedModel.
 
     Raises
     ------
     TypeError
-        Naming what it is.
+        If it is not; the message names its type.
     """
     if not isinstance(model, FittedModel):
         raise TypeError(
-            f"{name} is a {type(model).__name__}; pass a FittedModel, as scvae.fit returns it or scvae.load reads it"
+            f"{name} is a {type(model).__name__}; pass a FittedModel, as returned by scvae.fit or scvae.load"
         )
 
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
-    """Reads a model that `FittedModel.save` wrote, on this or another machine or device.
+    """Reads a model that `FittedModel.save` wrote, on any machine or device.
 
     Parameters
     ----------
     path
         The safetensors file.
     device
-        Where to put the network, as in `scvae.fit`.
+        Device of the network, as in `scvae.fit`.
 
     Returns
     -------
     FittedModel
-        The model, with the numbers it had when it was saved.
+        The model, with exactly the weights that were saved.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If the file is truncated, is no scvae model, or was written in a newer format, or the device is not there.
+        If the file is truncated, is not an scvae model or has a newer format, or if the device is not available.
 
     Examples
     --------
@@ -336,6 +336,6 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],
         versions=record["versions"],
-        trained_on=record.get("trained_on", ""),  # files of before it was written: the cells of no fit
+        trained_on=record.get("trained_on", ""),  # older files lack it; "" matches no cells
         libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
     )

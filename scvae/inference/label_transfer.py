@@ -35,9 +35,9 @@ class Transfer:
     probability
         Probability of each label.
     outlier
-        Share of the reference cells that are closer to their neighbours than the cell is to its own, after division of
-        its distance by `widening`. If the share among the cells of its most probable label is larger, that share: a
-        distance that is large in a dense type is small in a sparse one. The mean over the cell and its peers.
+        Fraction of the reference cells that are closer to their neighbours than the query cell is to its own, after
+        `widening`; mean over the cell and its peers. The fraction within the cell's most probable label is used if it
+        is larger, because a distance that is large for a dense cell type is small for a sparse one.
     """
 
     probability: Float[np.ndarray, "cells labels"]
@@ -46,16 +46,16 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Labelled:
-    """The nearest labelled cells of each cell, in order of distance.
+    """The nearest labelled cells of each cell, sorted by distance.
 
     Parameters
     ----------
     distance
-        Euclidean distances to them.
+        Euclidean distances to these neighbours.
     place
-        Their positions among the labelled cells.
+        Positions of the neighbours among the labelled cells.
     label
-        Their labels, 0 .. C - 1.
+        Labels of the neighbours, 0 .. C - 1.
     """
 
     distance: Float[np.ndarray, "cells neighbours"]
@@ -64,12 +64,12 @@ class Labelled:
 
     @property
     def nearness(self) -> Float[np.ndarray, " cells"]:
-        """Mean distance to the `N_NEAREST` nearest cells."""
+        """Mean distance to the `N_NEAREST` nearest neighbours."""
         mean: Float[np.ndarray, " cells"] = self.distance[:, :N_NEAREST].mean(1)
         return mean
 
     def probability(self, n_labels: int, *, bandwidth: float, prior: float) -> Float[np.ndarray, "cells labels"]:
-        """p_c as in the module's docstring, with s = `bandwidth` and a = `prior`."""
+        """Label probabilities by the formula of this module, with s = `bandwidth` and a = `prior`."""
         weight = np.exp(-0.5 * (self.distance / bandwidth) ** 2)
         total = np.stack([(weight * (self.label == c)).sum(1) for c in range(n_labels)], axis=1)
         return np.asarray((total + prior / n_labels) / (weight.sum(1, keepdims=True) + prior))
@@ -88,15 +88,15 @@ def transfer(
     reference
         Latent positions of at least two labelled cells.
     label
-        Their labels, 0 .. C - 1.
+        Labels of the reference cells, 0 .. C - 1.
     query
         Latent positions of the cells to label.
     peers
-        Positions, in the query, of each cell and of the query cells most like it in their own expression.
+        Positions, in the query, of each cell and of the query cells most similar to it in measured expression.
     """
     n_labels = int(label.max()) + 1
     found = nearest_labelled(reference, label, query)
-    # every reference cell, or every `step`-th, is predicted from all others
+    # each reference cell, or every step-th one, is predicted from all others
     step = -(-len(reference) // MOST_JUDGED)
     judged = np.arange(0, len(reference), step)
     own = all_but_itself(reference, label, judged)
@@ -122,16 +122,15 @@ def widening(
     far: Float[np.ndarray, " cells"],
     likely: Int[np.ndarray, " cells"],
 ) -> float:
-    """The factor by which the whole query is farther from the reference than reference cells are from each other.
+    """The factor by which a whole query is farther from the reference than the reference cells are from each other.
 
-    It is the ratio of the lower quartiles of both distances, each relative to the median of its label. Types that the
-    reference lacks have little influence on the lower quartile. The factor is limited to 1 to `MOST_WIDENING`, so that
-    a query of unknown types alone stays far.
+    The ratio of the lower quartiles of both distances, each relative to the median of its label; cell types that the
+    reference lacks hardly affect it. Limited to 1 .. `MOST_WIDENING`, so that a query of only such types stays far.
 
     Parameters
     ----------
     own, far
-        Distances of reference cells, and of query cells, to the nearest reference cells.
+        Distances of reference cells and of query cells to the nearest reference cells.
     label, likely
         Labels of the reference cells, and most probable labels of the query cells.
     """
@@ -144,7 +143,7 @@ def widening(
 
 
 def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:
-    """Share of the numbers in `among` that are below each value."""
+    """Fraction of the numbers in `among` that are below each value."""
     share: Float[np.ndarray, " cells"] = np.searchsorted(np.sort(among), values) / len(among)
     return share
 
@@ -164,9 +163,9 @@ def all_but_itself(
     label: Int[np.ndarray, " reference"],
     judged: Int[np.ndarray, " judged"],
 ) -> Labelled:
-    """The nearest other reference cells of some reference cells."""
+    """The nearest neighbours of some reference cells among the other reference cells."""
     distance, place = _search(reference, reference[judged], N_NEIGHBOURS + 1)
-    # a cell is among its own neighbours; among identical cells, drop any one of them
+    # the search finds the cell itself; among many identical cells, any of them may be left out in its place
     itself = place == judged[:, None]
     itself[~itself.any(1), -1] = True
     distance, place = (found[~itself].reshape(len(judged), -1) for found in (distance, place))

@@ -1,4 +1,4 @@
-"""Posteriors and log-likelihoods of cells, computed in chunks: memory does not grow with cells x genes."""
+"""Posteriors and log-likelihood bounds of cells, computed in chunks so that memory does not grow with cells x genes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BoundKind = Literal["iw", "elbo"]
 def posterior_moments(
     model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
-    """Posterior mean and variance of each cell, float32; each of several processes embeds a share and returns all."""
+    """Posterior means and variances of each cell, float32; several processes split the work and return all cells."""
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
     plan = _embedding_plan(model, cells)
@@ -53,7 +53,7 @@ def posterior_moments(
 
 
 def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
-    """Chunks of cells that only the encoder embeds, then smaller chunks of refined cells, which need more memory."""
+    """First the cells that only the encoder embeds, then those refined afterwards, in smaller chunks to save memory."""
     few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
     if cells.missing is not None:
         return chunks(len(cells), few)
@@ -65,10 +65,10 @@ def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
 
 @torch.no_grad()
 def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
-    """q(z | x, s) of each cell, at the β of the model or the one given.
+    """q(z | x, s) of each cell, at the β of the batch.
 
-    The encoder was not trained on cells with missing genes or on mapped batches. For these cells its posterior is
-    refined by a few gradient steps on the ELBO of the measured genes.
+    If genes are missing or the batch was mapped, the encoder has not been trained on such cells. Its q is then refined
+    by a few gradient steps towards the best q under the decoder, given the measured genes.
     """
     network = model.network
     posterior = network.encode(batch)
@@ -95,10 +95,9 @@ def latent_draws(
 
 @torch.no_grad()
 def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = None) -> Float[np.ndarray, " cells"]:
-    """Library size of each cell over all modelled genes, including the missing ones.
+    """Library size of each cell over all genes of the model, including genes that were not measured.
 
-    Counts of missing genes are the expected ones at the mean of the encoder's posterior. Using the mean of the refined
-    posterior did not bring the library sizes closer to the true ones.
+    Counts of these genes are predicted at the mean of the encoder's q; the best q predicted them no better.
     """
     library = cells.library.copy()
     if cells.missing is None:
@@ -127,7 +126,7 @@ def log_likelihood_bound(
 def batches_of(
     model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Positions and batches of at most `size` cells, in order, on the model's device, at the β given or the model's."""
+    """Positions and batches of at most `size` cells, in order, on the model's device, at `beta`."""
     return _planned(model, cells, chunks(len(cells), size), beta)
 
 

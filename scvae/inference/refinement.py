@@ -1,4 +1,4 @@
-"""The best normal posterior of each cell, found for it alone: what an encoder approximates for all cells at once."""
+"""Optimisation of each cell's posterior separately, starting from the encoder's."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from ..model.optimizer import Adam, Group
 from ..model.vae import VAE
 
 OPTIMIZE = 32  # stream of random numbers
-PEAK_RATE = 0.1  # of Adam, in units of the prior's standard deviation; falls to 0 by a half cosine
+PEAK_RATE = 0.1  # learning rate of Adam, in standard deviations of the prior; decays to 0 along a half cosine
 SMALLEST = 1e-6  # probability in a tail
 
 
 def best_posterior(
     network: VAE, batch: Batch, start: DiagonalNormal, *, beta: float, seed: int, steps: int
 ) -> DiagonalNormal:
-    """The normal q of each cell that maximises E_q[log p(x | z)] - β KL(q || p); the network stays as it is.
+    """The normal q of each cell that maximises E_q[log p(x | z)] - β KL(q || p); the network does not change.
 
     Mean and log variance follow the gradient (Adam, two draws of opposite sign at each step). All cells share the noise
-    of a step, so that what is found for a cell depends on it alone; from step to step it is a scrambled Sobol sequence,
-    whose mean square over some steps is nearly 1 (Buchholz et al. 2018, "Quasi-Monte Carlo variational inference").
+    of a step, so that the result for a cell depends on this cell alone. Over the steps, the noise is a scrambled Sobol
+    sequence, whose mean square is nearly 1 (Buchholz et al. 2018, "Quasi-Monte Carlo variational inference").
 
     Parameters
     ----------
     batch
-        The cells; of a model of many β, at that of `beta`.
+        The cells; for a model of a range of β, set to `beta`.
     start
-        Where to start from: the encoder's q.
+        The starting point: the encoder's q.
     seed
-        Where the noise comes from.
+        Seed of the noise.
     steps
-        Steps of the gradient.
+        Number of gradient steps.
     """
-    frozen = copy.deepcopy(network).requires_grad_(False)  # gradients are for q alone
+    frozen = copy.deepcopy(network).requires_grad_(False)  # only q needs gradients
     mean, log_variance = (nn.Parameter(t.detach().clone()) for t in (start.mean, start.log_variance))
     optimizer = Adam([Group([mean, log_variance])])
     noises = _even_noise(steps, mean.shape[1], seed).to(mean.device)
@@ -59,7 +59,7 @@ def best_posterior(
 
 
 def _even_noise(n: int, n_latent: int, seed: int) -> Float[Tensor, "n latent"]:
-    """Standard normal numbers that fill their space evenly."""
+    """Standard normal numbers from a low-discrepancy sequence."""
     scrambling = int(numpy_generator(seed, OPTIMIZE).integers(2**31))
     sequence = torch.quasirandom.SobolEngine(n_latent, scramble=True, seed=scrambling)
     uniform = sequence.draw(n, dtype=torch.float64).clamp(SMALLEST, 1.0 - SMALLEST)

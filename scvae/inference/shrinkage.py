@@ -1,4 +1,4 @@
-"""Many estimates of one kind, judged together: which of them differ from what is typical, and by how much."""
+"""Adaptive shrinkage of many estimates: which of them differ from the typical value, and by how much."""
 
 from __future__ import annotations
 
@@ -9,35 +9,29 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import log_ndtr
 
-SMALLEST = (
-    0.2  # standard deviation of the narrowest prior of a change, in nats; narrower ones pass for no change at all
-)
-RATIO = math.sqrt(2.0)  # of the standard deviations of neighbouring priors
-UNCHANGED_WEIGHT = 0.3  # pseudo-observations of "unchanged", as a share of the estimates: see `shrink`
+SMALLEST = 0.2  # nats, standard deviation of the narrowest prior of a change; narrower ones are taken as no change
+RATIO = math.sqrt(2.0)  # between the standard deviations of neighbouring priors
+UNCHANGED_WEIGHT = 0.3  # pseudo-observations of "unchanged", as a fraction of the estimates: see `shrink`
 ROUNDS, TOLERANCE = 500, 1e-5
-CENTRING_ROUNDS, BETWEEN, CENTRED = (
-    40,
-    10,
-    1e-4,
-)  # steps of the centre, rounds for the weights between them, and the end
+CENTRING_ROUNDS, BETWEEN, CENTRED = 40, 10, 1e-4  # steps of the centre, rounds of EM between them, smallest step
 LOG_2, ROOT_2_PI = math.log(2.0), math.sqrt(2.0 * math.pi)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Posterior:
-    """What `shrink` makes of each estimate.
+    """The posterior of the change behind each estimate.
 
     Parameters
     ----------
     mean, sd
         Posterior mean and standard deviation of the change from the centre.
     error_probability
-        Posterior probability that the change is not beyond the threshold in the direction that is more probable: the
-        local false sign rate (Stephens 2017, equation 12) where the threshold is 0.
+        Posterior probability that the change does not exceed the threshold in its more probable direction; for a
+        threshold of 0, the local false sign rate (Stephens 2017, equation 12).
     centre
-        The change that counts as none.
+        The value of an estimate without a change.
     unchanged
-        Estimated share of the estimates without any change.
+        Estimated fraction of the estimates without any change.
     prior_sd, prior_weight
         The prior: no change; then, for each sd, |N(0, sd^2)| upwards; then the same downwards.
     """
@@ -57,18 +51,18 @@ def shrink(
     """Adaptive shrinkage (Stephens 2017, "False discovery rates: a new deal").
 
     estimate ~ N(centre + change, error^2), and change is 0 or drawn from a mixture of half-normal distributions on a
-    grid of scales, with weights of their own upwards and downwards: changes that mostly go one way are then no reason
-    to move the centre. Centre and weights maximise the likelihood of all estimates, by EM. As in that paper the share
-    of no change is pulled upwards by pseudo-observations, since a change much smaller than its error cannot be told
-    from none: weights that only fit best put the false discoveries above what they are said to be. Where most changes
-    go one way that also pulls the centre a little towards them (by 0.014 nats with two thirds changed, 3 in 4 upwards).
+    grid of scales. Upward and downward changes have separate weights, so that changes mostly in one direction do not
+    move the centre. EM finds the centre and weights that maximise the likelihood of all estimates. As in that paper,
+    pseudo-observations raise the fraction of no change: a change much smaller than its error cannot be distinguished
+    from none, and maximum-likelihood weights would give more false discoveries than reported. If most changes go one
+    way, this also pulls the centre slightly towards them (by 0.014 nats with two thirds changed, 3 in 4 upwards).
 
     Parameters
     ----------
     estimate, error
-        Estimates and their standard errors, of at least one thing.
+        Estimates and their standard errors; at least one.
     threshold
-        Changes up to this size, either way, do not count.
+        Changes up to this size, in either direction, do not count.
     """
     centre = _weighted_median(estimate, error)
     reach = 2.0 * math.sqrt(max(float(np.max((estimate - centre) ** 2 - error**2)), 0.0))  # as in Stephens 2017
@@ -96,7 +90,7 @@ def _density(
 ) -> Float[np.ndarray, "estimates priors"]:
     """Density of each estimate under each prior, relative to the largest.
 
-    Of a half-normal of scale s upwards: 2 N(change; 0, s^2 + error^2) Phi(change s / (error sqrt(s^2 + error^2))).
+    For an upward half-normal of scale s: 2 N(change; 0, s^2 + error^2) Phi(change s / (error sqrt(s^2 + error^2))).
     """
     total = error[:, None] ** 2 + width**2
     tilt = change[:, None] * width / (error[:, None] * np.sqrt(total))
@@ -119,7 +113,7 @@ def _shares(
 def _fitted(
     density: Float[np.ndarray, "estimates priors"], weight: Float[np.ndarray, " priors"]
 ) -> Float[np.ndarray, " priors"]:
-    """The weights after a round of EM, with the pseudo-observations of no change."""
+    """The weights after one round of EM, including the pseudo-observations of no change."""
     taken: Float[np.ndarray, " priors"] = weight * (density / (density @ weight)[:, None]).sum(0)
     taken[0] += UNCHANGED_WEIGHT * len(density)
     weights: Float[np.ndarray, " priors"] = taken / taken.sum()
@@ -132,7 +126,7 @@ def _step(
     width: Float[np.ndarray, " widths"],
     share: Float[np.ndarray, "estimates priors"],
 ) -> float:
-    """Newton's step of the centre, given the share of each prior in each estimate."""
+    """One Newton step of the centre, given the posterior probability of each prior for each estimate."""
     total = error[:, None] ** 2 + width**2
     slope = width / (error[:, None] * np.sqrt(total))
     gradient = (share[:, 0] * change / error**2).sum()
@@ -160,7 +154,7 @@ def _posterior(
     threshold: float,
     centre: float,
 ) -> Posterior:
-    """Moments and tails of the mixture that each change follows given its estimate: normals cut off at 0."""
+    """Moments and tails of the posterior of each change: a mixture of normal distributions truncated at 0."""
     trust = width**2 / (error[:, None] ** 2 + width**2)
     sd = np.sqrt(trust) * error[:, None]
     average, square, beyond = np.zeros_like(change), np.zeros_like(change), []
@@ -182,7 +176,7 @@ def _posterior(
 
 
 def bayesian_fdr(error_probability: Float[np.ndarray, " estimates"]) -> Float[np.ndarray, " estimates"]:
-    """Expected share of false discoveries among this estimate and all that are at least as certain.
+    """Expected fraction of false discoveries among this estimate and all that are at least as certain.
 
     The running mean of the sorted error probabilities (Käll et al. 2008; the q-value of Stephens 2017).
     """

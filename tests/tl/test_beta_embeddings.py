@@ -117,7 +117,7 @@ def test_a_view_becomes_actual_and_its_parent_stays_as_it_was(path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"betas": [0.01, 1]}, r"beta is 0.01, and the model was trained for β from 0.1 to 10"),
+        ({"betas": [0.01, 1]}, r"beta is 0.01, but the model was trained for β from 0.1 to 10"),
         ({"betas": [1]}, r"betas has 1 different value\(s\); pass at least 2"),
         ({"betas": [-1, 1]}, r"each of betas is -1"),
         ({"n_neighbors": 1}, r"n_neighbors is 1; pass a number from 2 to below that of the cells, 120"),

@@ -237,7 +237,7 @@ def test_new_categories_of_a_covariate_are_learnt_likewise():
     assert mapped.schema.categorical[0].categories == ("batch_0", "batch_1", "batch_2")
     _, batch = next(batches_of(mapped, read_query(query, mapped.schema), 400))
     assert not torch.allclose(posterior_of(mapped, batch).mean, mapped.network.encode(batch).mean, atol=1e-3)
-    with pytest.raises(ValueError, match="batch_key is 'batch', and the model was fitted without batch_key"):
+    with pytest.raises(ValueError, match="batch_key is 'batch', but the model was fitted without batch_key"):
         scvae.tl.map_query(query, model, batch_key="batch", verbose=False)
 
 
