@@ -1,4 +1,4 @@
-"""Likelihood heads, and the one place where their names become classes."""
+"""The likelihood heads, and the function that makes one from its name."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def make_likelihood(
     n_features
         Width of the decoder's output.
     n_groups
-        Groups of cells with inverse dispersions of their own (nb, zinb).
+        Number of groups of cells with separate inverse dispersions (nb, zinb).
     betas
-        Range of a model of many β.
+        Range of β of the model; None for one β.
     minimum_scale
-        Lower bound of the scale, as a share of each gene's standard deviation (gaussian).
+        Lower bound of the scale, as a fraction of each gene's standard deviation (gaussian).
     """
     makers: dict[LikelihoodName, Callable[[], Likelihood]] = {
         "nb": lambda: NegativeBinomial(n_features, n_genes, n_groups, betas, generator=generator),

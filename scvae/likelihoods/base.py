@@ -1,4 +1,4 @@
-"""What every likelihood head offers to the rest of the package."""
+"""The interface of all likelihood heads, their output layer, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Distribution(Protocol):
         ...
 
     def log_prob(self, value: Float[Tensor, "rows genes"]) -> Float[Tensor, "rows genes"]:
-        """Log-probability (or density) of each value in nats, all constants included, in float64."""
+        """Log-probability (or log density) of each value in nats, including all constants, in float64."""
         ...
 
     def sample(self, generator: torch.Generator) -> Float[Tensor, "rows genes"]:
-        """One draw of every entry."""
+        """One draw for every entry."""
         ...
 
 
 class Likelihood(nn.Module, ABC):
-    """An output layer and the distribution it feeds: p(x | z, s) from the decoder's features of z and s.
+    """An output layer and the distribution that it parametrises: p(x | z, s), given the decoder's features of z and s.
 
-    Where several rows of features belong to one cell (draws of its latent), row i belongs to cell i % cells.
+    If several rows of features belong to one cell (draws of its latent variables), row i belongs to cell i % cells.
     """
 
     kind: ClassVar[Kind]
@@ -59,10 +59,10 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def loadings(self) -> Float[Tensor, "genes features"]:
-        """Change of what a gene's mean is a function of, per unit of each feature.
+        """Change of each gene's predicted expression, on the scale given below, per unit of each feature.
 
-        For counts that is the log proportion, before the normalisation, to which a number common to all genes makes no
-        difference: here the mean over genes is 0. For binary data it is the logit, for real values the mean itself.
+        For counts, the scale is the log proportion before normalisation. Adding the same number to all genes has no
+        effect there, so the mean over genes is set to 0. For binary data it is the logit, for real values the mean.
         """
 
     @abstractmethod
@@ -73,50 +73,50 @@ class Likelihood(nn.Module, ABC):
     def expected_input(
         self, features: Float[Tensor, "cells features"], batch: Batch, missing: Int[Tensor, " missing"]
     ) -> tuple[Float[Tensor, "cells missing"], Float[Tensor, " cells"]]:
-        """What the encoder may expect of genes that nobody measured, and by what the library falls short for them.
+        """Expected encoder input for genes that were not measured, and the measured fraction of the library size.
 
         Returns
         -------
         tuple
-            Values for the encoder, as in `encoder_input`, and the share of the library size, over all modelled genes,
-            that the measured ones have.
+            Values for the encoder, as in `encoder_input`, and the library size of the measured genes as a fraction of
+            that of all genes of the model.
         """
 
     @abstractmethod
     def expected_encoder_input(
         self, features: Float[Tensor, "cells features"], batch: Batch
     ) -> tuple[Float[Tensor, "cells genes"], Float[Tensor, "cells covariates"]]:
-        """What the encoder may expect to see of cells with these features and library sizes, whatever their values."""
+        """Expected encoder input of cells with these features and library sizes; ignores the values of the batch."""
 
     @abstractmethod
     def distribution(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Distribution:
-        """p(x | features) as a dense table, of some genes where they are given: for blocks of cells only."""
+        """p(x | features) as a dense table, for all genes or those in `genes`; only for blocks of cells."""
 
     @abstractmethod
     def expected(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "rows genes"]:
-        """Expected values of all genes or some; with zero inflation those of the counts before any of them is lost."""
+        """Expected values of all genes or some; with zero inflation, those of the counts before any zeros are added."""
 
     @abstractmethod
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        """log p(x | features) summed over genes: each row's value, and their differentiable weighted total."""
+        """log p(x | features) summed over genes: the value of each row, and the differentiable weighted total."""
 
 
-LEAST_SHARE = 0.01  # of a cell's library that measured genes can be expected to have
-NEVER = -1e4  # a logit: its exponential is 0 in float32, and so are all sums and products it enters
+LEAST_SHARE = 0.01  # lower bound of the expected fraction of a cell's library size in the measured genes
+NEVER = -1e4  # a logit whose exponential is 0 in float32, so that it adds nothing to sums and products
 
 
 class OutputLayer(nn.Module):
-    """Features to one number per gene: features @ weight.T + bias.
+    """One number per gene from the features: features @ weight.T + bias.
 
-    The weights have the prior N(0, `weight_sd`^2), which the optimizer adds to their gradient: these are most of the
-    decoder's parameters, and without it they follow the noise of the training cells. Adam moves them by `weight_rate`
-    times the learning rate. What is right for both depends on the features, so the decoder says it (`suit`).
+    The weights have the prior N(0, `weight_sd`^2), whose gradient the optimizer adds to theirs. They are most of the
+    decoder's parameters and would fit the noise of the training cells without a prior. Adam moves them at `weight_rate`
+    times the learning rate. The right values of both depend on the features, so the decoder sets them (`suit`).
     """
 
     def __init__(self, n_features: int, n_genes: int, *, generator: torch.Generator) -> None:
@@ -127,21 +127,21 @@ class OutputLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_genes))
 
     def suit(self, *, weight_sd: float, weight_rate: float, n_conditions: int) -> None:
-        """Takes the prior and the rate of the weights; those of the last features become 0: no gene has an offset."""
+        """Sets the prior and rate of the weights; the weights of the conditions start at 0, so no gene has an offset."""
         self.weight_sd, self.weight_rate = weight_sd, weight_rate
         with torch.no_grad():
             self.weight[:, self.weight.shape[1] - n_conditions :] = 0.0
 
     def measured_bias(self, missing: Int[Tensor, " missing"] | None) -> Float[Tensor, " genes"]:
-        """The bias, but such that genes which nobody measured are 0 for certain and have no share of a softmax.
+        """The bias, with values for unmeasured genes that make them 0 with certainty and give them no softmax weight.
 
-        So their zeros add nothing to a log-likelihood, and the library is that of the measured genes.
+        Their zeros then add nothing to a log-likelihood, and the library size is that of the measured genes.
         """
         return self.bias if missing is None else self.bias.index_fill(0, missing, NEVER)
 
     @torch.no_grad()
     def drop_features(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
-        """Takes some of the first features away, as if they had the given values ever after."""
+        """Removes some of the first features and fixes them at the given values."""
         first, others = self.weight[:, : len(dropped)], self.weight[:, len(dropped) :]
         self.bias.add_(first @ (constant * dropped))
         self.weight = nn.Parameter(torch.cat([first[:, ~dropped], others], dim=1))
@@ -155,7 +155,7 @@ class OutputLayer(nn.Module):
 def of_genes(
     values: Float[Tensor, "..."], genes: Int[Tensor, " chosen"] | None, axis: int = -1
 ) -> Float[Tensor, "..."]:
-    """The values of the genes chosen; all of them without a choice."""
+    """The values of the chosen genes, or of all genes if `genes` is None."""
     return values if genes is None else values.index_select(axis, genes)
 
 
@@ -166,7 +166,7 @@ def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
 
 
 def log_library(batch: Batch, mean_log_library: Float[Tensor, ""]) -> Float[Tensor, " cells"]:
-    """log library size of each cell, relative to the training cells' mean; a library below 1 counts as 1."""
+    """log library size of each cell minus its mean over training cells; a library size below 1 is set to 1."""
     return torch.log(batch.library.clamp_min(1.0)) - mean_log_library
 
 
@@ -176,7 +176,7 @@ def dense(x: Block) -> Float[Tensor, "cells genes"]:
 
 
 def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[Tensor, "rows"]) -> WeightedLogProb:
-    """Sums a dense table of log-probabilities over genes: the plain path of the heads without a fused kernel."""
+    """Sums a dense table of log-probabilities over genes, for heads without a fused kernel."""
     values = repeat_cells(dense(batch.x), row_weight.shape[0])
     log_prob = distribution.log_prob(values)
     per_row = (log_prob if batch.missing is None else log_prob.index_fill(1, batch.missing, 0.0)).sum(1)

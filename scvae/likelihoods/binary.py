@@ -1,4 +1,4 @@
-"""Head for binary accessibility (scATAC-seq peaks, 0 or 1)."""
+"""The head for binary accessibility (scATAC-seq peaks, 0 or 1)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Bernoulli(Likelihood):
     """x ~ Bernoulli(sigmoid(decoder + feature bias + slope * log depth)).
 
     Log depth is the log of the cell's number of accessible features, centred on the training cells. Its slope is learnt
-    per feature and starts at 1: where accessibility is rare, its odds are proportional to depth.
+    per feature and starts at 1, because the odds of a rarely accessible feature are proportional to depth.
     """
 
     kind: ClassVar[Kind] = "binary"
@@ -58,7 +58,7 @@ class Bernoulli(Likelihood):
         self.register_buffer("mean_log_depth", torch.zeros(()))
 
     def start_from(self, summary: GeneSummary) -> None:
-        """Bias = log-odds of each feature over the training cells (half a cell is added either way)."""
+        """Bias = log odds of each feature over the training cells (half a cell is added to both counts)."""
         with torch.no_grad():
             odds = (summary.total + 0.5) / (summary.n_cells - summary.total + 0.5)
             self.output.bias.copy_(torch.log(odds))

@@ -1,4 +1,4 @@
-"""Head for real values: proteins after CLR, mass cytometry after arcsinh, z-scores."""
+"""The head for real values: proteins after CLR, mass cytometry after arcsinh, z-scores."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class GaussianTable:
 
 
 class Gaussian(Likelihood):
-    """x ~ N(decoder, scale^2), with a free mean and one learnt scale per gene.
+    """x ~ N(decoder, scale^2), with an unconstrained mean and one learnt scale per gene.
 
     scale^2 = floor^2 + exp(2 s). Without the floor, the likelihood of a gene that the decoder reproduces exactly grows
-    without limit as its scale runs to 0, and the model ends as a plain autoencoder.
+    without limit as its scale approaches 0, and the model degenerates into a plain autoencoder.
 
     Parameters
     ----------
     minimum_scale
-        The floor, as a share of the gene's standard deviation over the training cells.
+        The floor, as a fraction of the gene's standard deviation over the training cells.
     """
 
     kind: ClassVar[Kind] = "real"
@@ -74,7 +74,7 @@ class Gaussian(Likelihood):
         self.register_buffer("spread", torch.ones(n_genes))
 
     def start_from(self, summary: GeneSummary) -> None:
-        """Centre and spread = mean and standard deviation of each gene (1 where it is constant); scale = spread."""
+        """Centre and spread = mean and standard deviation of each gene (1 for a constant gene); scale = spread."""
         with torch.no_grad():
             spread = summary.standard_deviation
             self.centre.copy_(summary.mean)

@@ -1,4 +1,4 @@
-"""Heads for counts: negative binomial, its zero-inflated version, and Poisson. Means are library size x proportions."""
+"""The heads for counts: Poisson, negative binomial and zero-inflated negative binomial."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
 
-N_LEVELS = 5  # of theta along β: the kernels take one theta for each group of cells
-OFFSET = 0.3  # unit of the offsets of log theta at large β: with their prior, 0.15 around their mean over genes
+N_LEVELS = 5  # of theta along β, because the kernels take one theta per group of cells
+OFFSET = 0.3  # unit of the offsets of log theta at large β, whose prior sd is then 0.15 around their mean over genes
 LOG_DISPERSION_SPREAD = 0.5  # prior standard deviation of log theta around its mean over genes
 
 
@@ -120,8 +120,8 @@ CountTable = PoissonTable | NegativeBinomialTable | ZeroInflatedTable
 def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> Float[Tensor, "..."]:
     """log of a Gamma(shape, 1) draw.
 
-    Gamma(a) = Gamma(a + 1) U^(1/a) in logarithms, so that a shape of 1e-6, whose draws underflow, still gives a number
-    (Marsaglia & Tsang 2000 for a + 1 >= 1).
+    Gamma(a) = Gamma(a + 1) U^(1/a) in logarithms, so that even a shape of 1e-6, whose draws underflow, gives a finite
+    number (Marsaglia & Tsang 2000 for a + 1 >= 1).
     """
     boosted = torch._standard_gamma((shape + 1.0).double(), generator=generator)
     uniform = torch.rand(shape.shape, generator=generator, device=shape.device, dtype=torch.float64)
@@ -129,16 +129,16 @@ def log_gamma_draw(shape: Float[Tensor, "..."], generator: torch.Generator) -> F
 
 
 def measured_share(logits: Float[Tensor, "cells genes"], missing: Int[Tensor, " missing"]) -> Float[Tensor, " cells"]:
-    """Share of the counts that the measured genes are expected to have; at least `LEAST_SHARE`."""
+    """Expected fraction of the counts in the measured genes; at least `LEAST_SHARE`."""
     return (1.0 - torch.softmax(logits, 1)[:, missing].sum(1)).clamp_min(LEAST_SHARE)
 
 
 def expected_log1p(
     table: CountTable, scale: Float[Tensor, " cells"], genes: Int[Tensor, " chosen"] | None = None
 ) -> Float[Tensor, "cells genes"]:
-    """E log1p(scale * count) of all genes or some, as if all counts above 0 were their mean.
+    """E log1p(scale * count) of all genes or some, approximated with all positive counts at their mean.
 
-    The log1p of the mean would be too high: most counts are 0, and log1p is concave.
+    The log1p of the mean would be too high because most counts are 0 and log1p is concave.
     """
     mean = of_genes(table.mean, genes)
     above_zero = (1.0 - of_genes(table.zero_probability, genes)).clamp_min(torch.finfo(mean.dtype).eps)
@@ -146,10 +146,10 @@ def expected_log1p(
 
 
 class CountLikelihood(Likelihood):
-    """What the count heads share: means are proportions x library size.
+    """Base class of the count heads, whose means are proportions x library size.
 
-    The encoder sees log1p of the counts at a common library size, and the log of the cell's own as one more number:
-    with plain log1p counts it would first have to learn to divide.
+    The input of the encoder is log1p of the counts, scaled to a common library size, and the log of the cell's library
+    size. With log1p of unscaled counts, the encoder would first have to learn to divide.
     """
 
     kind: ClassVar[Kind] = "counts"
@@ -158,7 +158,7 @@ class CountLikelihood(Likelihood):
     mean_log_library: Tensor
 
     def start_from(self, summary: GeneSummary) -> None:
-        """Bias = log of the mean proportions; half a count is added, so that a gene with few keeps a finite one."""
+        """Bias = log of the mean proportions; half a count is added, so that the bias of every gene is finite."""
         with torch.no_grad():
             self.output.bias.copy_(torch.log((summary.total + 0.5) / (summary.total + 0.5).sum()))
             self.mean_log_library.fill_(summary.mean_log_library)
@@ -194,7 +194,7 @@ class CountLikelihood(Likelihood):
     def log_mean(
         self, features: Float[Tensor, "rows features"], batch: Batch, genes: Int[Tensor, " chosen"] | None = None
     ) -> Float[Tensor, "rows genes"]:
-        """log(library * softmax(logits)); the softmax is over all genes, also where some are chosen."""
+        """log(library * softmax(logits)); the softmax is over all genes, even if only some are chosen."""
         library = repeat_cells(batch.library, features.shape[0])
         return of_genes(reference.log_softmax_mean(self.output(features), library).to(features.dtype), genes)
 
@@ -228,11 +228,12 @@ class Poisson(CountLikelihood):
 
 
 class NegativeBinomial(CountLikelihood):
-    """x ~ NB(library * rho, theta), theta per gene, or per group of cells and gene.
+    """x ~ NB(library * rho, theta), with theta per gene, or per gene and group of cells.
 
-    In a model of many β, theta per gene depends on β in the upper half of the range: what z does not tell is spread,
-    and there it tells little. One theta for all cost 3 and 6 nats at β = 10 (worm_embryo, sc_mixology). A slope over
-    the whole range of log β would err at small β, where theta hardly changes: 5 nats at β = 0.1 (sc_mixology).
+    In a model of a range of β, theta per gene depends on β in the upper half of the range: variation that z does not
+    explain is dispersion, and z explains little there. One theta for all β cost 3 and 6 nats at β = 10 (worm_embryo,
+    sc_mixology). A slope over the whole range of log β would be wrong at small β, where theta hardly changes: it cost
+    5 nats at β = 0.1 (sc_mixology).
     """
 
     def __init__(
@@ -274,7 +275,7 @@ class NegativeBinomial(CountLikelihood):
         )
 
     def dispersions(self, batch: Batch) -> tuple[Float[Tensor, "groups genes"], Int[Tensor, " cells"]]:
-        """log theta of each group of cells and gene, and the group of each cell: its batch, or the level of its β."""
+        """log theta per group of cells and gene, and the group of each cell: its batch or the level of its β."""
         if self.betas is None or self.log_inverse_dispersion_offset is None:
             one = self.log_inverse_dispersion.shape[0] == 1
             return self.log_inverse_dispersion, torch.zeros_like(batch.group) if one else batch.group
@@ -285,12 +286,12 @@ class NegativeBinomial(CountLikelihood):
 
 
 class ZeroInflated(Likelihood):
-    """Zeros added to a negative binomial: with probability pi, which depends on z, a count is lost.
+    """A zero-inflated negative binomial: each count becomes 0 with probability pi, which depends on z.
 
     Parameters
     ----------
     base
-        The head that gives the counts that are not lost.
+        The negative binomial head.
     """
 
     kind: ClassVar[Kind] = "counts"
@@ -302,7 +303,7 @@ class ZeroInflated(Likelihood):
         self.zero_logit = OutputLayer(n_features, n_genes, generator=generator)
 
     def start_from(self, summary: GeneSummary) -> None:
-        """The base's start, and a zero inflation of 5 %."""
+        """Starts as `base` does, with a zero inflation of 5 %."""
         self.base.start_from(summary)
         nn.init.constant_(self.zero_logit.bias, -3.0)
 

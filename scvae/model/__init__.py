@@ -1,1 +1,1 @@
-"""Encoder, decoder, latent, the VAE made of them, the objective and the optimizer."""
+"""Encoder, decoder, latent distribution, the VAE that combines them, the objective and the optimizer."""

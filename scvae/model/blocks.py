@@ -1,4 +1,4 @@
-"""The pieces that encoder and decoder are made of."""
+"""The layers of encoder and decoder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..kernels.shared_batch import shared, total
 
 
 class Weights(nn.Module):
-    """A matrix of weights, inputs x outputs, to be added to something that has a bias already.
+    """A matrix of weights, inputs x outputs, for a linear term without a bias.
 
-    Drawn from the caller's generator: torch's own layers would draw from the global random state.
+    The weights are drawn from the caller's generator; torch's own layers would use the global random state.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, *, generator: torch.Generator) -> None:
@@ -32,13 +32,13 @@ class Weights(nn.Module):
 class Linear(nn.Module):
     """rows @ weight + bias, with the weight stored as inputs x outputs and drawn as in `Weights`.
 
-    With knots of β there is one layer for each knot, all the same to begin with, and a row passes through that between
-    its knots: as the weights of the knots add up to 1, weights and biases are interpolated in log β.
+    With knots of β, there is one layer per knot, and all are equal at the start. The output of a row is the weighted
+    mean over its knots; the weights sum to 1, so this interpolates weights and biases in log β.
 
     Parameters
     ----------
     n_knots
-        Knots of β (see `BetaRange`); 0 for one β.
+        Number of knots of β (see `BetaRange`); 0 for one β.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, *, n_knots: int = 0, generator: torch.Generator) -> None:
@@ -59,14 +59,14 @@ class Linear(nn.Module):
 
     @torch.no_grad()
     def drop_inputs(self, dropped: Bool[Tensor, " first"], constant: Float[Tensor, " first"]) -> None:
-        """Takes some of the first inputs away, as if they had the given values ever after."""
+        """Removes some of the first inputs and fixes them at the given values."""
         first, others = self.weight[: len(dropped)], self.weight[len(dropped) :]
         self.bias.add_((constant * dropped) @ first)
         self.weight = nn.Parameter(torch.cat([first[~dropped], others]))
 
     @torch.no_grad()
     def drop_outputs(self, dropped: Bool[Tensor, " outputs"]) -> None:
-        """Takes outputs away, at every knot."""
+        """Removes outputs, at every knot."""
         kept = (~dropped).repeat(len(self.bias) // self.n_outputs)
         self.weight, self.bias = nn.Parameter(self.weight[:, kept]), nn.Parameter(self.bias[kept])
         self.n_outputs -= int(dropped.sum())
@@ -82,7 +82,7 @@ def add_product(
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from a generator handed in with each training batch."""
+    """Dropout with masks from a generator that is passed with each training batch."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -96,9 +96,9 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation that falls back to its running statistics for a batch of one cell.
+    """Batch normalisation that uses its running statistics for a batch of one cell.
 
-    Of a batch that lies in several processes the statistics are those of the whole batch, wherever its cells are.
+    If a batch is split over several processes, the statistics are those of the complete batch.
     """
 
     running_mean: Tensor
@@ -122,7 +122,7 @@ class BatchNorm(nn.Module):
         )
 
     def _across_processes(self, rows: Float[Tensor, "rows width"], *, counts: bool) -> Float[Tensor, "rows width"]:
-        """The same with sums over all processes: torch's `SyncBatchNorm` runs on CUDA devices only."""
+        """The same with sums over all processes; torch's `SyncBatchNorm` runs on CUDA devices only."""
         share = 1.0 if counts else 0.0
         n = total(rows.new_full((), share * len(rows)))
         if n <= 1:
@@ -138,7 +138,7 @@ class BatchNorm(nn.Module):
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What passes through `module` meanwhile has no part in its running statistics."""
+    """A block in which forward passes do not change the running statistics of `module`."""
     norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -151,7 +151,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def make_norm(name: Norm, width: int) -> nn.Module:
-    """Normalisation layer called `name`."""
+    """The normalisation layer called `name`."""
     if name == "batch":
         return BatchNorm(width)
     return nn.LayerNorm(width) if name == "layer" else nn.Identity()

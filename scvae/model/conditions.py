@@ -1,4 +1,4 @@
-"""What is known of a cell besides its counts, as columns for linear layers."""
+"""Batch and covariates of a cell as columns for linear layers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..data.batches import Batch
 
 
 class Conditions(nn.Module):
-    """One-hot columns of every categorical (the batch first), then the standardised numeric covariates.
+    """One-hot columns of every categorical covariate (the batch first), then the standardised numeric covariates.
 
     Parameters
     ----------
     n_categories
-        Number of categories of each categorical.
+        Number of categories of each categorical covariate.
     n_numeric
         Number of numeric covariates.
     mapped
-        Columns of the categories that were mapped onto a fitted model.
+        Columns of the categories that were mapped onto the fitted model.
     """
 
     mapped: Tensor
@@ -41,6 +41,6 @@ class Conditions(nn.Module):
         return torch.cat([*(c.to(batch.numeric.dtype) for c in columns), batch.numeric], dim=1)
 
     def of_mapped(self, codes: Int[Tensor, "cells categoricals"]) -> Bool[Tensor, " cells"]:
-        """Which cells have a category that was mapped onto a fitted model."""
+        """Which cells have a category that was mapped onto the fitted model."""
         first = torch.tensor([0, *self.n_categories], device=codes.device).cumsum(0)[:-1]
         return torch.isin(codes + first, self.mapped).any(1)

@@ -1,4 +1,4 @@
-"""z, s -> the features that a likelihood head turns into gene expression."""
+"""The decoders: from z and the conditions s to the features from which a likelihood head predicts expression."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..config import Norm
 from .blocks import Linear, make_norm
 from .gates import make_gate
 
-WEIGHT_SD = 0.07  # prior of the head's weights for hidden units, of which a hundred add up
-LOADING_SD = 0.3  # the same for z itself
-LOADING_RATE = 10.0  # at a rate of 1, loadings and encoder were still sharing out the scale of z when a fit ended
-OFFSET_SD = 0.7  # prior of a gene's offset by condition: between technologies it is 1 or 2 in logarithms
+WEIGHT_SD = 0.07  # prior sd of the head's weights for hidden units, a hundred of which are summed
+LOADING_SD = 0.3  # prior sd of the head's weights for z itself
+LOADING_RATE = 10.0  # at a rate of 1, the scale of z was still moving between loadings and encoder when a fit ended
+OFFSET_SD = 0.7  # prior sd of a gene's offset by condition; between technologies, log offsets are 1 or 2
 
 
 class LinearDecoder(nn.Module):
-    """No layer at all: the features are z and the conditions, so that the head's weights are loadings of the genes.
+    """A decoder without layers: the features are z and the conditions, so the head's weights are gene loadings.
 
     Parameters
     ----------
     n_latent
-        Latent dimensions.
+        Number of latent dimensions.
     n_conditions
-        Condition columns.
+        Number of condition columns.
     """
 
     weight_sd, weight_rate = LOADING_SD, LOADING_RATE
@@ -35,7 +35,7 @@ class LinearDecoder(nn.Module):
         self.n_features = n_latent + n_conditions
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
-        """Takes latent dimensions away; the head has to drop the same features."""
+        """Removes latent dimensions; the head must remove the same features."""
         self.n_features -= int(dropped.sum())
 
     def forward(
@@ -49,23 +49,24 @@ class LinearDecoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A multilayer perceptron; the conditions join every layer, and the features themselves.
+    """A multilayer perceptron; the conditions are inputs of every layer and part of the features.
 
-    As columns of the features they give each gene its own offset per batch in the head. There they are scaled up: the
-    head's weights have a tight prior (`OutputLayer`), and an offset between technologies must not have to go through z.
+    As features, they give each gene its own offset per batch in the head. There they are scaled up, because the head's
+    weights have a tight prior (`OutputLayer`) and z should not have to encode an offset between technologies.
 
     Parameters
     ----------
     n_latent
-        Latent dimensions.
+        Number of latent dimensions.
     width, n_layers
         Units of a hidden layer, and number of hidden layers.
     n_conditions
-        Condition columns.
+        Number of condition columns.
     norm
         Normalisation of the hidden layers.
     n_knots
-        Knots of β (see `BetaRange`), whose weights are features too: each gene has its own offset by β. 0 for one β.
+        Number of knots of β (see `BetaRange`); 0 for one β. The knots' weights are features too, so that each gene has
+        its own offset by β.
     """
 
     weight_sd, weight_rate = WEIGHT_SD, 1.0
@@ -91,7 +92,7 @@ class Decoder(nn.Module):
         self.n_features = width + n_knots + n_conditions
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
-        """Takes latent dimensions away, as if they had the given values ever after."""
+        """Removes latent dimensions and fixes them at the given values."""
         first = self.hidden[0]
         assert isinstance(first, Linear)
         first.drop_inputs(dropped, constant)
@@ -112,5 +113,5 @@ class Decoder(nn.Module):
 
 
 def _beside(rows: Float[Tensor, "rows _"], columns: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:
-    """Rows with more columns; without any, the rows themselves, so that no step copies them for nothing."""
+    """The rows with further columns appended; the rows themselves, without a copy, if there are none."""
     return torch.cat([rows, columns], dim=1) if columns.shape[1] else rows

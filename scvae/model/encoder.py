@@ -1,4 +1,4 @@
-"""Data of a cell -> q(z | x)."""
+"""The encoder: from the data of a cell to q(z | x)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .blocks import Dropout, Linear, Weights, add_product, make_norm
 from .gates import make_gate
 from .latent import DiagonalNormal
 
-LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]: outside, one bad step could overflow exp
+LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]; without bounds, one bad step could overflow exp
 
 
 class Encoder(nn.Module):
@@ -23,24 +23,24 @@ class Encoder(nn.Module):
     Parameters
     ----------
     n_genes
-        Columns of the input.
+        Number of genes in the input.
     n_latent
-        Latent dimensions.
+        Number of latent dimensions.
     width, n_layers
         Units of a hidden layer, and number of hidden layers.
     n_covariates
-        Numbers per cell that join the first layer besides the genes.
+        Number of further inputs of the first layer per cell.
     n_mapped
-        Categories that were mapped onto the fitted encoder: each shifts the first layer for its cells.
+        Number of categories mapped onto the fitted encoder; each shifts the first layer for its cells.
     dropout
-        Share of the hidden units dropped in training.
+        Fraction of the hidden units dropped in training.
     input_dropout
-        Share of the stored values dropped in training (Liang et al. 2018, "Variational autoencoders for collaborative
-        filtering", drop the input likewise): the posterior must not hang on any one count.
+        Fraction of the stored values dropped in training, so that the posterior does not depend on any single count
+        (as in Liang et al. 2018, "Variational autoencoders for collaborative filtering").
     norm
         Normalisation of the hidden layers.
     n_knots
-        Knots of β (see `BetaRange`); 0 for a model of one β.
+        Number of knots of β (see `BetaRange`); 0 for one β.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.log_variance = Linear(width, n_latent, n_knots=n_knots, generator=generator)
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
-        """Takes latent dimensions away."""
+        """Removes latent dimensions."""
         for layer in (self.mean, self.log_variance):
             layer.drop_outputs(dropped)
         self.n_latent -= int(dropped.sum())
@@ -85,13 +85,13 @@ class Encoder(nn.Module):
         knots: Float[Tensor, "cells knots"] | None = None,
         mapped: Float[Tensor, "cells mapped"] | None = None,
     ) -> DiagonalNormal:
-        """The posterior of each cell; `generator` draws the dropout masks, and is None outside training."""
+        """The posterior of each cell; `generator` draws the dropout masks and is None outside training."""
         x = x.with_values(self.input_dropout(x.values, generator))
         start: Tensor = self.genes.bias
         if covariates.shape[1]:
             start = torch.addmm(start, covariates, self.covariates.weight)
         if self.shifts is not None and mapped is not None:
-            # a product of its own, which adds exactly 0 for cells of the fit: wider covariates would round anew
+            # a separate product adds exactly 0 for cells of the fit; wider covariates would change the rounding
             start = start + mapped @ self.shifts.weight
         h = add_product(start, x, self.genes.weight)
         h = self.dropout(relu(self.gates[0](self.norms[0](h), knots)), generator)

@@ -1,4 +1,4 @@
-"""How a hidden layer depends on β."""
+"""Gates through which a hidden layer depends on β."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FIRST_SPREAD = 3.0  # of the logits at the ends of the range: most units begin as units of large or of small β
+FIRST_SPREAD = 3.0  # sd of the logits at the ends of the range; most units start specialised for large or small β
 
 
 class Gate(nn.Module):
-    """Turns each unit up or down: rows * 2 sigmoid(weights of the knots of β).
+    """Scales each unit up or down by β: rows * 2 sigmoid(weights of the knots of β).
 
-    Put after a layer's normalisation, as in Bae et al. 2023 ("Multi-rate VAE", section 4), so that β's do not mix in
-    its statistics. The logits begin as lines in log β with a slope drawn for each unit: from a start at 0, all units
-    would go on serving all β alike, which cost 1 to 2 nats at the largest β.
+    Gates follow the normalisation of a layer, as in Bae et al. 2023 ("Multi-rate VAE", section 4), so that values of β
+    do not mix in its statistics. The logits start as lines in log β with a random slope for each unit. If they started
+    at 0, all units would keep serving all β equally, which cost 1 to 2 nats at the largest β.
 
     Parameters
     ----------
     n_knots
-        Knots of β; see `BetaRange`.
+        Number of knots of β; see `BetaRange`.
     width
-        Units.
+        Number of units.
     """
 
     def __init__(self, n_knots: int, width: int, *, generator: torch.Generator) -> None:
@@ -36,12 +36,12 @@ class Gate(nn.Module):
 
 
 class Ungated(nn.Module):
-    """What stands for a gate in a model of one β."""
+    """Takes the place of a gate in a model of one β, and changes nothing."""
 
     def forward(self, rows: Float[Tensor, "rows width"], knots: object) -> Float[Tensor, "rows width"]:
         return rows
 
 
 def make_gate(n_knots: int, width: int, *, generator: torch.Generator) -> Gate | Ungated:
-    """A gate for a model of many β; without knots, one that is always open."""
+    """A gate if there are knots of β; otherwise, a layer that changes nothing."""
     return Gate(n_knots, width, generator=generator) if n_knots else Ungated()

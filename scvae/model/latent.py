@@ -1,4 +1,4 @@
-"""The latent space: prior, approximate posterior and the divergence between them."""
+"""The latent space: prior, approximate posterior and the KL divergence between them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG_2_PI = math.log(2.0 * math.pi)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DiagonalNormal:
-    """q(z | x) = N(mean, diag(exp(log_variance))), one row a cell."""
+    """q(z | x) = N(mean, diag(exp(log_variance))), one row per cell."""
 
     mean: Float[Tensor, "cells latent"]
     log_variance: Float[Tensor, "cells latent"]
@@ -39,5 +39,5 @@ class DiagonalNormal:
 
 
 def standard_normal_log_prob(z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:
-    """log N(z | 0, I) in nats: the prior."""
+    """log N(z | 0, I), the prior, in nats."""
     return -0.5 * (z.square() + LOG_2_PI).sum(-1)

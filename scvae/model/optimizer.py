@@ -1,7 +1,7 @@
-"""Adam over groups of parameters, by torch's own fused kernels.
+"""Adam over groups of parameters, with torch's own fused kernels.
 
-`torch.optim.Adam` imports torch's compiler when it is made, which takes over a second: a quarter of a default fit of
-2,700 cells. The arithmetic is the same, and nothing here waits for the device.
+`torch.optim.Adam` imports torch's compiler when it is constructed. This takes over a second, a quarter of a default fit
+of 2,700 cells. The arithmetic here is the same, and no step waits for the device.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Group:
-    """Parameters that share a rate and a prior.
+    """Parameters that share a learning rate and a prior.
 
     Parameters
     ----------
     parameters
-        What to train.
+        Parameters to train.
     rate
         Multiple of the learning rate.
     decay
         Precision of a normal prior, per training cell: `decay` times the parameter is added to its gradient.
     centred
-        Whether that prior is around the mean over the parameter's last dimension instead of 0.
+        Whether this prior is centred on the mean over the parameter's last dimension instead of 0.
     moving
-        For each parameter the entries to train, all others stay as they are to the bit; None to train all.
+        The entries to train, for each parameter; all others stay bit for bit the same. None to train all.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -53,16 +53,16 @@ class Adam:
         self.unscaled = torch.ones((), device=device)
 
     def zero_grad(self) -> None:
-        """Forgets all gradients."""
+        """Clears all gradients."""
         for group in self.groups:
             for parameter in group.parameters:
                 parameter.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor, objective: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """One update of every parameter that has a gradient; none if the objective or a gradient is not finite.
+        """Updates every parameter that has a gradient; skips the step if the objective or a gradient is not finite.
 
-        Returns 1 if the step was left out, else 0: on the device, which is not waited for.
+        Returns 1 if the step was skipped and 0 otherwise, as a tensor on the device, without waiting for the device.
         """
         trained = [_with_gradients(*parts) for parts in zip(self.groups, self.means, self.squares, strict=True)]
         skip = torch.zeros_like(self.steps)
@@ -76,7 +76,7 @@ class Adam:
                 centre = parameter.mean(-1, keepdim=True) if group.centred else 0.0
                 gradient.add_(parameter - centre, alpha=group.decay)
             for gradient, moving in zip(gradients, group.moving or (), strict=group.moving is not None):
-                gradient.mul_(moving)  # moments of 0 move nothing
+                gradient.mul_(moving)  # entries with moments of 0 do not move
             torch._fused_adam_(
                 parameters,
                 gradients,
@@ -96,7 +96,7 @@ class Adam:
         return skip
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes with the steps, by name."""
+        """All tensors that change with the steps, by name."""
         parts = {"mean": self.means, "square": self.squares}
         moments = {
             f"{name}/{i}": tensor
@@ -106,7 +106,7 @@ class Adam:
         return {**moments, "steps": self.steps}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state` returned."""
+        """Restores the tensors that `state` returned."""
         with torch.no_grad():
             for name, tensor in self.state().items():
                 tensor.copy_(state[name])

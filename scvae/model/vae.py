@@ -1,4 +1,4 @@
-"""The variational autoencoder: encoder, decoder and likelihood head put together, and nothing else."""
+"""The variational autoencoder: encoder, decoder and likelihood head combined."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
 from .latent import DiagonalNormal
 
-INITIAL_WEIGHTS = 0  # stream of the random numbers that draw them
+INITIAL_WEIGHTS = 0  # stream of random numbers
 
 
 class VAE(nn.Module):
-    """q(z | x, s) and p(x | z, s); in a model of many β, both at the β that the batch carries.
+    """q(z | x, s) and p(x | z, s); in a model of a range of β, both at the β of the batch.
 
-    Genes that were not measured are filled in for the encoder with what the decoder expects of them at the prior's
-    mean, and have no share in the likelihood.
+    Genes that were not measured are imputed for the encoder with their expected values under the decoder, at the
+    prior's mean. They do not contribute to the likelihood.
 
-    Where several rows of z belong to one cell (draws of its latent), row i belongs to cell i % cells.
+    If several rows of z belong to one cell (draws of its latent variables), row i belongs to cell i % cells.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class VAE(nn.Module):
 
     @property
     def n_latent(self) -> int:
-        """Latent dimensions."""
+        """Number of latent dimensions."""
         return self.encoder.n_latent
 
     @property
@@ -60,19 +60,19 @@ class VAE(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
-        """q(z | x, s) of each cell; a generator turns dropout on."""
+        """q(z | x, s) of each cell; passing a generator turns dropout on."""
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
-        with torch.no_grad():  # what is missing is filled in as expected at the prior's mean, then at the posterior's
+        with torch.no_grad():  # missing genes are imputed at the prior's mean first, then at the posterior's mean
             z = batch.library.new_zeros(len(batch), self.n_latent)
             z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
             filled = self._filled_in(batch, batch.missing, z)
         return self._posterior(*filled, batch, generator)
 
     def encode_expected(self, z: Float[Tensor, "cells latent"], batch: Batch) -> DiagonalNormal:
-        """q of what the decoder expects of cells at z, under the conditions and at the library sizes of the batch.
+        """q of the decoder's expected values at z, for the conditions and library sizes of the batch.
 
-        The values of the batch are not looked at. Gradients reach the encoder only, and nothing is dropped.
+        The values of the batch are not used. Gradients flow to the encoder only, and dropout is off.
         """
         with torch.no_grad():
             features = self.features(z, batch)
@@ -107,7 +107,7 @@ class VAE(nn.Module):
         return Dense(dense(x).index_copy(1, missing, expected)), covariates
 
     def whole(self, features: Float[Tensor, "cells features"], batch: Batch) -> Batch:
-        """The cells with the library size over all modelled genes that their measured ones let expect."""
+        """The cells with their expected library size over all genes of the model, given that of the measured genes."""
         if batch.missing is None:
             return batch
         share = self.likelihood.expected_input(features, batch, batch.missing)[1]
@@ -121,7 +121,7 @@ class VAE(nn.Module):
         return features
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
-        """Takes latent dimensions away: the encoder forgets them, the decoder takes them for the given values."""
+        """Removes latent dimensions; the decoder fixes them at the given values."""
         device = self.encoder.mean.weight.device
         dropped, constant = dropped.to(device), constant.to(device)
         self.encoder.drop_dimensions(dropped)
@@ -134,7 +134,7 @@ class VAE(nn.Module):
                 layer.drop_features(dropped, constant)
 
     def loadings(self) -> Float[Tensor, "genes latent"] | None:
-        """Of a linear decoder: what a unit of each latent dimension does to each gene (see `Likelihood.loadings`)."""
+        """Gene loadings of a linear decoder, per unit of each latent dimension (see `Likelihood.loadings`), or None."""
         if not isinstance(self.decoder, LinearDecoder):
             return None
         return self.likelihood.loadings[:, : self.n_latent]
@@ -154,7 +154,7 @@ def make_model(
     seed: int,
     betas: BetaRange | None = None,
 ) -> VAE:
-    """A VAE with freshly drawn weights for the genes and conditions of `schema`, for one β or a range of them."""
+    """A VAE with random initial weights for the genes and conditions of `schema`, for one β or a range of β."""
     n_knots = betas.n_knots if betas else 0
     generator = torch_generator(seed, INITIAL_WEIGHTS)
     conditions = Conditions(
