@@ -1,4 +1,4 @@
-"""What holds while a model trains or infers, and is put back afterwards: device, precision, threads."""
+"""Settings during training and inference that are restored afterwards: device, precision, threads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 @contextmanager
 def working_on(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
-    """Makes a CUDA device the current one, with or without TF32 in its products; on the CPU, sees to the threads.
+    """Makes a CUDA device the current one, with or without TF32 in its products; on the CPU, sets numba's threads.
 
-    TF32 rounds the factors to 10 bits: enough for a step of training, too coarse for results to agree with the CPU's.
+    TF32 rounds the factors to 10 bits. This suffices for a training step, but results would not agree with the CPU's.
     """
     if device.type == "cuda":
         with torch.cuda.device(device), float32_products(tf32=tf32):
@@ -25,8 +25,8 @@ def working_on(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
 
 @contextmanager
 def shared_threads() -> Iterator[None]:
-    """Lets numba's kernels use as many threads as torch does: `torch.set_num_threads` rules both."""
-    numba = sys.modules.get("numba")  # data without counts never load it
+    """Lets numba's kernels use as many threads as torch does, so that `torch.set_num_threads` sets both."""
+    numba = sys.modules.get("numba")  # never loaded for real values
     if numba is None:
         yield
         return
@@ -40,11 +40,11 @@ def shared_threads() -> Iterator[None]:
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Sets how torch multiplies float32 matrices on CUDA devices, and puts back what was set before."""
+    """Sets how torch multiplies float32 matrices on CUDA devices, and restores the earlier setting."""
     matmul = torch.backends.cuda.matmul
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has used torch's newer setting, and torch lets nobody mix the two
+    except RuntimeError:  # the caller has used torch's newer setting, and torch does not allow both
         newer = matmul.fp32_precision
         matmul.fp32_precision = "tf32" if tf32 else "ieee"
         try:

@@ -1,15 +1,15 @@
-"""Numba kernels for the CPU: the fast twins of `scvae.kernels.reference`.
+"""Numba kernels for the CPU: fast versions of the operations in `scvae.kernels.reference`.
 
-Three habits run through this file.
+Three rules hold throughout this file.
 
-* Special functions are met at non-zero counts only; a zero costs one logarithm.
+* Special functions are evaluated at non-zero counts only; a zero costs one logarithm.
 * `_exp` and `_log1p` are branch-free polynomials in single precision, so that LLVM turns a loop over genes into vector
   instructions; a call into the C library would not vectorise.
-* Work is cut into blocks by the *shape* of the input, never by the number of threads, and partial sums are added in
-  block order: the same input gives the same bits.
+* The *shape* of the input, never the number of threads, determines how work is cut into blocks, and partial sums are
+  added in the order of the blocks: the same input gives the same bits.
 
-Every array is C-contiguous; logits are overwritten by their own gradient, so no second cells x genes array exists. All
-of it is in one file, because numba looks at that file's date alone to tell whether its cache on disk is stale.
+Every array is C-contiguous; logits are overwritten by their gradient, so no second cells x genes array exists. All
+kernels are in one file, because numba checks only the date of that file to decide whether its cache on disk is stale.
 """
 
 import math
@@ -22,13 +22,13 @@ LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(-2.12194440e-4)
 LN2 = np.float32(0.6931471805599453)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
-SEEN = np.float32(1.0)  # no log-probability of a zero: those are never positive
-SMALL_COUNT = 16  # up to here lgamma and digamma differences are finite products and sums
-TABLE = 8  # and up to here they are looked up: gene by gene they depend on theta alone
-SLICE = 512  # genes whose sum is taken in float32; longer sums are taken in float64
+SEEN = np.float32(1.0)  # marks a count; it cannot be the log-probability of a zero, which is never positive
+SMALL_COUNT = 16  # up to this count, lgamma and digamma differences are finite products and sums
+TABLE = 8  # up to this count, they come from a table, because for each gene they depend on theta alone
+SLICE = 512  # number of genes summed in float32; longer sums are accumulated in float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(256)])
 
-# Contraction and reciprocals are free to change; sums stay in the order written (no "reassoc"), except where noted.
+# Contraction and reciprocals are allowed; sums keep the order in which they are written (no "reassoc"), except in SUMS.
 STRICT = {"contract", "arcp", "nsz", "nnan"}
 SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}
 
@@ -55,9 +55,9 @@ def _log1p(u):
 
     1 + u = 2^k (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1]; for small u, k = 0 and f = u without rounding.
     log(1 + f) = 2 artanh(s) with s = f / (2 + f), by its odd series 2 s + s^3 p(s^2). For k = 0, u / (1 + u) is
-    2 s / (1 + s), so the difference is s^2 (2 / (1 + s) + s p): nothing cancels, where plain subtraction would leave
-    no digit of u^2 / 2. Relative errors: about 3e-7 of the first, 2e-6 of the second, also where u is tiny. The two
-    divisions share one: dividing is most of the time.
+    2 s / (1 + s), so the difference is s^2 (2 / (1 + s) + s p). Nothing cancels; plain subtraction would leave no
+    digit of u^2 / 2. Relative errors are about 3e-7 for the first value and 2e-6 for the second, even for tiny u. One
+    division serves for both, because divisions take most of the time.
     """
     w = ONE + u
     bits = np.float32(w).view(np.int32) - np.int32(0x3F3504F3)
@@ -67,7 +67,7 @@ def _log1p(u):
     d = TWO + f
     both = ONE / (w * d)
     r = both * d
-    r += r * (ONE - w * r)  # one step of Newton's: back to the last place
+    r += r * (ONE - w * r)  # one Newton step restores full precision
     s = f * (both * w)
     z = s * s
     p = np.float32(0.24279078841)  # Cephes/fdlibm coefficients of the even part
@@ -89,8 +89,8 @@ def _digamma_tail(x):
 def _digamma_rise(x, theta):
     """digamma(x + theta) - digamma(theta) for x, theta > 0 in float64.
 
-    Both arguments climb above 6 by the recurrence, then the asymptotic series are subtracted term by term: at large
-    theta the difference of two finished digammas would keep few digits.
+    The recurrence raises both arguments above 6, then the asymptotic series are subtracted term by term: at large
+    theta, the difference of two complete digammas would have few correct digits.
     """
     rise = 0.0
     while theta < 6.0:
@@ -104,8 +104,8 @@ def _digamma_rise(x, theta):
 def _rising(x, theta, scale):
     """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(scale), and its derivative in theta, in float64.
 
-    For a small count it is one logarithm of a ratio of products; the derivative of the upper one, by the product rule,
-    grows beside it. Neither over- nor underflows for any theta, scale in 1e-8 ... 1e15.
+    For a small count, the value is one logarithm of a ratio of products, and the derivative of the numerator is
+    accumulated by the product rule. Neither over- nor underflows for any theta, scale in 1e-8 ... 1e15.
     """
     if x <= SMALL_COUNT and x == math.floor(x):
         upper, lower, slope, k = 1.0, 1.0, 0.0, 0.0
@@ -121,9 +121,9 @@ def _rising(x, theta, scale):
 
 @njit(cache=True, error_model="numpy")
 def _count_tables(theta):
-    """1 / theta, and what `_nb_count` needs of lgamma and digamma for x = 1 ... TABLE, in row x - 1 of each group.
+    """1 / theta, and the lgamma and digamma terms of `_nb_count` for x = 1 ... TABLE, in row x - 1 of each group.
 
-    logs: lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(theta), the sum of log1p(k / theta) over k < x less
+    logs: lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(theta), the sum of log1p(k / theta) over k < x minus
     log(x!). drops: x - theta (digamma(x + theta) - digamma(theta)), the sum of k / (theta + k). Neither cancels.
     """
     inverse_theta = ONE / theta
@@ -147,9 +147,9 @@ def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
 
 @njit(cache=True, error_model="numpy")
 def _nb_count(count, mean, theta, log_zero, logs, drops, g):
-    """What a count adds to `log_zero`, the log-probability of a zero, besides count x log mean; and to its slopes.
+    """Terms that a count adds to `log_zero`, the log-probability of a zero, besides count x log mean; and to slopes.
 
-    log(theta / (theta + mean)) is log_zero / theta, so that a count of 1, most of what is stored, needs no logarithm.
+    log(theta / (theta + mean)) is log_zero / theta, so that a count of 1, the most frequent one, needs no logarithm.
     """
     r = theta / (theta + mean)
     if count == ONE:
@@ -171,7 +171,7 @@ def _nb_large_count(x, mean, theta):
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
 def _sum(values):
-    """Sum in float64 of float32 sums over slices, arrays of their own: a loop from anywhere would not vectorise."""
+    """Sum in float64 of float32 sums over slices; each slice is a separate array, so that its loop vectorises."""
     total = 0.0
     for start in range(0, values.size, SLICE):
         piece = values[start : start + SLICE]
@@ -184,7 +184,7 @@ def _sum(values):
 
 @njit(cache=True, error_model="numpy")
 def _add_bias(logits, bias):
-    """logits += bias; returns the largest, found among integers that order like floats: those LLVM can vectorise."""
+    """logits += bias; returns the largest, found among integers with the order of the floats, which LLVM vectorises."""
     top = np.int32(-0x80000000)
     for g in range(logits.size):
         logit = logits[g] + bias[g]
@@ -217,8 +217,8 @@ def _exp_slice(logits, top, out):
 def _softmax_row(logits, bias, out):
     """Adds the bias to the logits; fills `out` with exp(logits - largest).
 
-    Returns 1 / sum(out), which turns that into proportions, and log(sum(exp(logits))) in float64: every count of the
-    row is multiplied by this one number, so that a float32 rounding of it would not average out.
+    Returns 1 / sum(out), which turns `out` into proportions, and log(sum(exp(logits))) in float64: every count of the
+    row is multiplied by this number, so that its rounding to float32 would not average out.
     """
     top = _add_bias(logits, bias)
     total = _exp_row(logits, top, out)
@@ -227,9 +227,9 @@ def _softmax_row(logits, bias, out):
 
 @njit(cache=True, error_model="numpy")
 def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
-    """What every gene would give at count 0: log p, d log p / d log mean, d log p / d log theta.
+    """Values of all genes at count 0: log p, d log p / d log mean, d log p / d log theta.
 
-    The proportions are multiplied by `scale` first. Returns the sums of log p and of the slope.
+    Multiplies the proportions by `scale` first. Returns the sums of log p and of the slope.
     """
     total, total_slope = 0.0, 0.0
     for start in range(0, proportions.size, SLICE):
@@ -262,7 +262,7 @@ def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_proba
 
 @njit(fastmath=SUMS, cache=True, error_model="numpy")
 def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, bias_gradient, theta_gradient):
-    """logits = weight (slope - proportions total_slope), the chain from log mean back to them; and what follows."""
+    """logits = weight (slope - proportions total_slope), by the chain rule; adds to the bias and theta gradients."""
     for g in range(slope.size):
         gradient = weight * (slope[g] - proportions[g] * total_slope)
         logits[g] = gradient
@@ -281,9 +281,9 @@ def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight
             log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """Negative-binomial log p per row from logits; logits become weight x d log p / d logits.
 
-    Row i of the logits belongs to cell i % cells: several draws of the latent for the same cells stand one after
-    another. The logits come without `bias`, which is added here. bias_gradient (blocks, genes) and theta_gradient
-    (blocks, groups, genes) receive weight x d log p / d bias and / d log theta, one slab per block of cells.
+    Row i of the logits belongs to cell i % cells, so the draws of the latent variables follow one another. The logits
+    come without `bias`, which is added here. bias_gradient (blocks, genes) and theta_gradient (blocks, groups, genes)
+    receive weight x d log p / d bias and / d log theta, one slab per block of cells.
     """
     n_rows, n_genes = logits.shape
     n_cells = library.size
@@ -303,7 +303,7 @@ def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight
             total, total_slope = _nb_zeros(
                 proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope
             )
-            # the log mean at the few non-zeros comes from the logits, before they are overwritten
+            # the log mean at the non-zero counts comes from the logits, before they are overwritten
             for j in range(indptr[c], indptr[c + 1]):
                 if counts[j] > 0:
                     g = indices[j]
@@ -326,10 +326,10 @@ def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight
 @njit(parallel=True, cache=True, error_model="numpy")
 def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
               log_probability, bias_gradient, theta_gradient):  # fmt: skip
-    """As `nb_rows`, for zeros that may come from inflation: the second half of each row holds the logits q of pi.
+    """As `nb_rows`, with zero inflation: the second half of each row holds the logits q of pi.
 
-    log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q), and a zero came from the negative binomial
-    with probability sigmoid(log NB(0) - q), by which that one's slopes are multiplied.
+    log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q). A zero comes from the negative binomial
+    with probability sigmoid(log NB(0) - q); the slopes of the negative binomial are multiplied by it.
     """
     n_rows, n_genes = logits.shape[0], logits.shape[1] // 2
     n_cells = library.size
@@ -351,7 +351,7 @@ def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weig
             _nb_zeros(proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
             total = 0.0
             for j in range(indptr[c], indptr[c + 1]):
-                if counts[j] > 0:  # replaces what a zero would give; SEEN marks the gene for `_inflate`
+                if counts[j] > 0:  # replaces the value at a zero; SEEN marks the gene for `_inflate`
                     g = indices[j]
                     value, pull, theta_pull = _nb_count(
                         counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
@@ -375,9 +375,9 @@ def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weig
 
 @njit(fastmath=STRICT, cache=True, error_model="numpy")
 def _inflate(log_p, inflation, slope, theta_slope):
-    """Turns log NB(0) into log p(0) - its slopes likewise - and q into d log p / d q.
+    """Turns log NB(0) and its slopes into log p(0) and its slopes, and q into d log p / d q.
 
-    Where log_p is SEEN there is a count: log p loses softplus(q), and the slopes stay.
+    If log_p is SEEN, there is a count: softplus(q) is subtracted from log p, and the slopes do not change.
     """
     for g in range(log_p.size):
         q = inflation[g]
@@ -401,7 +401,7 @@ def _inflate(log_p, inflation, slope, theta_slope):
 @njit(parallel=True, cache=True, error_model="numpy")
 def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
                  log_probability, bias_gradient, theta_gradient):  # fmt: skip
-    """As `nb_rows`, without dispersion: the zeros of a row give -library in all, as its proportions sum to 1."""
+    """As `nb_rows`, without dispersion: the zeros of a row give -library in total, as its proportions sum to 1."""
     n_rows, n_genes = logits.shape
     n_cells = library.size
     n_blocks = (n_rows + block - 1) // block

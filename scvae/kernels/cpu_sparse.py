@@ -1,6 +1,6 @@
-"""Numba kernels for rows of sparse matrices: taking them, and their products with dense ones.
+"""Numba kernels that copy rows of sparse matrices and multiply them with dense matrices.
 
-They share nothing with the heads in `cpu`: numba looks at one file's date to tell whether its cache is stale.
+They share no code with the heads in `cpu`, because numba checks the date of one file to see whether a cache is stale.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def csr_to_dense(indptr, indices, values, out):
 
 @njit(inline="always")
 def _add_weighted(target, values, sources, table, start, stop):
-    """target += sum over j in start ... stop of values[j] * table[sources[j]]; by fours, to load it less often."""
+    """target += sum over j in start ... stop of values[j] * table[sources[j]], in fours to load `target` less often."""
     whole = start + (stop - start) // 4 * 4
     for j in range(start, whole, 4):
         a, b, c, d = values[j], values[j + 1], values[j + 2], values[j + 3]
@@ -42,7 +42,7 @@ def csr_matmul(indptr, indices, values, weight, out):
 
 @njit(cache=True, error_model="numpy")
 def _by_column(indptr, indices, values, n_columns):
-    """Stored entries sorted by column, rows rising within each: where each column starts, the rows, the values."""
+    """Stored entries sorted by column and, within it, by row: the start of each column, the rows and the values."""
     starts = np.zeros(n_columns + 1, np.int64)
     for j in range(indices.size):
         starts[indices[j] + 1] += 1
@@ -64,7 +64,7 @@ def _by_column(indptr, indices, values, n_columns):
 def csr_transposed_matmul(indptr, indices, values, rows, out):
     """out[g] = sum over the stored j of column g of values[j] * rows[row of j]: the gradient of `csr_matmul`.
 
-    Sorted by column first, so that each row of `out` is written once, by one thread, in the order of the cells.
+    The entries are sorted by column first, so that one thread writes each row of `out` once, in the order of the cells.
     """
     starts, row_of, sorted_values = _by_column(indptr, indices, values, out.shape[0])
     for g in prange(out.shape[0]):
@@ -74,7 +74,7 @@ def csr_transposed_matmul(indptr, indices, values, rows, out):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def take_rows(stored_indices, stored_values, first, indptr, indices, values):
-    """Copies the entries stored from `first` of each row on to where `indptr` says."""
+    """Copies the entries of each row, stored from `first`, to the places given by `indptr`."""
     for i in prange(first.size):
         shift = first[i] - indptr[i]
         for j in range(indptr[i], indptr[i + 1]):
@@ -84,7 +84,7 @@ def take_rows(stored_indices, stored_values, first, indptr, indices, values):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def count_mapped(stored_indices, first, last, column_map, lengths):
-    """lengths[i] = how many of the entries stored from first[i] to last[i] have a column in the map."""
+    """lengths[i] = number of entries stored from first[i] to last[i] whose column is in the map."""
     for i in prange(first.size):
         n = 0
         for j in range(first[i], last[i]):
@@ -94,7 +94,7 @@ def count_mapped(stored_indices, first, last, column_map, lengths):
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def take_mapped(stored_indices, stored_values, first, last, column_map, indptr, indices, values):
-    """As `take_rows`, with the columns renamed, and without the entries whose column is not in the map."""
+    """As `take_rows`, with the columns renumbered, and without the entries whose column is not in the map."""
     for i in prange(first.size):
         place = indptr[i]
         for j in range(first[i], last[i]):
@@ -105,12 +105,12 @@ def take_mapped(stored_indices, stored_values, first, last, column_map, indptr, 
                 place += 1
 
 
-# the next two run in many threads at once, each of which has rows of its own: not every threading layer of numba could
+# the next two run in several Python threads, each on its own rows: not all of numba's threading layers can do this
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def rename_entries(stored_indices, stored_values, stored_indptr, column_map, indptr, indices, values):
-    """As `take_mapped`, of all rows and without knowing their lengths: `indptr` is filled in, its last is the sum."""
+    """As `take_mapped`, for all rows and without their lengths, which it writes into `indptr`."""
     place = 0
     indptr[0] = 0
     for i in range(stored_indptr.size - 1):
@@ -125,7 +125,7 @@ def rename_entries(stored_indices, stored_values, stored_indptr, column_map, ind
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def place_rows(piece_indptr, piece_indices, piece_values, first, indices, values):
-    """Copies each row of a piece to where `first` says."""
+    """Copies each row of a piece to the place given by `first`."""
     for i in range(first.size):
         shift = first[i] - piece_indptr[i]
         for j in range(piece_indptr[i], piece_indptr[i + 1]):

@@ -1,11 +1,11 @@
-"""Triton kernels for NVIDIA devices: the fast twins of `scvae.kernels.reference`, read like `scvae.kernels.cpu`.
+"""Triton kernels for NVIDIA devices: fast versions of `scvae.kernels.reference`, organised as in `scvae.kernels.cpu`.
 
-* Rows are handed in as where each begins and ends (`first`, `last`) in arrays that lie on the device, so the rows of a
-  batch are never copied, and every shape is known before the launch: a CUDA graph can hold it all.
-* Zeros are dense, cheap and in float32; what a count adds to them is computed at the stored counts only, in float64, of
-  which even a device made for games has enough for that many.
-* No atomic additions: a program walks its rows in order and has its own slab of partial sums, so that the same input
-  gives the same bits.
+* Rows are passed as the places where they begin and end (`first`, `last`) in arrays on the device. The rows of a batch
+  are never copied, and every shape is known before the launch, so a CUDA graph can capture everything.
+* Zeros are computed densely in float32. The terms of a count are computed at the stored counts only, in float64; these
+  are so few that even a consumer GPU has enough float64 throughput.
+* There are no atomic additions: a program goes through its rows in order and has its own slab of partial sums, so that
+  the same input gives the same bits.
 """
 
 import torch
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from .special import exp, log1p, log_factorial, rising
 
-LOWEST = tl.constexpr(-3.0e38)  # minus infinity, less itself, would be no number
-COLUMNS = 2048  # of a row looked at together
-STORED = 256  # stored values looked at together
-PROGRAMS = 512  # beyond this, a program takes several rows: each has a slab of its own
-OPTIONS = {"enable_fp_fusion": True}  # a * b + c in one rounding: triton changes its default
+LOWEST = tl.constexpr(-3.0e38)  # minus infinity minus itself would be NaN
+COLUMNS = 2048  # of a row, processed together
+STORED = 256  # stored values, processed together
+PROGRAMS = 512  # at most, because each has its own slab; with more rows, a program takes several
+OPTIONS = {"enable_fp_fusion": True}  # a * b + c in one rounding; set because triton's default has changed
 SLAB_BUDGET = 2**26  # float32 partial sums of the dispersion gradient (256 MB)
 
 
 @triton.jit
 def _zeros(proportion, library, theta, DISPERSED: tl.constexpr):
-    """What a gene gives at count 0, in float32: log p and its slopes in log mean and log theta; see `cpu._nb_zeros`."""
+    """Values of a gene at count 0 in float32: log p, and its slopes in log mean and log theta; see `cpu._nb_zeros`."""
     mean = library * proportion
     if DISPERSED:
         u = mean / theta
@@ -38,7 +38,7 @@ def _zeros(proportion, library, theta, DISPERSED: tl.constexpr):
 
 @triton.jit
 def _inflate(log_p, q):
-    """log(pi + (1 - pi) p(0)) with pi = sigmoid(q); softplus(q); the share of p(0) in it; its slope in q."""
+    """log(pi + (1 - pi) p(0)) with pi = sigmoid(q); softplus(q); the fraction due to p(0); the slope in q."""
     e = exp(-tl.abs(q))
     r = 1.0 / (1.0 + e)
     softplus = tl.where(q > 0, q, 0.0) + log1p(e, r)[0]
@@ -53,7 +53,7 @@ def _inflate(log_p, q):
 
 @triton.jit
 def _softmax_row(row, n_genes, COLUMNS: tl.constexpr):
-    """Largest logit, and the sum of exp(logit - largest) in float64, in one pass."""
+    """The largest logit, and the sum of exp(logit - largest) in float64, in one pass."""
     top = tl.cast(LOWEST, tl.float32)
     total = tl.cast(0.0, tl.float64)
     for begin in range(0, n_genes, COLUMNS):
@@ -68,7 +68,7 @@ def _softmax_row(row, n_genes, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _tile(row, theta, g, top, scale, n_genes, DISPERSED: tl.constexpr, INFLATED: tl.constexpr):
-    """Proportion, inverse dispersion and logit of inflation of some genes; 0, 1 and nothing beyond the last gene."""
+    """Proportion, inverse dispersion and inflation logit of some genes; 0, 1 and `LOWEST` beyond the last gene."""
     here = g < n_genes
     proportion = tl.where(here, exp(tl.load(row + g, mask=here, other=LOWEST) - top) * scale, 0.0)
     t = tl.load(theta + g, mask=here, other=1.0) if DISPERSED else proportion
@@ -99,7 +99,7 @@ def _sum_zeros(
 
 @triton.jit
 def _stored(indices, counts, k, n_stored):
-    """Which of the stored values are counts, in which gene, and how many; 1 where there is none."""
+    """Which of the stored values are positive counts, their genes and their values; the value is 1 if there is none."""
     x = tl.load(counts + k, mask=k < n_stored, other=0).to(tl.float32)
     seen = x > 0
     return seen, tl.load(indices + k, mask=seen, other=0).to(tl.int32), tl.where(seen, x, 1.0).to(tl.float64)
@@ -110,7 +110,7 @@ def _sum_counts(
     row, theta, slab, kept, indices, counts, n_stored, library, weight, top, scale, log_norm, n_genes, longest,
     DISPERSED: tl.constexpr, INFLATED: tl.constexpr, GRADIENT: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
-    """What the counts add to the zeros put down for them: sums as of `_sum_zeros`; each one's slopes are `kept`."""
+    """What the counts add to the values at zero: sums as in `_sum_zeros`; the slopes of each count go to `kept`."""
     total, pulled = tl.cast(0.0, tl.float64), tl.cast(0.0, tl.float64)
     for begin in range(0, n_stored, STORED):
         k = begin + tl.arange(0, STORED)
@@ -127,13 +127,13 @@ def _sum_counts(
             pull = x * t / (t + mean)
             lift = t * rise - pull
         else:
-            # the mean, with its sign, is what the zeros of all genes give: here it is the zero of this gene that stays
+            # `_sum_zeros` has already added minus the mean of this gene, which the log p of a count contains too
             value -= log_factorial(x)
             pull, lift = x, 0.0 * x
         if INFLATED:
             q = tl.load(row + n_genes + g, mask=seen, other=0.0)
             log_zero, softplus, from_base, _ = _inflate(log_p, q)
-            inflated = from_base - 1.0  # less the share of the inflation, which a count rules out
+            inflated = from_base - 1.0  # minus the fraction due to inflation, which a count rules out
             value += (log_p - softplus - log_zero).to(tl.float64)
             pull -= (slope * inflated).to(tl.float64)
             lift -= (theta_slope * inflated).to(tl.float64)
@@ -154,7 +154,7 @@ def _write_zeros(
     row, theta, library, weight, top, scale, pulled, n_genes,
     DISPERSED: tl.constexpr, INFLATED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Puts the gradient of a row without counts, but for the sum `pulled` over its slopes, in place of the logits."""
+    """Overwrites the logits with the gradient of a row of zeros, but with the sum `pulled` of all slopes."""
     for begin in range(0, n_genes, COLUMNS):
         g = begin + tl.arange(0, COLUMNS)
         here, proportion, t, q = _tile(row, theta, g, top, scale, n_genes, DISPERSED, INFLATED)
@@ -170,7 +170,7 @@ def _write_zeros(
 def _add_counts(
     row, kept, indices, counts, n_stored, weight, n_genes, longest, INFLATED: tl.constexpr, STORED: tl.constexpr
 ):  # fmt: skip
-    """Adds to it what was kept of the counts."""
+    """Adds the slopes in `kept` to the gradient."""
     for begin in range(0, n_stored, STORED):
         k = begin + tl.arange(0, STORED)
         seen, g, _ = _stored(indices, counts, k, n_stored)
@@ -188,7 +188,7 @@ def _count_rows(
     DISPERSED: tl.constexpr, INFLATED: tl.constexpr, GRADIENT: tl.constexpr,
     COLUMNS: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
-    """One program: its rows one after another. Before threads meet what others have written stands a barrier."""
+    """One program, which goes through its rows. Barriers stand before threads read what other threads have written."""
     program = tl.program_id(0).to(tl.int64)
     kept = scratch + program * longest * (2 if INFLATED else 1)
     for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
@@ -245,14 +245,14 @@ def _scatter_rows(
 def densify(
     first: Tensor, last: Tensor, indices: Tensor, values: Tensor, n_columns: int, scale: Tensor | None = None
 ) -> Tensor:
-    """Some rows as a dense float32 block; with `scale` (one number a row), log1p(value x scale) of each value.
+    """Rows as a dense float32 block; with `scale` (one number per row), log1p(value x scale) of each value.
 
     Parameters
     ----------
     first, last
         int64 (rows): where each row begins and ends in `indices` and `values`. No column occurs twice in a row.
     indices, values
-        Of any integer type, and of any type.
+        Indices of any integer type, and values of any type.
     """
     out = torch.zeros(len(first), n_columns, device=values.device)
     if len(first):
@@ -278,28 +278,28 @@ def count_rows(
     offset: int,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Log p of each row from logits, which become weight x d log p / d logits: `cpu.nb_rows` and its kin.
+    """log p of each row from logits, which become weight x d log p / d logits, as in `cpu.nb_rows`.
 
     Parameters
     ----------
     head
-        "nb", "zinb" (twice as many logits: the second half of a row are those of inflation) or "poisson".
+        "nb", "zinb" (with twice as many logits; the second half of a row holds those of inflation) or "poisson".
     logits
         float32 (rows, genes), contiguous. Row i belongs to cell (i + offset) % cells.
     first, last, indices, counts
         The cells, as in `densify`.
     longest
-        At least as many as the stored values of any of the cells.
+        Number of stored values of the longest row, or an upper bound on it.
     library
         float32 (cells).
     theta
-        float32 (groups, genes): inverse dispersions; one without genes for "poisson".
+        float32 (groups, genes): inverse dispersions; without genes for "poisson".
     group
         int64 (cells): row of `theta`.
     weight
         float32 (rows).
     want_gradient
-        Without it the logits stay.
+        Whether the logits become their gradient; otherwise they do not change.
 
     Returns
     -------

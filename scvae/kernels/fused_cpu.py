@@ -1,4 +1,4 @@
-"""Numba kernels as operations of torch: the output layer with its likelihood, and products with sparse rows."""
+"""Numba kernels as torch operations: the output layer with its likelihood, and products with sparse rows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .backends import cpu_kernels
 from .csr import CSR
 from .products import large_products
 
-LOGITS_BUDGET = 2**23  # float32 logits alive at once at most (32 MB): larger batches pass the output layer in chunks
-CACHED_LOGITS = 2**20  # and few enough to stay in the cache (4 MB), unless that leaves too few rows for fast products
+LOGITS_BUDGET = 2**23  # most float32 logits in memory (32 MB): larger batches pass the output layer in chunks
+CACHED_LOGITS = 2**20  # logits that fit in the cache (4 MB), unless a chunk then has too few rows for fast products
 FEWEST_ROWS = 256
 THETA_BUDGET = 2**22  # partial sums of the dispersion gradient
 
 
 def is_crowded(rows: CSR) -> bool:
-    """Whether a dense block of these rows is multiplied faster than the rows as they are.
+    """Whether the product is faster with a dense block of these rows than with the sparse rows.
 
-    The share of non-zeros at which the two are equal fell from 22 % (128 cells x 2,000 genes) over 17 % (1,024 x 2,000)
-    to 13 % (128 x 20,000): `benchmarks/first_layer.py`.
+    The fraction of non-zeros at which both are equally fast was 22 % for 128 cells x 2,000 genes, 17 % for
+    1,024 x 2,000 and 13 % for 128 x 20,000: `benchmarks/first_layer.py`.
     """
     size = len(rows) * rows.n_columns
     return size <= LOGITS_BUDGET and rows.indices.numel() > (0.2 if size <= 2**20 else 0.12) * size
 
 
 class RowsMatmul(torch.autograd.Function):
-    """Sparse x dense, or a dense block x dense where the rows are few and full enough."""
+    """The product of sparse rows with a dense matrix, through a dense block if `is_crowded`."""
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, weight: Tensor, rows: CSR) -> Tensor:
@@ -60,7 +60,7 @@ class RowsMatmul(torch.autograd.Function):
 
 
 class FusedHead(torch.autograd.Function):
-    """Any kernel that turns logits into log p per row, and the logits into their own gradient."""
+    """The output layer and a kernel that computes log p per row from logits and overwrites them with their gradient."""
 
     @staticmethod
     def forward(
@@ -84,7 +84,7 @@ class FusedHead(torch.autograd.Function):
         of_weights = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
         theta = log_theta.exp().numpy()
-        # -total is what a loss asks for: its gradient is the one that is formed, and needs no copy in `backward`
+        # a loss uses -total, so the gradient of -total is computed here and needs no copy in `backward`
         cost_weight = -row_weight
         chunks = _chunks(features.shape[0], len(counts), weight.shape[0])
         buffer = torch.empty(max(r.stop - r.start for _, blocks in chunks for r in blocks), weight.shape[0])
@@ -104,7 +104,7 @@ class FusedHead(torch.autograd.Function):
                 if of_features is not None:
                     with large_products():
                         torch.mm(logits, weight, out=of_features[rows])
-                        if of_weights is not None:  # a third of the products: not for frozen weights
+                        if of_weights is not None:  # a third of the work, skipped for frozen weights
                             torch.addmm(of_weights, logits.T, features[rows], beta=float(added), out=of_weights)
                     small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
                     added = True
@@ -127,7 +127,7 @@ def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[slice]]]:
-    """Cuts the work by the budgets of logits alive: whole draws of all cells, or cells of one draw."""
+    """Cuts the work by the budgets of logits: into complete draws of all cells, or into some cells of each draw."""
     most = max(1, min(LOGITS_BUDGET // n_genes, max(FEWEST_ROWS, CACHED_LOGITS // n_genes)))
     draws = n_rows // n_cells
     if most >= n_cells:
@@ -141,7 +141,7 @@ def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[s
 
 
 def _blocks(n_rows: int, theta_size: int) -> tuple[int, int]:
-    """Rows in a block and blocks: set by the shape alone, so that sums do not depend on the number of threads."""
+    """Rows per block and number of blocks, from the shape alone: sums must not depend on the number of threads."""
     n_blocks = max(1, min(16, n_rows // 4, THETA_BUDGET // max(1, theta_size)))
     block = -(-n_rows // n_blocks)
     return block, -(-n_rows // block)

@@ -1,4 +1,4 @@
-"""Operations on a CUDA device: the Triton kernels where they can be used, plain torch elsewhere."""
+"""Operations on a CUDA device, with Triton kernels if they can be used and plain torch otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .backends import kernels_for
 from .block import Block
 from .selection import SelectedRows
 
-LOGITS_BUDGET = 2**26  # float32 logits alive at once (256 MB): larger batches pass the output layer in parts
+LOGITS_BUDGET = 2**26  # float32 logits in memory (256 MB): larger batches pass the output layer in parts
 
 
 def densify(rows: Block, scale: Float[Tensor, "rows"] | None = None) -> Float[Tensor, "rows columns"]:
@@ -29,10 +29,10 @@ def densify(rows: Block, scale: Float[Tensor, "rows"] | None = None) -> Float[Te
 
 
 class CountHead(torch.autograd.Function):
-    """Output layer, softmax and log p of the counts; as `autograd.negative_binomial` and its kin, on a device.
+    """Output layer, softmax and log p of the counts on a device, as in `autograd.negative_binomial`.
 
-    The logits of a part of the rows are overwritten by their own gradient, which at once becomes that of the
-    parameters and features; the backward pass only scales it.
+    The forward pass overwrites the logits of each part of the rows with their gradient and computes the gradients of
+    parameters and features from it; the backward pass only scales these.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Large float32 matrix products on the CPU, by the faster of torch's two libraries where it is as exact."""
+"""Large float32 matrix products on the CPU with the faster of torch's two libraries, if it is as exact."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-ROUNDING = 1e-5  # of a sum of 128 products around 1: float32 errs by 2e-6, bfloat16 by 2e-2
+ROUNDING = 1e-5  # error of a sum of 128 products around 1: 2e-6 in float32, 2e-2 in bfloat16
 
 
 @contextmanager
 def large_products() -> Iterator[None]:
-    """Lets oneDNN instead of MKL compute the float32 products inside, where that costs no digit.
+    """Lets oneDNN instead of MKL compute the float32 products in this block, if it is as exact.
 
-    torch hands float32 products to MKL, which on AMD processors uses half the width of their vectors: oneDNN was 2.1
-    times as fast (128 x 128 x 2,000, EPYC of family 26). The switch that chooses oneDNN is the one that allows it to
-    round to bfloat16; it does so only on processors with instructions for it that are worth it, and there the switch
-    stays off. Small products are quicker in MKL.
+    torch uses MKL for float32 products, which on AMD processors uses half the vector width: oneDNN was 2.1 times as
+    fast (128 x 128 x 2,000, EPYC of family 26). The setting that selects oneDNN also allows it to round to bfloat16.
+    oneDNN does so only on processors with fast instructions for bfloat16, and there the setting is not changed. Small
+    products are faster in MKL.
     """
     switch = _switch()
     if switch is None or not _is_exact():
@@ -34,14 +34,14 @@ def large_products() -> Iterator[None]:
 
 
 def _switch() -> Any:
-    """torch's choice of precision for oneDNN's products, or None where this torch (before 2.9) has none."""
+    """torch's setting for the precision of oneDNN's products; None in torch before 2.9, which has none."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     return matmul if hasattr(matmul, "fp32_precision") else None
 
 
 @cache
 def _is_exact() -> bool:
-    """Whether products with the switch on are those of float32: tried once."""
+    """Whether products with this setting are as exact as float32; tested once."""
     switch = _switch()
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(128, 128, generator=generator), torch.randn(128, 128, generator=generator)

@@ -1,8 +1,8 @@
-"""Every operation in plain torch: the definition that the fast kernels are tested against.
+"""Every operation in plain torch: the definitions against which the fast kernels are tested.
 
 Densities take logarithms of their positive parameters, so that nothing under- or overflows and no epsilon is needed,
-and carry all their constants. Everything is element-wise, in nats, and differentiable by autograd. Work is done in
-float64, because the difference lgamma(x + theta) - lgamma(theta) loses all its digits in float32 once theta is large.
+and include all constants. Everything is element-wise, in nats, and differentiable by autograd. Computation is in
+float64, because the difference lgamma(x + theta) - lgamma(theta) loses all its digits in float32 for large theta.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def negative_binomial_log_prob(
     """log NB(count | mean mu, inverse dispersion theta), variance mu + mu^2 / theta.
 
     lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) + x log(mu / (mu + theta)) - theta log(1 + mu / theta);
-    at x = 0 only the last term is left.
+    at x = 0, only the last term remains.
     """
     x, log_mu, log_theta = count.double(), log_mean.double(), log_inverse_dispersion.double()
     theta = log_theta.exp()
@@ -67,7 +67,7 @@ def gaussian_log_prob(
 def log_softmax_mean(
     logits: Float[Tensor, "cells genes"], library: Float[Tensor, "cells"]
 ) -> Float[Tensor, "cells genes"]:
-    """log(library * softmax(logits)); -inf throughout for a cell without counts."""
+    """log(library * softmax(logits)); -inf in all genes for a cell without counts."""
     return torch.log(library.double())[:, None] + torch.log_softmax(logits.double(), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Rows taken out of compressed sparse arrays of any type."""
+"""Copies of rows of compressed sparse arrays of any type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .backends import cpu_kernels
 
-COMPILED = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}  # what is worth compiling for
+COMPILED = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}  # types with compiled kernels
 
 Taken = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
 
@@ -23,7 +23,7 @@ def take_rows(
 ) -> Taken:
     """Copies of the stored entries of the rows at `positions`, one row after another: indptr, indices and values.
 
-    With a `column_map`, columns are renamed by it, and entries whose column it maps to -1 are left out.
+    A `column_map` renumbers the columns, and entries whose column it maps to -1 are left out.
     """
     first, last = indptr[positions], indptr[positions + 1]
     kernels = cpu_kernels()
@@ -46,7 +46,7 @@ def take_rows(
 def renamed(
     indptr: NDArray[np.int64], columns: NDArray[Any], values: NDArray[Any], column_map: NDArray[np.int32] | None
 ) -> Taken:
-    """All rows with their columns renamed as `take_rows` does; in one thread, and safe in many at once."""
+    """All rows with their columns renumbered as in `take_rows`; it uses one thread and can run in many at once."""
     if column_map is None:
         return indptr, columns.astype(np.int32, copy=False), values.astype(np.float32, copy=False)
     kernels = cpu_kernels()
@@ -65,7 +65,7 @@ def renamed(
 
 
 def place_rows(piece: Taken, first: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32]) -> None:
-    """Copies the rows of a piece into `indices` and `values`, each from `first` on; likewise."""
+    """Copies the rows of a piece into `indices` and `values`, each from `first` on; threads as in `renamed`."""
     kernels = cpu_kernels()
     if kernels is not None:
         kernels.sparse.place_rows(*piece, first, indices, values)
@@ -79,7 +79,7 @@ def place_rows(piece: Taken, first: NDArray[np.int64], indices: NDArray[np.int32
 def keep_entries(
     indptr: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], kept: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Compressed rows with only the entries that are `kept`."""
+    """Compressed rows with only the entries in `kept`."""
     if kept.all():
         return indptr, indices, values
     before = np.zeros(len(kept) + 1, dtype=np.int64)

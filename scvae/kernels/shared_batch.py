@@ -1,4 +1,4 @@
-"""A batch whose cells lie in several processes: sums over all of them, for what depends on the whole batch."""
+"""Sums over the processes that share a batch, for operations that depend on all of its cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes: the gradient is the sum of theirs, as each one's value reaches the losses of all."""
+    """Sum over processes. Its gradient is the sum of their gradients, since every value enters all losses."""
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
@@ -31,23 +31,23 @@ class _Sum(torch.autograd.Function):
 
 
 def total(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Elementwise sum over the processes, within a loss that each of them forms of its own cells."""
+    """Element-wise sum over the processes, for use in a loss that each process computes from its own cells."""
     summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
     return summed
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Says that a batch lies in several processes.
+    """How a batch is split over several processes.
 
     Parameters
     ----------
     world
-        How many.
+        Number of processes.
     n_cells
-        Cells of the whole batch.
+        Number of cells in the complete batch.
     part
-        Where in it the cells here are. If nowhere, there is one cell, only to have the processes do the same.
+        The part of the batch in this process. If empty, one dummy cell keeps the processes in step.
     """
 
     world: int
@@ -56,7 +56,7 @@ class Shared:
 
     @property
     def counts(self) -> bool:
-        """Whether the cells here are part of the batch."""
+        """Whether the cells in this process are part of the batch."""
         return bool(self.part.stop > self.part.start)
 
 
@@ -64,13 +64,13 @@ _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
 
 
 def shared() -> Shared | None:
-    """How the batch at hand is shared, inside `sharing`; None if it is whole."""
+    """How the current batch is split, inside a block of `sharing`; None if it is not split."""
     return _shared.get()
 
 
 @contextmanager
 def sharing(batch: Shared) -> Iterator[None]:
-    """Tells what depends on all cells of a batch that it lies in several processes."""
+    """A block in which `shared` returns `batch`."""
     token = _shared.set(batch)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Special functions for the Triton kernels, written out.
+"""Special functions for the Triton kernels.
 
-Those of the device differ from those of the interpreter in which the kernels are tested (its exp by several units in
-the last place), and the interpreter has no log1p, lgamma or digamma at all. One habit: a branch is a `tl.where`.
+The functions of the device differ from those of the interpreter in which the kernels are tested (exp by several units
+in the last place), and the interpreter has no log1p, lgamma or digamma. Every branch is written as `tl.where`.
 """
 
 import triton
@@ -14,13 +14,13 @@ LN2 = tl.constexpr(0.6931471805599453)
 HALF_LOG_2_PI = tl.constexpr(0.9189385332046727)
 SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
 MANTISSA = tl.constexpr(0x007FFFFF)
-CLIMB = tl.constexpr(8)  # Stirling's series are used from here on; below, the recurrence climbs as many steps
+CLIMB = tl.constexpr(8)  # Stirling's series are used from here; below, the recurrence takes as many steps
 
 
 @triton.jit
 def exp(x):
     """exp for x <= 0 in float32, 2 ulp; below -87 it stays at 1.6e-38 (Cephes expf: Cody-Waite, degree 6)."""
-    x = tl.where(x < -87.0, -87.0, x)  # tl.maximum would turn NaN into a number
+    x = tl.where(x < -87.0, -87.0, x)  # tl.maximum would replace NaN by a number
     k = tl.floor(x * LOG2_E + 0.5)
     r = x - k * LN2_HIGH - k * LN2_LOW
     p = r * 1.9875691500e-4 + 1.3981999507e-3
@@ -51,7 +51,7 @@ def log1p(u, r):
 
 @triton.jit
 def _log1p_double(u):
-    """log(1 + u) for u >= 0 in float64: the logarithm of the rounded 1 + u, times what the rounding lost (Kahan)."""
+    """log(1 + u) for u >= 0 in float64: the logarithm of the rounded 1 + u, corrected for the rounding (Kahan)."""
     w = 1.0 + u
     exact = w == 1.0
     return tl.where(exact, u, tl.log(w) * (u / tl.where(exact, 1.0, w - 1.0)))
@@ -85,8 +85,8 @@ def log_factorial(x):
 def rising(x, theta, scale):
     """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(scale), and its derivative in theta, in float64.
 
-    Stirling's series of the first two are subtracted term by term after both arguments have climbed to 8 or more: at
-    large theta the difference of two finished values would keep few digits.
+    The recurrence raises both arguments to 8 or more, then Stirling's series of the first two terms are subtracted term
+    by term: at large theta, the difference of two complete values would have few correct digits.
     """
     low = theta < CLIMB
     upper, lower = x + theta, theta

@@ -127,7 +127,7 @@ class OutputLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_genes))
 
     def suit(self, *, weight_sd: float, weight_rate: float, n_conditions: int) -> None:
-        """Sets the prior and rate of the weights; the weights of the conditions start at 0, so no gene has an offset."""
+        """Sets the prior and rate of the weights, and those of the conditions to 0, so that no gene has an offset."""
         self.weight_sd, self.weight_rate = weight_sd, weight_rate
         with torch.no_grad():
             self.weight[:, self.weight.shape[1] - n_conditions :] = 0.0
