@@ -1,1 +1,1 @@
-"""From an AnnData to batches: what was read, its values, and the order in which they go by."""
+"""From an AnnData or files to batches: schema, values, checks, and the order of the cells."""

@@ -1,8 +1,8 @@
-"""Where the chunks of a one-dimensional array lie in its files, so that any of them can be read by any thread.
+"""The places of the chunks of a one-dimensional array in its files, so that any thread can read any chunk.
 
-The HDF5 library serves one thread at a time, and so its users decompress on one core. Here the library is asked once
-where each chunk is; after that, chunks are read by position from the file and decompressed by functions that let other
-threads run. Layouts that are not known here are for the libraries to read (`of_hdf5` and `of_zarr` return None).
+The HDF5 library serves one thread at a time, so programs that use it decompress on one core. Here, the library is asked
+once for the place of each chunk. Chunks are then read from the file by position and decompressed by functions that
+release the GIL. `of_hdf5` and `of_zarr` return None for unknown layouts, which the libraries must read.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-Decode = Callable[[bytes], Any]  # from the bytes of a file to those of the array
+Decode = Callable[[bytes], Any]  # from the bytes in a file to the bytes of the array
 
 DEFLATE, SHUFFLE = 1, 2  # HDF5's numbers of its filters
 ZARR_CODECS = {"blosc", "gzip", "lz4", "zlib", "zstd"}
-EMPTY = 2**64 - 1  # offset of an inner chunk that a shard does not hold
+EMPTY = 2**64 - 1  # offset of an inner chunk that is missing in a shard
 
 
 class UnknownLayoutError(ValueError):
-    """A layout that only the library can read."""
+    """The layout can only be read by the library."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Places:
-    """Where the chunks are.
+    """The places of the chunks.
 
     Parameters
     ----------
     paths
         The files.
     file
-        Which of them holds each chunk.
+        Index of the file of each chunk.
     offset, size
-        Where in its file it begins, and how many bytes it has there.
+        First byte of each chunk in its file, and its number of bytes there.
     """
 
     paths: tuple[Path, ...]
@@ -59,17 +59,17 @@ class ChunkTable:
     Parameters
     ----------
     name
-        How messages call the array.
+        Name of the array in messages.
     length
         Number of elements.
     dtype
-        Of an element, in the byte order of this machine.
+        Type of an element, in the byte order of this machine.
     per_chunk
-        Elements of a chunk; the last may be cut short or filled up.
+        Number of elements of a chunk; the last chunk may be shorter or padded.
     places
-        Where each chunk is.
+        The places of the chunks.
     decode
-        Undoes its compression; None if there is none, and then parts of a chunk can be read.
+        Decompresses a chunk; None if chunks are not compressed, and then parts of a chunk can be read.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class ChunkTable:
 
     @property
     def is_coded(self) -> bool:
-        """Whether a chunk can only be read as a whole."""
+        """Whether chunks are compressed, so that a chunk can only be read completely."""
         return self._decode is not None
 
     def read(self, ranges: list[tuple[int, int]]) -> NDArray[Any]:
-        """The elements of some ranges (first, one past the last), which rise and do not overlap, one after another.
+        """The elements of ascending, non-overlapping ranges (first, one past the last), concatenated.
 
         Raises
         ------
         OSError
-            If a chunk cannot be read or decoded; the message names it.
+            If a chunk cannot be read or decoded; the message names the chunk.
         """
         out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
         place, known, chunk = 0, -1, np.empty(0, self.dtype)
@@ -110,7 +110,7 @@ class ChunkTable:
         return out
 
     def _stored(self, number: int, first: int, n: int) -> NDArray[Any]:
-        """Elements of a chunk that is stored as it is."""
+        """Some elements of a chunk that is not compressed."""
         return np.frombuffer(self._bytes(number, first * self.dtype.itemsize, n * self.dtype.itemsize), self.dtype)
 
     def _decoded(self, number: int) -> NDArray[Any]:
@@ -122,7 +122,7 @@ class ChunkTable:
         except _decoding_errors() as error:
             raise self._failure(number, f"cannot be decompressed ({error})") from error
         if len(chunk) < n:
-            raise self._failure(number, f"holds {len(chunk):,} values in place of {n:,}")
+            raise self._failure(number, f"holds {len(chunk):,} values instead of {n:,}")
         return chunk
 
     def _bytes(self, number: int, first: int, n: int) -> bytes:
@@ -152,7 +152,7 @@ class ChunkTable:
 
 @final
 class _Descriptor:
-    """An open file, closed when nobody holds it any more."""
+    """An open file, which is closed when nothing refers to it any more."""
 
     def __init__(self, path: Path) -> None:
         self.number = _opened(path)
@@ -160,7 +160,7 @@ class _Descriptor:
 
 
 def of_hdf5(dataset: Any) -> ChunkTable | None:
-    """The table of an `h5py.Dataset`; None if it can only be read by the library."""
+    """The table of an `h5py.Dataset`; None if only the library can read it."""
     try:
         return _of_hdf5(dataset)
     except UnknownLayoutError:
@@ -201,13 +201,13 @@ def _of_hdf5(dataset: Any) -> ChunkTable:
 
 
 def of_zarr(folder: Path) -> ChunkTable | None:
-    """The table of a zarr array in a folder, of either format; None if it can only be read by the library."""
+    """The table of a zarr array in a folder, of format 2 or 3; None if only the library can read it."""
     try:
         if (folder / "zarr.json").is_file():
             return _of_zarr_3(folder, json.loads((folder / "zarr.json").read_text(encoding="utf-8")))
         if (folder / ".zarray").is_file():
             return _of_zarr_2(folder, json.loads((folder / ".zarray").read_text(encoding="utf-8")))
-    except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError):  # not as expected: for zarr to judge
+    except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError):  # not as expected: leave it to zarr
         return None
     return None
 
@@ -250,7 +250,7 @@ def _of_zarr_3(folder: Path, record: dict[str, Any]) -> ChunkTable:
 
 
 def _in_shards(paths: tuple[Path, ...], per_shard: int, n_chunks: int, at_end: bool, n_check: int) -> Places:
-    """Reads the index of each shard: offset and size of its chunks, as uint64, perhaps with a checksum behind."""
+    """Reads the index of each shard: offset and size of its chunks, as uint64, optionally followed by a checksum."""
     tables = []
     for path in paths:
         n_bytes = 16 * per_shard + n_check
@@ -270,7 +270,7 @@ def _whole_files(paths: tuple[Path, ...]) -> Places:
 
 
 def _of_codecs(codecs: list[dict[str, Any]], dtype: np.dtype[Any], per_chunk: int) -> Decode | None:
-    """What undoes the codecs of zarr's format 3: None if there is nothing to undo."""
+    """The function that decodes the codecs of zarr's format 3; None if there are none."""
     first, rest = codecs[0], codecs[1:]
     little = first.get("configuration", {}).get("endian", "little") == "little" or dtype.itemsize == 1
     if first["name"] != "bytes" or not little or len(rest) > 1:
@@ -279,7 +279,7 @@ def _of_codecs(codecs: list[dict[str, Any]], dtype: np.dtype[Any], per_chunk: in
 
 
 def _of_filters(filters: list[int], itemsize: int, per_chunk: int) -> Decode | None:
-    """What undoes the filters of HDF5, likewise."""
+    """The function that decodes the filters of HDF5; None if there are none."""
     if not filters:
         return None
     if filters == [DEFLATE]:
@@ -290,7 +290,7 @@ def _of_filters(filters: list[int], itemsize: int, per_chunk: int) -> Decode | N
 
 
 def _codec(name: str, n_bytes: int) -> Decode:
-    """A codec of numcodecs, for chunks of so many bytes; what was compressed says with which settings."""
+    """A codec of numcodecs, for chunks of `n_bytes` bytes; the compressed data contain its settings."""
     if name not in ZARR_CODECS:
         raise UnknownLayoutError(name)
     if name == "zlib":
@@ -302,7 +302,7 @@ def _codec(name: str, n_bytes: int) -> Decode:
 
 
 def _inflate(n_bytes: int) -> Decode:
-    """zlib's decompression, by Intel's faster library if that is installed, into a buffer of the right size at once."""
+    """zlib decompression into a buffer of the right size, with Intel's faster library if it is installed."""
     try:
         from isal import isal_zlib
     except ImportError:
@@ -311,7 +311,7 @@ def _inflate(n_bytes: int) -> Decode:
 
 
 def _decoding_errors() -> tuple[type[Exception], ...]:
-    """What the codecs raise."""
+    """The exceptions that the codecs raise."""
     errors: list[type[Exception]] = [zlib.error, ValueError, RuntimeError, EOFError]
     try:
         from isal import isal_zlib
@@ -322,13 +322,13 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
 
 
 def _unshuffled(raw: bytes, *, inflate: Decode, itemsize: int) -> NDArray[np.uint8]:
-    """Bytes of which the first of each element come first, then the second, and so on."""
+    """Undoes the shuffle filter, which stores the first bytes of all elements, then the second bytes, and so on."""
     shuffled = np.frombuffer(inflate(raw), np.uint8)
     return np.ascontiguousarray(shuffled.reshape(itemsize, -1).T).reshape(-1)
 
 
 def _is_plain(dtype: np.dtype[Any]) -> bool:
-    """Whether bytes in a file are elements in memory."""
+    """Whether the bytes in a file are also the elements in memory."""
     return dtype.kind in "iufb" and dtype.isnative and sys.byteorder == "little" and hasattr(os, "pread")
 
 
@@ -337,7 +337,7 @@ def _opened(path: Path) -> int:
 
 
 def _pread(descriptor: int, n: int, offset: int) -> bytes:
-    """All bytes asked for, or as many as there are."""
+    """The requested bytes, or as many as the file has."""
     raw = os.pread(descriptor, n, offset)
     while len(raw) < n:
         more = os.pread(descriptor, n - len(raw), offset + len(raw))

@@ -1,4 +1,4 @@
-"""What an AnnData may hold as a matrix, read piece by piece as compressed rows."""
+"""The kinds of matrix that an AnnData may hold, read in pieces as compressed rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .rows import BLOCK, row_ranges
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:
-    """Some consecutive cells as compressed rows, columns as in the file.
+    """Some consecutive cells as compressed rows, with the columns of the file.
 
-    `first_cell` is the cell of row 0; a block may hold only some of the columns.
+    Row 0 is the cell `first_cell`; a block may hold only some of the columns.
     """
 
     first_cell: int
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Stored:
-    """Compressed rows of all cells, columns as in the file; no column occurs twice in a row."""
+    """Compressed rows of all cells, with the columns of the file; no column occurs twice in a row."""
 
     indptr: NDArray[np.integer[Any]]
     columns: NDArray[Any]
@@ -47,16 +47,16 @@ class Stored:
 
 
 def matrix_of(adata: AnnData, layer: str | None) -> Any:
-    """The matrix of a layer (None: of `X`) in a form that `blocks` can read, without changing `adata`.
+    """The matrix of a layer (None for `X`) in a form that `blocks` can read, without changing `adata`.
 
     Raises
     ------
     MissingKeyError
-        If there is no such layer.
+        If the layer does not exist.
     ValueError
-        For a view of a backed AnnData.
+        If `adata` is a view of a backed AnnData.
     TypeError
-        For a container or an element type that cannot be read.
+        If the container or the element type cannot be read.
     """
     check_layer(adata, layer)
     if adata.isbacked and adata.is_view:
@@ -66,12 +66,12 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
 
 
 def name_of(layer: str | None) -> str:
-    """How messages call a matrix: "X" or "layers['counts']"."""
+    """The name of a matrix in messages: "X" or "layers['counts']"."""
     return "X" if layer is None else f"layers[{layer!r}]"
 
 
 def readable(matrix: Any, name: str) -> Any:
-    """`matrix` as a scipy CSR, a numpy array or something on disk; errors as in `matrix_of`."""
+    """`matrix` as a scipy CSR matrix, a numpy array or a matrix on disk; errors as in `matrix_of`."""
     if isinstance(matrix, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; fill its gaps first, e.g. with .filled(0)")
     if isinstance(matrix, pd.DataFrame):
@@ -93,7 +93,7 @@ def is_dense(matrix: Any) -> bool:
 
 
 def blocks(matrix: Any) -> Iterator[Block]:
-    """All values of a matrix in memory, or of a CSC on disk, in pieces of about `BLOCK` values; CSR is not copied."""
+    """All values of a matrix in memory, or of a CSC matrix on disk, in pieces of about `BLOCK`; CSR is not copied."""
     if sp.issparse(matrix):
         for start, stop in row_ranges(matrix.indptr):
             yield _rows_of(matrix, start, stop)
@@ -116,10 +116,10 @@ def dense_chunks(matrix: Any) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def without_duplicates(matrix: Any) -> tuple[Any, bool]:
-    """A memory CSR whose rows hold each column once, and whether the columns of each row rise.
+    """A CSR matrix in memory whose rows hold each column once, and whether the columns of each row are ascending.
 
-    scipy's own test would store its answer in the user's matrix, and its repair would change it; a matrix with
-    duplicates is therefore repaired in a copy, and any other is returned as it is.
+    scipy's own test would store its result in the user's matrix, and its repair would change that matrix. A matrix
+    with duplicates is therefore repaired in a copy; any other is returned as it is.
     """
     is_sorted = True
     for start, stop in row_ranges(matrix.indptr):
@@ -139,15 +139,15 @@ def without_duplicates(matrix: Any) -> tuple[Any, bool]:
 
 
 def rises(indptr: NDArray[np.int64], columns: NDArray[Any]) -> bool:
-    """Whether the columns of each row rise."""
+    """Whether the columns of each row are ascending."""
     larger = columns[1:] > columns[:-1]
     starts = indptr[1:-1]
-    larger[starts[(starts > 0) & (starts < len(columns))] - 1] = True  # from one row to the next it may fall
+    larger[starts[(starts > 0) & (starts < len(columns))] - 1] = True  # the first column of a row may be smaller
     return bool(larger.all())
 
 
 def gather(pieces: list[Block], shape: tuple[int, int]) -> Stored:
-    """Puts blocks together: one below the other, or side by side where each holds all cells and some columns."""
+    """Concatenates blocks along the cells, or along the columns if each block holds all cells and some columns."""
     columns = np.concatenate([piece.columns for piece in pieces])
     values = np.concatenate([piece.values for piece in pieces])
     if len(pieces) > 1 and all(piece.cells == slice(0, shape[0]) for piece in pieces):
@@ -160,7 +160,7 @@ def gather(pieces: list[Block], shape: tuple[int, int]) -> Stored:
 
 
 def masked(block: Block, mask: NDArray[np.bool_]) -> Block:
-    """The entries of a block in the columns of `mask`, in types of at most four bytes."""
+    """The entries of a block in the columns of `mask`, stored in types of at most four bytes."""
     indptr, columns, values = keep_entries(block.indptr, block.columns, block.values, mask[block.columns])
     narrow = values if values.dtype.itemsize <= 4 else values.astype(np.float32)
     return Block(block.first_cell, indptr, columns.astype(np.int32), narrow)
@@ -173,7 +173,7 @@ def _rows_of(matrix: Any, start: int, stop: int) -> Block:
 
 
 def _block(first_cell: int, piece: Any, first_column: int = 0) -> Block:
-    """A piece that was read from disk, and so may be changed, as a block."""
+    """A piece that was read from disk, which may therefore be changed, as a block."""
     piece, is_sorted = without_duplicates(piece)
     if not is_sorted:
         piece.sort_indices()
@@ -182,5 +182,5 @@ def _block(first_cell: int, piece: Any, first_column: int = 0) -> Block:
 
 
 def _is_array_on_disk(matrix: Any) -> bool:
-    """h5py.Dataset, zarr.Array and dask.array.Array, without importing any."""
+    """Whether this is an h5py.Dataset, zarr.Array or dask.array.Array, without importing any of them."""
     return type(matrix).__module__.partition(".")[0] in ("dask", "h5py", "zarr") and len(matrix.shape) == 2

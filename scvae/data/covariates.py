@@ -14,7 +14,7 @@ from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_
 from ..common.checks import check_obs_column, listing, warn
 from .schema import Categorical, Numeric, Schema
 
-MOST_LISTED = 20  # categories named in an error about an unknown one
+MOST_LISTED = 20  # categories listed in an error about an unknown one
 FAR = 20  # standard deviations of a numeric covariate
 
 
@@ -26,12 +26,12 @@ def covariate_names(batch_key: str | None, covariate_keys: Sequence[str] | str) 
     TypeError
         If a key is not a string.
     ValueError
-        If a key is given twice, or is the batch as well.
+        If a key is given twice or is also the batch.
     """
     keys = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
     for key in keys if batch_key is None else (batch_key, *keys):
         if not isinstance(key, str):
-            raise TypeError(f"{key!r} is no column name; pass names of columns in adata.obs as strings")
+            raise TypeError(f"{key!r} is not a column name; pass names of columns in adata.obs as strings")
     if batch_key in keys:
         raise ValueError(f"{batch_key!r} is the batch_key and in covariate_keys; name it once")
     twice = sorted({key for key in keys if keys.count(key) > 1})
@@ -43,19 +43,19 @@ def covariate_names(batch_key: str | None, covariate_keys: Sequence[str] | str) 
 def learn_columns(
     adata: AnnData, batch_key: str | None, keys: tuple[str, ...]
 ) -> tuple[Categorical | None, tuple[Categorical, ...], tuple[Numeric, ...]]:
-    """Reads off categories, means and scales: the batch, the categorical and the numeric covariates.
+    """Determines the categories of the batch and of the categorical covariates, and means and scales of numeric ones.
 
     Raises
     ------
     MissingKeyError
-        If there is no such column.
+        If a column does not exist.
     ValueError
-        If a column has missing values, or is neither categories nor numbers.
+        If a column has missing values, or holds neither categories nor numbers.
 
     Warns
     -----
     UserWarning
-        If categories have one cell each.
+        If a category has a single cell.
     """
     batch = None if batch_key is None else _categories(batch_key, _complete(adata, batch_key))
     categorical, numeric = [], []
@@ -70,26 +70,26 @@ def learn_columns(
 
 
 def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
-    """The schema with the categories that `adata` has in addition, behind those it had.
+    """The schema with the new categories of `adata` appended to its own.
 
     Parameters
     ----------
     adata
-        Holds every categorical column of the schema.
+        Data with every categorical column of the schema.
     mapped
-        Whether the new categories are to be mapped onto a fitted model (see `Categorical.mapped`).
+        Whether the new categories will be mapped onto a fitted model (see `Categorical.mapped`).
 
     Raises
     ------
     MissingKeyError
         If a column does not exist.
     ValueError
-        If a column has missing values, or is not one of categories.
+        If a column has missing values, or does not hold categories.
 
     Warns
     -----
     UserWarning
-        If new categories have one cell each.
+        If a new category has a single cell.
     """
     columns, new = [], []
     for column in schema.categoricals:
@@ -104,14 +104,14 @@ def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
 
 
 def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
-    """int64 category of each cell in each categorical column, cells x columns.
+    """int64 code of the category of each cell in each categorical column, cells x columns.
 
     Raises
     ------
     MissingKeyError
-        If there is no such column.
+        If a column does not exist.
     ValueError
-        If a value is missing or was not among the categories of the fit.
+        If a value is missing or is not one of the categories of the fit.
     """
     codes = np.empty((adata.n_obs, len(schema.categoricals)), dtype=np.int64)
     for place, column in enumerate(schema.categoricals):
@@ -121,8 +121,8 @@ def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
         if len(unknown):
             raise ValueError(
                 f"adata.obs[{column.key!r}] has {listing(unknown.unique())} in {len(unknown):,} of {adata.n_obs:,} "
-                f"cells, unknown to the model; possible are {listing(column.categories, MOST_LISTED)}. "
-                "scvae.tl.map_query gives a model that knows new ones, too"
+                f"cells, unknown to the model; it knows {listing(column.categories, MOST_LISTED)}. "
+                "Use scvae.tl.map_query to add new categories to the model"
             )
     return codes
 
@@ -137,7 +137,7 @@ def numbers_of(adata: AnnData, schema: Schema) -> NDArray[np.float32]:
 
 
 def warn_of_far(numbers: NDArray[np.float32], adata: AnnData, schema: Schema) -> None:
-    """Warns of numeric covariates that are nowhere near those of the fit, where the decoder has learnt nothing."""
+    """Warns of numeric covariates so far from those of the fit that the decoder has learnt nothing about them."""
     for place, column in enumerate(schema.numeric):
         distance = np.abs(numbers[:, place])
         n_far, worst = int((distance > FAR).sum()), int(distance.argmax())
@@ -146,7 +146,7 @@ def warn_of_far(numbers: NDArray[np.float32], adata: AnnData, schema: Schema) ->
             warn(
                 f"adata.obs[{column.key!r}] is more than {FAR} standard deviations ({column.scale:.4g}) from the mean "
                 f"of the fit ({column.mean:.4g}) in {n_far:,} cells ({value:.6g} at cell {cell!r}); "
-                "the model has seen nothing like it: check the unit"
+                "the model was not trained on such values: check the unit"
             )
 
 
@@ -156,7 +156,7 @@ def size_factors(adata: AnnData, key: str) -> NDArray[np.float64]:
     Raises
     ------
     MissingKeyError
-        If there is no such column.
+        If the column does not exist.
     ValueError
         If a value is missing, not a number, infinite or not above 0.
     """
@@ -192,9 +192,9 @@ def _categories(key: str, column: pd.Series) -> Categorical:
 
 
 def _as_known(names: pd.Series, known: Categorical) -> pd.Series:
-    """The names as the model has them, where they differ from its own as 0.0 does from 0.
+    """The names, spelled as in the model if they differ only as "0.0" differs from "0".
 
-    pandas turns integers into floats wherever some rows had no value for a while.
+    pandas turns a column of integers into floats as soon as it has a missing value.
     """
     other = {name: name[:-2] if name.endswith(".0") else f"{name}.0" for name in names.unique()}
     written = {name: twin for name, twin in other.items() if name not in known.categories and twin in known.categories}
@@ -203,7 +203,7 @@ def _as_known(names: pd.Series, known: Categorical) -> pd.Series:
 
 def _numbers(key: str, column: pd.Series) -> NDArray[np.float64]:
     if isinstance(column.dtype, pd.CategoricalDtype) or not is_numeric_dtype(column) or is_complex_dtype(column):
-        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; the model needs numbers there")
+        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; the model needs numbers in this column")
     values: NDArray[np.float64] = column.to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
         cell = column.index[int(np.argmin(np.isfinite(values)))]
@@ -214,7 +214,7 @@ def _numbers(key: str, column: pd.Series) -> NDArray[np.float64]:
 def _standard(key: str, column: pd.Series) -> Numeric:
     values = _numbers(key, column)
     mean, scale = float(values.mean()), float(values.std())
-    # a constant column may have a deviation of a few rounding errors
+    # rounding errors may give a constant column a small standard deviation
     return Numeric(key, mean, scale if scale > 1e-12 * max(abs(mean), np.finfo(float).tiny) else 1.0)
 
 
@@ -227,6 +227,6 @@ def _warn_of_single_cells(adata: AnnData, columns: Sequence[Categorical]) -> Non
             single.append(f"adata.obs[{column.key!r}]: {listing(names)}")
     if single:
         warn(
-            f"categories with a single cell, too few to learn their effect ({'; '.join(single)}); "
-            "merge or remove them if that matters"
+            f"some categories have a single cell, too few to learn their effect ({'; '.join(single)}); "
+            "merge or remove these categories if their effect matters"
         )

@@ -1,4 +1,4 @@
-"""Where tables of expected values go, chunk of cells by chunk: to arrays, to sparse matrices, or to a zarr store."""
+"""Destinations of tables of expected values, written in chunks of cells: arrays, sparse matrices or a zarr store."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from jaxtyping import Float, Int
 
 from ..common.files import folder_written_whole
 
-Tables = Mapping[str, Float[np.ndarray, "cells genes"]]  # by name: the expected values, and the ends of their intervals
+Tables = Mapping[str, Float[np.ndarray, "cells genes"]]  # by name: expected values, and the ends of their intervals
 
 MEAN = "mean"
 STORE_CHUNK = 2**20  # cells x genes of one chunk of a store, 4 MB before compression
 
 
 class Destination(ABC):
-    """Takes the tables of one chunk of cells after another."""
+    """Receives tables in consecutive chunks of cells."""
 
     @abstractmethod
     def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
-        """The tables of the cells at `positions`, which follow those of the last call."""
+        """Adds the tables of the cells at `positions`, which follow those of the last call."""
 
 
 @final
 class Arrays(Destination):
-    """Whole dense tables in memory."""
+    """Dense tables in memory."""
 
     def __init__(self, names: tuple[str, ...], n_cells: int, n_genes: int) -> None:
         self.tables = {name: np.empty((n_cells, n_genes), np.float32) for name in names}
@@ -44,7 +44,7 @@ class Arrays(Destination):
 
 @final
 class SparseMatrices(Destination):
-    """Sparse tables in memory: entries whose expected value is above a threshold, the same ones in each table."""
+    """Sparse tables in memory, all with the entries whose expected value is above a threshold."""
 
     def __init__(self, names: tuple[str, ...], threshold: float) -> None:
         self.threshold = threshold
@@ -52,7 +52,7 @@ class SparseMatrices(Destination):
 
     @property
     def tables(self) -> dict[str, sp.csr_matrix]:
-        """The tables so far."""
+        """The tables of all cells added so far."""
         return {name: sp.vstack(pieces, format="csr") for name, pieces in self.pieces.items()}
 
     def add(self, positions: Int[np.ndarray, " cells"], tables: Tables) -> None:
@@ -62,9 +62,9 @@ class SparseMatrices(Destination):
 
 @final
 class Store(Destination):
-    """A zarr store that anndata reads: expected values in X, the ends of their intervals in layers.
+    """A zarr store that anndata can read: expected values in X, the ends of their intervals in layers.
 
-    Written in zarr's format 2, which every version of it reads.
+    It is written in zarr's format 2, which every version of zarr reads.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Store(Destination):
 
 
 def above(tables: Tables, threshold: float) -> dict[str, sp.csr_matrix]:
-    """The tables at the places where the expected values are above the threshold."""
+    """The entries of the tables whose expected value is above the threshold."""
     rows, columns = np.nonzero(tables[MEAN] > threshold)
     indptr = np.searchsorted(rows, np.arange(len(tables[MEAN]) + 1)).astype(np.int64)
     return {
@@ -121,16 +121,16 @@ def above(tables: Tables, threshold: float) -> dict[str, sp.csr_matrix]:
 
 
 def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """`path`, if a store can be written there.
+    """`path` as a Path, if a store can be written there.
 
     Raises
     ------
     FileNotFoundError
-        If the folder it is to be in does not exist.
+        If the folder of `path` does not exist.
     FileExistsError
-        If something is there that may not be, or must not be, replaced.
+        If `path` exists and is not a zarr store, or if `overwrite` is false.
     ImportError
-        Without zarr.
+        If zarr is not installed.
     """
     path = Path(path)
     try:
@@ -141,7 +141,7 @@ def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be written there.")
     is_store = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
     if path.exists() and not is_store:
-        raise FileExistsError(f"{path} exists and is no zarr store; pass another path.")
+        raise FileExistsError(f"{path} exists and is not a zarr store; pass another path.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
     return path
@@ -151,6 +151,6 @@ def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 def store(
     path: Path, names: tuple[str, ...], cells: pd.Index, genes: pd.Index, threshold: float | None
 ) -> Iterator[Store]:
-    """A store that appears at `path` when the block ends well, and not at all when it does not."""
+    """A store that appears at `path` if the block succeeds, and not at all otherwise."""
     with folder_written_whole(path) as folder:
         yield Store(folder, names, cells, genes, threshold)

@@ -1,8 +1,8 @@
-"""Which genes vary more than others of their mean, from two passes over the counts.
+"""Selection of genes that vary more than others with a similar mean, in two passes over the counts.
 
 The measure is that of Stuart et al. (2019, Cell 177:1888), "seurat_v3" in scanpy: counts are standardised by the
-standard deviation that a smooth curve expects at a gene's mean, and clipped at the square root of the number of cells;
-the variance of what comes out ranks the genes.
+standard deviation that a smooth curve predicts from a gene's mean, and clipped at the square root of the number of
+cells. The variance of these values ranks the genes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .containers import Block
 
-MOST_POINTS = 1_000  # at which the curve is computed; between them it is a line
+MOST_POINTS = 1_000  # at which the curve is computed; it is linear between them
 NEIGHBOURS_AT_ONCE = 2**22  # points x genes of a chunk, 32 MB
 
 Blocks = Callable[[], Iterator[Block]]
@@ -24,14 +24,14 @@ Blocks = Callable[[], Iterator[Block]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class GeneVariances:
-    """Of each gene in each batch, batches x genes.
+    """Mean and variances of each gene in each batch, batches x genes.
 
     Parameters
     ----------
     mean, variance
-        Of the counts; the variance with the denominator n - 1.
+        Mean and variance of the counts; the variance has the denominator n - 1.
     standardised
-        Variance of the standardised, clipped counts; 0 where a gene has no variance.
+        Variance of the standardised, clipped counts; 0 for a gene without variance.
     """
 
     mean: Float[np.ndarray, "batches genes"]
@@ -47,11 +47,11 @@ def gene_variances(blocks: Blocks, codes: Int[np.ndarray, " cells"], n_genes: in
     blocks
         Starts a pass over the counts.
     codes
-        Batch of each cell, 0, 1, ...; of each batch there are two cells at least.
+        Batch of each cell, 0, 1, ...; each batch has at least two cells.
     n_genes
-        Columns of the blocks.
+        Number of columns of the blocks.
     span
-        Share of the genes that the curve looks at around each mean.
+        Fraction of the genes that determine the curve at each mean.
     """
     n = np.bincount(codes).astype(np.float64)[:, None]
     total, squares = _sums(blocks, codes, n_genes, None)
@@ -71,9 +71,9 @@ def gene_variances(blocks: Blocks, codes: Int[np.ndarray, " cells"], n_genes: in
 def best_genes(
     standardised: Float[np.ndarray, "batches genes"], n_top: int
 ) -> tuple[Bool[np.ndarray, " genes"], Float[np.ndarray, " genes"], Int[np.ndarray, " genes"]]:
-    """Which genes to take, their median rank over the batches that have them among the first, and in how many.
+    """Which genes to select, their median rank over the batches in which they are in the top, and how many those are.
 
-    A gene that is among the `n_top` first of no batch has no rank (NaN).
+    A gene that is in the top `n_top` of no batch has no rank (NaN).
     """
     rank = np.argsort(np.argsort(-standardised, axis=1, kind="stable"), axis=1).astype(np.float64)
     rank[rank >= n_top] = np.nan
@@ -90,7 +90,7 @@ def best_genes(
 def local_quadratic(
     x: Float[np.ndarray, " genes"], y: Float[np.ndarray, " genes"], span: float
 ) -> Float[np.ndarray, " genes"]:
-    """A smooth curve through (x, y), at each x: loess of degree 2 (Cleveland & Devlin 1988), tricube weights."""
+    """A smooth curve through (x, y), evaluated at x: loess of degree 2, tricube weights (Cleveland & Devlin 1988)."""
     points = np.unique(x)
     if len(points) > MOST_POINTS:
         points = np.unique(np.quantile(x, np.linspace(0, 1, MOST_POINTS)))
@@ -108,19 +108,19 @@ def local_quadratic(
         powers = np.stack([np.ones_like(away), away, away**2])
         normal = np.einsum("iab,jab,ab->aij", powers, powers, weight)
         right = np.einsum("iab,ab,ab->ai", powers, values, weight)
-        # where fewer than three different x are near, a line or a constant is what they allow
+        # with fewer than three different x nearby, the pseudoinverse gives a line or a constant
         fitted[start : start + step] = (np.linalg.pinv(normal, hermitian=True) @ right[:, :, None])[:, 0, 0]
     found: NDArray[np.float64] = np.interp(x, points, fitted)
     return found
 
 
 def _nearest(x: NDArray[np.float64], at: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """Where the n neighbours of each point begin in sorted x."""
+    """The position in sorted x of the first of the n nearest neighbours of each point."""
     first = np.clip(np.searchsorted(x, at) - n, 0, len(x) - n)
     last = np.clip(np.searchsorted(x, at, side="right"), 0, len(x) - n)
     while (first < last).any():
         middle = (first + last) // 2
-        # further right as long as the one that would come in is nearer than the one that would go out
+        # move right as long as the value that enters is nearer than the value that leaves
         right = (at - x[middle]) > (x[np.minimum(middle + n, len(x) - 1)] - at)
         moves = first < last
         first = np.where(moves & right, middle + 1, first)
@@ -134,7 +134,7 @@ def _sums(
     n_genes: int,
     largest: Float[np.ndarray, "batches genes"] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums and sums of squares of the counts, no larger than `largest`, of each gene in each batch."""
+    """Sums and sums of squares of the counts of each gene in each batch, with counts clipped at `largest`."""
     n_batches = int(codes.max()) + 1
     total, squares = np.zeros(n_batches * n_genes), np.zeros(n_batches * n_genes)
     for block in blocks():

@@ -1,4 +1,4 @@
-"""Which columns of a matrix are the genes to model."""
+"""The choice of the columns of a matrix that are modelled genes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pandas.api.types import is_bool_dtype
 from ..common.checks import check_var_column, listing, warn
 from .schema import Schema
 
-LEAST_COVERAGE = 0.5  # of the modelled genes; below it the encoder sees mostly zeros that nobody measured
+LEAST_COVERAGE = 0.5  # of the modelled genes; with fewer, most of the encoder's input was not measured
 DEFAULT_MASK = "highly_variable"
 
 
 def gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
-    """One bool per gene."""
+    """The genes to model as one bool per gene."""
     if mask_var is None:
         if DEFAULT_MASK not in adata.var.columns:
             return np.ones(adata.n_vars, dtype=bool)
@@ -38,22 +38,22 @@ def gene_mask(adata: AnnData, mask_var: Any) -> NDArray[np.bool_]:
         raise ValueError(f"{name} has type {mask.dtype}; pass True or False for each gene, e.g. values > 0")
     chosen: NDArray[np.bool_] = mask.to_numpy(dtype=bool)
     if not chosen.any():
-        raise ValueError(f"{name} chooses none of the {adata.n_vars:,} genes; mark the genes to model with True")
+        raise ValueError(f"{name} selects none of the {adata.n_vars:,} genes; mark the genes to model with True")
     return chosen
 
 
 def refuse_duplicates(names: pd.Index, wanted: pd.Index) -> None:
-    """Refuses genes to model that could not be found by their names, even if the model has but one of that name."""
+    """Raises ValueError if a gene to model could not be found by its name because other genes share this name."""
     twice = names[names.isin(wanted) & names.duplicated()].unique()
     if len(twice):
         raise ValueError(
             f"{len(twice):,} names of genes to model occur more than once in adata.var_names ({listing(twice, 5)}); "
-            "call adata.var_names_make_unique() first, since genes are found by their names later"
+            "call adata.var_names_make_unique() first, because later data are matched by gene name"
         )
 
 
 def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
-    """The column of each modelled gene, -1 where `adata` lacks it; how many are found is checked, and warned of."""
+    """The column of each modelled gene, -1 if `adata` lacks it; warns of missing genes, and raises if too many are."""
     wanted = pd.Index(schema.genes, dtype=object)
     names = pd.Index([str(name) for name in adata.var_names], dtype=object)
     columns = np.flatnonzero(names.isin(wanted))
@@ -67,11 +67,11 @@ def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
     found = f"{n_found:,} of the {len(wanted):,} modelled genes ({100 * n_found / len(wanted):.1f} %)"
     if n_found == 0:
         raise ValueError(
-            f"adata has none of the {len(wanted):,} modelled genes: its names begin {listing(names, 3)}, the model's "
-            f"{listing(wanted, 3)}; set adata.var_names to the same kind of name"
+            f"adata has none of the {len(wanted):,} modelled genes: its genes are {listing(names, 3)}, those of the "
+            f"model {listing(wanted, 3)}; set adata.var_names to the same kind of name"
         )
     if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
-        why = "real values cannot be filled with 0" if schema.kind == "real" else "at least half are needed"
-        raise ValueError(f"adata has {found}, {why}; missing are {listing(missing, 5)}: pass data that hold them")
+        why = "real values need all of them" if schema.kind == "real" else "at least half are needed"
+        raise ValueError(f"adata has {found}, but {why}; pass data with the missing genes: {listing(missing, 5)}")
     warn(f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}")
     return genes

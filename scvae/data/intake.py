@@ -1,4 +1,4 @@
-"""AnnData in, cells out: which genes are modelled, what their values are, and the conditions of each cell."""
+"""Reading of an AnnData into cells: the modelled genes, their values and the conditions of each cell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SAME_LAYER: Final = SchemaLayer.SAME
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """All cells of an AnnData as the model takes them; refers to its arrays where it can, never to the AnnData.
+    """All cells of an AnnData as input of the model; refers to its arrays if possible, but never to the AnnData.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Cells:
     library
         float32 sum over the modelled genes, or the user's size factor on that scale; 1 for real values.
     codes
-        int64 category in each categorical column, the batch first.
+        int64 code of the category in each categorical column, the batch first.
     numeric
         float32 standardised numeric covariates.
     names
@@ -61,7 +61,7 @@ class Cells:
     has_batch
         Whether the first column of `codes` is the batch.
     missing
-        int64 modelled genes that nobody measured, rising; None if all were.
+        int64 positions of the modelled genes that were not measured, ascending; None if all were measured.
     """
 
     rows: Rows
@@ -77,12 +77,12 @@ class Cells:
 
     @property
     def missing_genes(self) -> Int[np.ndarray, " missing"]:
-        """The modelled genes that nobody measured; none of them is an empty array."""
+        """The modelled genes that were not measured; an empty array if all were."""
         return np.empty(0, np.int64) if self.missing is None else self.missing
 
     @property
     def group(self) -> Int[np.ndarray, " cells"]:
-        """Code of the batch of each cell; 0 for all when there is no batch."""
+        """Code of the batch of each cell; 0 for all cells if there is no batch."""
         return self.codes[:, 0] if self.has_batch else np.zeros(len(self), np.int64)
 
     def batch(self, positions: Int[np.ndarray, " batch"]) -> Batch:
@@ -97,7 +97,7 @@ class Cells:
         )
 
     def taken(self, positions: Int[np.ndarray, " some"]) -> Cells:
-        """A copy of the cells at `positions`, in that order: a sample, to be gone through several times."""
+        """A copy of the cells at `positions`, in that order, for a sample that is used several times."""
         x = self.rows.take(positions)
         return Cells(
             rows=SparseRows(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), x.n_columns)
@@ -112,14 +112,14 @@ class Cells:
         )
 
     def lacking(self, missing: Int[np.ndarray, " missing"], *, size_factors: bool) -> Cells:
-        """A copy as if these genes had not been measured: without their values, and without their part of the library.
+        """A copy as if these genes had not been measured: without their values and their part of the library size.
 
         Parameters
         ----------
         missing
-            int64 modelled genes, rising.
+            int64 positions of modelled genes, ascending.
         size_factors
-            Whether the library is the user's size factors, which stay.
+            Whether the library sizes are the user's size factors, which then stay the same.
         """
         if np.array_equal(missing, self.missing_genes):
             return self
@@ -133,9 +133,9 @@ class Cells:
         return replace(self, rows=rows, library=library, missing=missing)
 
     def fingerprint(self) -> str:
-        """A digest of names and library sizes, in their order: tells whether these are the cells of a fit.
+        """A digest of names and library sizes in their order, which identifies the cells of a fit.
 
-        Real values have no library size, so there it is the names alone.
+        Real values have no library size, so their digest depends on the names alone.
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(map(str, self.names)).encode())
@@ -153,7 +153,7 @@ class DataKeys:
         The layer to read; None for `X`.
     mask_var
         The genes to model: a bool column of `var`, one bool per gene, or None for the column "highly_variable" if there
-        is one and all genes otherwise. Counts and binary genes without any value are left out in addition.
+        is one and all genes otherwise. For counts and binary data, genes that are 0 in all cells are also left out.
     batch_key
         Column of `obs`, always read as categories.
     covariate_keys
@@ -185,9 +185,9 @@ def read_fit(
     kind
         "counts", "binary" or "real".
     matrix
-        The values, where they are not in `adata`.
+        The values, if they are not in `adata`.
     memory
-        Bytes that values on disk may fill: if those of the modelled genes need more, they stay on disk.
+        Bytes that values read from disk may take: if those of the modelled genes need more, they stay on disk.
 
     Returns
     -------
@@ -201,12 +201,12 @@ def read_fit(
     ValueError
         If a value, mask, name or column cannot be used; the message names the cell and gene.
     TypeError
-        For a container or type that cannot be read.
+        If a container or type cannot be read.
 
     Warns
     -----
     UserWarning
-        If counts are fractions without looking normalised, or a category has one cell.
+        If some counts are fractions but do not look normalised, or if a category has a single cell.
     """
     check_adata(adata)
     layer, size_factor_key = data.layer, data.size_factor_key
@@ -228,7 +228,7 @@ def read_fit(
         genes = np.flatnonzero(mask if kind == "real" else mask & check.seen)
         if len(genes) == 0:
             raise ValueError(
-                f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); nothing can be learnt"
+                f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); check layer and mask_var"
             )
         refuse_duplicates(adata.var_names, adata.var_names[genes])
         rows = _rows(stored, genes, check, memory)
@@ -248,37 +248,37 @@ def read_query(
     matrix: Joined | None = None,
     memory: float = MEMORY,
 ) -> Cells:
-    """Reads other cells, or the same again, as those of the fit were read. Genes are found by their names.
+    """Reads cells in the same way as those of the fit. Genes are found by name.
 
     Parameters
     ----------
     adata
-        Cells x genes; further genes and any order of genes make no difference.
+        Cells x genes, in any order of genes; further genes are ignored.
     schema
-        What the fit has read.
+        The schema of the fit.
     layer
-        The layer to read, None for `X`; without it, the layer that the fit read.
+        The layer to read, None for `X`; by default, the layer that the fit read.
     matrix, memory
         As in `read_fit`.
 
     Returns
     -------
     Cells
-        With the genes in the order of the schema. Missing genes are on record: they are no zeros. The library is the
-        sum over the genes that are there; a size factor is taken to be of these, too.
+        The cells, with the genes in the order of the schema. Missing genes are recorded as missing, not as zeros. The
+        library size is the sum over the genes present; a size factor is assumed to refer to these genes too.
 
     Raises
     ------
     ValueError
-        If fewer than half of the modelled genes are there (for real values: if any is missing), a needed name occurs
-        twice, a category is unknown, or a value cannot be used.
+        If fewer than half of the modelled genes are present (for real values: if any is missing), a gene name to look
+        up occurs twice, a category is unknown, or a value cannot be used.
     MissingKeyError, TypeError
         As in `read_fit`.
 
     Warns
     -----
     UserWarning
-        If some modelled genes are missing, counts are fractions, or numeric covariates are far from those of the fit.
+        If some modelled genes are missing, some counts are fractions, or numeric covariates are far from the fit's.
     """
     check_adata(adata)
     layer = schema.layer if isinstance(layer, SchemaLayer) else layer
@@ -327,9 +327,9 @@ def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float64] | None,
 
 
 def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_], memory: float) -> Stored | Joined:
-    """All rows after a look at every value: a CSR in memory by reference, anything else cut to the mask on the way.
+    """All rows after a check of every value: a CSR matrix in memory by reference, any other as a copy cut to the mask.
 
-    Rows on disk stay there if the modelled values would fill more than `memory` bytes.
+    Rows on disk stay there if the modelled values would take more than `memory` bytes.
     """
     if sp.issparse(matrix):
         matrix, is_sorted = without_duplicates(matrix)
@@ -353,7 +353,7 @@ def _read_stored(matrix: Any, check: ValueCheck, mask: NDArray[np.bool_], memory
 def _rows(
     stored: Stored | Joined, genes: NDArray[np.intp], check: ValueCheck, memory: float
 ) -> SparseRows | StoredRows:
-    """The rows of the modelled genes; `genes` are columns of the file, -1 for a gene that it lacks."""
+    """The rows of the modelled genes; `genes` are columns of the matrix, -1 for a gene that it lacks."""
     n_columns = len(check.seen)
     column_map = np.full(n_columns, -1, dtype=np.int32)
     here = np.flatnonzero(genes >= 0)
@@ -371,19 +371,19 @@ def _rows(
         n_genes=len(genes),
         is_sorted=stored.is_sorted,
     )
-    # a copy of less than half of the values is worth its memory: every batch would skip over the rest otherwise
+    # a copy of less than half of the values is worth its memory; otherwise, every batch would skip over the rest
     return rows.compact() if check.n_kept < check.n_stored / 2 else rows
 
 
 def _is_dense_in_memory(matrix: Any, n_genes: int, memory: float) -> bool:
-    """Whether all values are stored, and are in memory or can be."""
+    """Whether the matrix is dense and in memory, or fits in memory."""
     if isinstance(matrix, Joined) or not is_dense(matrix):
         return False
     return isinstance(matrix, np.ndarray) or 4 * matrix.shape[0] * n_genes <= memory
 
 
 def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None) -> DenseRows:
-    """Real values of some columns as float32; the array itself if it is just that."""
+    """Real values of some columns as float32; the array itself if it already has these columns and this type."""
     is_all = np.array_equal(genes, np.arange(adata.n_vars))
     if is_all and isinstance(matrix, np.ndarray) and matrix.dtype == np.float32:
         for start, chunk in dense_chunks(matrix):
@@ -391,7 +391,7 @@ def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str
         return DenseRows(matrix)
     values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
     for start, chunk in dense_chunks(matrix):
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is refused for that
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_finite` refuses
             narrow = chunk.astype(np.float32)
         check_finite(narrow, start, name_of(layer), adata.obs_names, adata.var_names)
         values[start : start + len(chunk)] = narrow[:, genes]

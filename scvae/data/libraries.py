@@ -1,4 +1,4 @@
-"""How large the libraries of a fit were, batch by batch: what cells drawn from the prior are given."""
+"""The library sizes of a fit in each batch, for cells drawn from the prior."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-PROBABILITIES = np.linspace(0.0, 1.0, 65)  # of the quantiles that are kept
+PROBABILITIES = np.linspace(0.0, 1.0, 65)  # of the stored quantiles
 
 
 @dataclass(frozen=True, slots=True)
 class LibrarySizes:
-    """Cells and quantiles of the log library size of each batch; without batches, of all cells as one.
+    """Number of cells and quantiles of the log library size of each batch; without batches, all cells are one batch.
 
-    Quantiles and no mean and variance: cells are filtered by their library size, so its distribution has sharp ends.
+    Quantiles are stored instead of mean and variance, because filters on the library size cut its distribution off.
 
     Parameters
     ----------
     n_cells
-        Cells of each batch.
+        Number of cells of each batch.
     log_quantiles
         Evenly spaced quantiles of log(max(library size, 1)), from the smallest to the largest.
     """
@@ -30,19 +30,19 @@ class LibrarySizes:
 
     @classmethod
     def of(cls, library: Float[np.ndarray, " cells"], batch: Int[np.ndarray, " cells"], n_batches: int) -> LibrarySizes:
-        """Those of some cells, with the code of the batch of each; a batch may be without cells."""
+        """The library sizes of some cells, given the batch code of each cell; a batch may be empty."""
         log_library = np.log(np.maximum(library, 1.0).astype(np.float64))
         groups = [log_library[batch == code] for code in range(n_batches)]
         quantiles = (np.quantile(group, PROBABILITIES).tolist() if len(group) else () for group in groups)
         return cls(tuple(map(len, groups)), tuple(tuple(group) for group in quantiles))
 
     def followed_by(self, others: LibrarySizes) -> LibrarySizes:
-        """These batches as they are, and after them those of `others`, which counts from the same first batch."""
+        """These batches, followed by the further batches of `others`, which has the same first batches."""
         n = len(self.n_cells)
         return LibrarySizes(self.n_cells + others.n_cells[n:], self.log_quantiles + others.log_quantiles[n:])
 
     def draw(self, codes: Int[np.ndarray, " cells"], rng: np.random.Generator) -> Float[np.ndarray, " cells"]:
-        """A float32 library size for cells of the given batches, by the inverse of the distribution function."""
+        """A float32 library size for cells of the given batches, drawn by inverse transform sampling."""
         share = rng.random(len(codes))
         library = np.empty(len(codes), np.float32)
         for code in np.unique(codes):
@@ -51,7 +51,7 @@ class LibrarySizes:
         return library
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers in lists."""
+        """The numbers as lists."""
         return asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Matrices that stay on disk: rows of cells, read in runs by any thread, and checked block by block in one pass."""
+"""Matrices that stay on disk: runs of cells that any thread can read, and one pass over all values in blocks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .chunk_table import ChunkTable, of_hdf5, of_zarr
 from .containers import Block, rises, without_duplicates
 from .rows import BLOCK, row_ranges
 
-LIBRARY_LOCK = threading.Lock()  # h5py and zarr are called by one thread at a time
-TASK = 2**19  # stored values that a thread reads at once: about 4 MB
+LIBRARY_LOCK = threading.Lock()  # only one thread at a time calls h5py or zarr
+TASK = 2**19  # stored values that a thread reads at a time: about 4 MB
 LOCAL_STORES = ("LocalStore", "DirectoryStore", "NestedDirectoryStore")
 
-Run = tuple[int, int]  # a cell, and the one behind the last
+Run = tuple[int, int]  # first cell, and one past the last
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -43,7 +43,7 @@ class Raw(NamedTuple):
 
 @final
 class Slices:
-    """A one-dimensional array that its library slices, one thread at a time."""
+    """A one-dimensional array that its library reads, one thread at a time."""
 
     def __init__(self, dataset: Any) -> None:
         self.length, self.dtype = int(dataset.shape[0]), dataset.dtype
@@ -58,12 +58,12 @@ class Slices:
 
 
 class OnDisk(ABC):
-    """Cells x columns of one file.
+    """A matrix of cells x columns in one file.
 
     Attributes
     ----------
     indptr
-        Where the stored values of each cell begin, and the last one's end; None where only reading tells.
+        Where the stored values of each cell begin, and where those of the last end; None if not known before reading.
     """
 
     name: str
@@ -74,12 +74,12 @@ class OnDisk(ABC):
     @property
     @abstractmethod
     def values_per_cell(self) -> float:
-        """Stored values of a cell, on average."""
+        """Mean number of stored values per cell."""
 
     @property
     @abstractmethod
     def cells_per_chunk(self) -> float:
-        """Cells that are read, at least, if one is."""
+        """Smallest number of cells that can be read at a time."""
 
     @abstractmethod
     def ranges(self) -> list[Run]:
@@ -87,11 +87,11 @@ class OnDisk(ABC):
 
     @abstractmethod
     def task_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of some rising cells are to be read together: a number that rises from one task to the next."""
+        """Number of the task that reads each of some ascending cells; the cells of a task are read together."""
 
     @abstractmethod
     def read(self, runs: list[Run]) -> Raw:
-        """The rows of some runs of cells, which rise, one after another."""
+        """The rows of ascending runs of cells, concatenated."""
 
 
 @final
@@ -131,8 +131,8 @@ class CompressedOnDisk(OnDisk):
         except OSError as error:
             cells = f"cells {runs[0][0]:,} to {runs[-1][1] - 1:,}"
             raise OSError(
-                f"{error}, while {cells} of {self.name} were read; was the file changed or moved? Put it back, "
-                "and go on from the checkpoint if there is one"
+                f"{error}, while {cells} of {self.name} were read; if the file was changed or moved, restore it and "
+                "continue from the checkpoint, if there is one"
             ) from error
         lengths = np.concatenate([np.diff(self.indptr[first : stop + 1]) for first, stop in runs])
         return Raw(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), columns, values)
@@ -140,7 +140,7 @@ class CompressedOnDisk(OnDisk):
 
 @final
 class DenseOnDisk(OnDisk):
-    """A dense matrix that its library slices."""
+    """A dense matrix that its library reads."""
 
     def __init__(self, name: str, matrix: Any) -> None:
         self.name, self.shape, self.dtype = name, (int(matrix.shape[0]), int(matrix.shape[1])), matrix.dtype
@@ -171,7 +171,7 @@ class DenseOnDisk(OnDisk):
 
 @final
 class DaskOnDisk(OnDisk):
-    """A dask array, of which one block of cells is computed at a time."""
+    """A dask array, computed one block of cells at a time."""
 
     def __init__(self, name: str, array: Any) -> None:
         self.name, self.shape, self.dtype = name, (int(array.shape[0]), int(array.shape[1])), array.dtype
@@ -213,11 +213,11 @@ class Part:
     Parameters
     ----------
     matrix
-        Its values.
+        The values of the file.
     first_cell
-        Place of its first cell among all.
+        Position of the file's first cell among all cells.
     columns
-        int32 place of each of its columns among those in common, -1 for those that are not; None if they are the same.
+        int32 position of each column of the file among the common columns, -1 for other columns; None if they agree.
     """
 
     matrix: OnDisk
@@ -227,19 +227,19 @@ class Part:
 
 @final
 class Joined:
-    """The cells of one file after another, over the columns that they have in common.
+    """The cells of several files, one after another, with the columns that the files have in common.
 
     Parameters
     ----------
     parts
         The files.
     n_columns
-        Columns in common.
+        Number of common columns.
 
     Attributes
     ----------
     is_regular
-        Whether each row holds each column once, in rising order: known once all `blocks` went by.
+        Whether each row holds each column once, in ascending order; known after a pass over all `blocks`.
     """
 
     def __init__(self, parts: tuple[Part, ...], n_columns: int) -> None:
@@ -249,7 +249,7 @@ class Joined:
         self.is_regular = True
 
     def blocks(self) -> Iterator[Block]:
-        """All values in pieces, read ahead by other threads; the same as `containers.blocks` makes."""
+        """All values in pieces, as from `containers.blocks`, read ahead by other threads."""
         self.is_regular = True
         jobs = [(part, run) for part in self.parts for run in part.matrix.ranges()]
         for (part, (first, _)), (raw, was_regular) in zip(jobs, in_threads(self._read_block, jobs), strict=True):
@@ -257,7 +257,7 @@ class Joined:
             yield Block(part.first_cell + first, *raw)
 
     def read(self, part: Part, runs: list[Run]) -> Raw:
-        """Rows of a part with its own columns, each of them once and rising."""
+        """Rows of a part with its own columns, each column once and in ascending order."""
         raw = part.matrix.read(runs)
         return raw if self.is_regular else regular(raw, part.matrix.shape[1])
 
@@ -278,7 +278,7 @@ class Joined:
 
 
 def on_disk(matrix: Any, name: str) -> Joined | None:
-    """A matrix of a backed AnnData, a zarr store or dask as rows to stream; None if it has to be read as a whole."""
+    """A matrix of a backed AnnData, a zarr store or dask as rows to stream; None if it cannot be read by rows."""
     found: OnDisk | None = None
     if isinstance(matrix, Joined):
         return matrix
@@ -309,7 +309,7 @@ def _array(dataset: Any) -> ChunkTable | Slices:
 
 
 def regular(raw: Raw, n_columns: int) -> Raw:
-    """The rows with each column once, in rising order; what occurs twice is added up."""
+    """The rows with each column once, in ascending order; values of repeated columns are summed."""
     rows = sp.csr_array((raw.values, raw.columns, raw.indptr), shape=(len(raw.indptr) - 1, n_columns))
     rows, is_sorted = without_duplicates(rows)
     if not is_sorted:
@@ -318,19 +318,19 @@ def regular(raw: Raw, n_columns: int) -> Raw:
 
 
 def compressed(dense: NDArray[Any]) -> Raw:
-    """Dense rows as compressed ones."""
+    """Dense rows as compressed rows."""
     rows, columns = np.nonzero(dense)
     indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
     return Raw(indptr, columns.astype(np.int32), dense[rows, columns])
 
 
 def n_threads() -> int:
-    """As many as torch computes with: `torch.set_num_threads` rules these, too."""
+    """Number of threads that torch uses, so that `torch.set_num_threads` also limits reading."""
     return torch.get_num_threads()
 
 
 def in_threads(function: Callable[[A], B], arguments: Iterable[A]) -> Iterator[B]:
-    """The results in order, with a few of the next under way in other threads."""
+    """The results in order, while other threads compute the next few."""
     with ThreadPoolExecutor(n_threads(), thread_name_prefix="scvae-read") as pool:
         waiting: deque[Any] = deque()
         for argument in arguments:

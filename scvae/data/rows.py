@@ -1,4 +1,4 @@
-"""The values of all cells, held in the narrowest form that exists already, and handed out batch by batch."""
+"""The values of all cells, kept in their original arrays and copied out for one batch at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries, take_rows
 
-BLOCK = 2**21  # stored values looked at together: about 32 MB with their columns as int64
+BLOCK = 2**21  # stored values processed together: about 32 MB with their columns as int64
 
 
 class Rows(ABC):
-    """Cells x modelled genes."""
+    """The values of cells x modelled genes."""
 
     @property
     @abstractmethod
@@ -35,28 +35,28 @@ class Rows(ABC):
     def take(self, positions: Int[np.ndarray, " cells"]) -> CSR | Dense:
         """The values of some cells in the order of `positions`, genes in the order of the model, float32.
 
-        In a CSR the columns of each row rise, so that sums over a row run in the same order however the genes were
-        ordered in the file. The arrays are always copies.
+        The columns of each row of a CSR are ascending, so that sums over a row do not depend on the order of the genes
+        in the file. The arrays are always copies.
         """
 
 
 @final
 class SparseRows(Rows):
-    """Compressed sparse rows by reference: nothing is copied or converted until some rows are taken.
+    """Compressed sparse rows by reference: nothing is copied or converted until rows are taken.
 
     Parameters
     ----------
     indptr, indices, values
         As in `scipy.sparse.csr_array`, of any integer type and any real or bool type. No column occurs twice in a row.
-        They are read only.
+        They are not changed.
     n_columns
         Number of columns that `indices` refers to.
     column_map
-        int32 gene of the model for each column, -1 for a column that is not modelled; None if they are the same.
+        int32 modelled gene of each column, -1 for a column that is not modelled; None if columns and genes agree.
     n_genes
         Number of modelled genes; only needed with a `column_map`.
     is_sorted
-        Whether the columns of each row rise.
+        Whether the columns of each row are ascending.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class SparseRows(Rows):
         return CSR.from_numpy(indptr, indices, values, self.n_genes)
 
     def compact(self) -> SparseRows:
-        """A copy of the modelled entries only, so that rows of a few chosen genes are quick to take."""
+        """A copy of the modelled entries only, so that taking rows is fast if few genes are modelled."""
         if self.column_map is None:
             return self
         pieces, lengths = [], []
@@ -122,7 +122,7 @@ class DenseRows(Rows):
     Parameters
     ----------
     values
-        Cells x modelled genes, float32; read only.
+        Cells x modelled genes, float32; not changed.
     """
 
     def __init__(self, values: Float[np.ndarray, "cells genes"]) -> None:
@@ -145,7 +145,7 @@ class DenseRows(Rows):
 
 
 def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tuple[int, int]]:
-    """Cuts rows into consecutive ranges with about `size` stored entries, at least one row each."""
+    """Cuts rows into consecutive ranges of about `size` stored entries and at least one row each."""
     ranges, start, n_rows = [], 0, len(indptr) - 1
     while start < n_rows:
         stop = int(np.searchsorted(indptr, int(indptr[start]) + size, side="right")) - 1
@@ -167,6 +167,6 @@ def reduce_rows(
     reduced = np.full(len(indptr) - 1, empty, dtype=np.float64)
     filled = np.diff(indptr) > 0
     if filled.any():
-        # between the starts of filled rows lie only their own entries, so each segment is one row
+        # between the starts of two filled rows are only entries of the first, so each segment is one row
         reduced[filled] = operation.reduceat(values, indptr[:-1][filled])
     return reduced

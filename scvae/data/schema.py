@@ -1,4 +1,4 @@
-"""What a fit has read, remembered so that later data can be read in the same way: names and numbers only, no data."""
+"""The schema of a fit: names and numbers, but no data, with which later data are read in the same way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Categorical:
     categories
         The categories in the order of their codes 0, 1, ...
     mapped
-        Those that were mapped onto a model fitted without them: each has a shift of the encoder.
+        The categories that were mapped onto a model fitted without them; the encoder has a shift for each.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Numeric:
     mean
         Mean over the cells of the fit, in the column's own unit.
     scale
-        Their standard deviation (1 for a constant column), in the column's own unit.
+        Standard deviation over these cells (1 for a constant column), in the column's own unit.
     """
 
     key: str
@@ -48,14 +48,14 @@ class Numeric:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Everything needed to read other cells as those of the fit were read.
+    """Everything needed to read other cells in the same way as those of the fit.
 
     Parameters
     ----------
     genes
         Names of the modelled genes, in the order of the model.
     kind
-        What the values are: "counts", "binary" (0 or 1) or "real".
+        Kind of the values: "counts", "binary" (0 or 1) or "real".
     layer
         The layer that was read; None for `X`.
     batch
@@ -65,9 +65,9 @@ class Schema:
     numeric
         The numeric covariates.
     size_factor_key
-        Column of `obs` that takes the place of the library size; None for the sum over the modelled genes.
+        Column of `obs` that replaces the library size; None for the sum over the modelled genes.
     size_factor_scale
-        Counts of the modelled genes per unit of the size factor, over all cells of the fit.
+        Counts in the modelled genes per unit of the size factor, over all cells of the fit.
     """
 
     genes: tuple[str, ...]
@@ -85,7 +85,7 @@ class Schema:
         return self.categorical if self.batch is None else (self.batch, *self.categorical)
 
     def layer_of(self, asked: str | None) -> str | None:
-        """The layer to read, None for `X`, where None is asked for that of the fit and ``"X"`` for `X`."""
+        """The layer to read (None for `X`), given a user's choice of None (the layer of the fit), ``"X"`` or a name."""
         return self.layer if asked is None else None if asked == "X" else asked
 
     @property

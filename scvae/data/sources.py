@@ -1,4 +1,4 @@
-"""Cells x genes in files: names and columns are read, values stay where they are until some cells are taken."""
+"""Data in files: names and columns are read at once, values only when cells are taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .containers import matrix_of, name_of
 from .in_place import restore
 from .on_disk import Joined, on_disk
 
-FILE = "file"  # column of obs: the file of each cell, where there are several
+FILE = "file"  # column of obs: the file of each cell, if there are several
 ENDINGS = (".h5ad", ".zarr")
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -27,19 +27,19 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """Where cells come from.
+    """An AnnData or files from which cells are read.
 
     Parameters
     ----------
     adata
-        What the user gave, or the names and columns of the cells of all files and of the genes that they share. Of one
-        file the matrices are there, too, on disk.
+        The user's AnnData. For files: names and columns of all cells and of the genes that the files share; for a
+        single file, also its matrices on disk.
     matrix
-        The values of several files; None where they are in `adata`.
+        The values of several files; None if they are in `adata`.
     files
         The files, if there are any.
     n_cells
-        Cells of each file.
+        Number of cells of each file.
     genes
         Names of the genes of each file, in its own order.
     """
@@ -52,7 +52,7 @@ class Source:
 
 
 def are_paths(given: object) -> TypeGuard[Paths]:
-    """Whether files are meant, and no AnnData."""
+    """Whether the argument is one or several paths, rather than an AnnData."""
     if isinstance(given, str | os.PathLike):
         return True
     return isinstance(given, list | tuple) and all(isinstance(path, str | os.PathLike) for path in given)
@@ -60,16 +60,16 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 @contextmanager
 def opened(given: object, layer: str | None) -> Iterator[Source]:
-    """An AnnData as it is, or files, open as long as the block lasts; of a source, its AnnData without the files.
+    """The source for an AnnData, for files (open during the block), or for a source, of which only the AnnData is kept.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, it cannot be read, or the files share no genes.
+        If a file does not exist or cannot be read, or if the files share no genes.
     TypeError
-        If this is neither an AnnData nor a path.
+        If `given` is neither an AnnData nor a path.
     MissingKeyError
-        If a file has no such layer.
+        If a file does not have this layer.
     """
     if isinstance(given, Source):
         yield replace(given, files=(), n_cells=(), genes=())
@@ -93,14 +93,14 @@ def opened(given: object, layer: str | None) -> Iterator[Source]:
 
 
 def listed(given: Paths) -> tuple[Path, ...]:
-    """The files that paths mean: a folder that is no zarr store stands for the h5ad files and stores in it, by name.
+    """The files of the given paths; a folder that is not a zarr store is replaced by its h5ad files and stores, sorted.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If a file does not exist, or if there are no files.
     ValueError
-        If a file is named twice, or the names of two files are the same, or it is neither h5ad nor zarr.
+        If a file is given twice, or if two files have the same name.
     """
     paths = [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
     files: list[Path] = []
@@ -115,30 +115,30 @@ def listed(given: Paths) -> tuple[Path, ...]:
         else:
             files.append(path)
     if not files:
-        raise FileNotFoundError("no file was named; pass h5ad files, zarr stores or a folder of them")
+        raise FileNotFoundError("no files were given; pass h5ad files, zarr stores or a folder of them")
     names = pd.Index([path.stem for path in files])
     if names.has_duplicates:
         raise ValueError(
-            f"several files are named {listing(names[names.duplicated()].unique())}; cells are told apart by the name "
-            "of their file, so rename all but one (or name it once)"
+            f"several files are named {listing(names[names.duplicated()].unique())}; the file name becomes part of the "
+            "cell names, so rename all but one (or pass the file once)"
         )
     return tuple(files)
 
 
 def is_store(path: Path) -> bool:
-    """Whether this folder is a zarr store."""
+    """Whether `path` is a zarr store."""
     return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
 
 
 def small(source: Source) -> AnnData:
-    """The cells with their columns and what was written of them, without values and genes."""
+    """The cells with their columns and results, without values and genes."""
     adata = source.adata
     obsm = {key: value for key, value in adata.obsm.items() if isinstance(value, np.ndarray)}
     return AnnData(obs=adata.obs.copy(), obsm=obsm, uns=dict(adata.uns))
 
 
 def _opened(path: Path, stack: ExitStack) -> AnnData:
-    """Names and columns of a file, with its matrices on disk."""
+    """Names and columns of a file, with its matrices left on disk."""
     from anndata.io import read_elem, sparse_dataset
 
     if path.is_file():
@@ -146,7 +146,7 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
     try:
         group = _group(path, stack)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of anndata: names that occur twice are for `intake` to judge
+            warnings.simplefilter("ignore")  # of anndata on repeated names, which `intake` checks
             adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
             places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
             for layer, place in places.items():
@@ -158,7 +158,7 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
                     adata.X = matrix
                 else:
                     adata.layers[layer] = matrix
-    except Exception as error:  # which one depends on where in the file the library was stopped
+    except Exception as error:  # the type depends on where in the file reading failed
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
         raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
     return adata
@@ -179,35 +179,35 @@ def _group(path: Path, stack: ExitStack) -> Any:
 
 
 def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
-    """Several files as one: the genes that all have, in the order of the first, and the cells of one after another."""
+    """Several files as one: the genes that all share, in the order of the first, and the cells, concatenated."""
     names = [pd.Index(adata.var_names.astype(str)) for adata in found]
     for path, here in zip(files, names, strict=True):
         twice = here[here.duplicated()].unique()
         if len(twice):
             raise ValueError(
-                f"{path} has {len(twice):,} gene names more than once ({listing(twice, 5)}); files are joined by "
-                "these: make them unique first"
+                f"{path} has {len(twice):,} gene names more than once ({listing(twice, 5)}); genes of files are "
+                "matched by name, so make the names unique first"
             )
     shared = names[0]
     for here in names[1:]:
         shared = shared[shared.isin(here)]
     if len(shared) == 0:
         raise ValueError(
-            f"the {len(files):,} files share no gene: names in {files[0]} begin {listing(names[0], 3)}, in {files[-1]} "
-            f"{listing(names[-1], 3)}"
+            f"the {len(files):,} files share no gene: genes in {files[0]} are {listing(names[0], 3)}, those in "
+            f"{files[-1]} are {listing(names[-1], 3)}; use the same kind of gene name in all files"
         )
     most = max(map(len, names))
     if len(shared) < most:
         warn(
-            f"{len(shared):,} genes are in all {len(files):,} files, and are used; up to {most - len(shared):,} of a "
-            "file are not"
+            f"{len(shared):,} genes are in all {len(files):,} files and are used; up to {most - len(shared):,} genes "
+            "of a file are left out"
         )
     parts, first_cell = [], 0
     for path, adata, here in zip(files, found, names, strict=True):
         where = f"{name_of(layer)} of {path}"
         inner = on_disk(matrix_of(adata, layer), where)
         if inner is None:
-            raise ValueError(f"{where} is stored by genes (CSC), and cells cannot be read from it; write it as CSR")
+            raise ValueError(f"{where} is stored by genes (CSC), so cells cannot be read from it; write it as CSR")
         columns = None if here.equals(shared) else shared.get_indexer(here).astype(np.int32)
         parts.append(replace(inner.parts[0], first_cell=first_cell, columns=columns))
         first_cell += adata.n_obs
@@ -217,7 +217,7 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
 
 
 def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:
-    """Columns that all files have, and the file; cells are named as by `anndata.concat(..., index_unique="-")`."""
+    """Columns that all files have, and the file; cells are named as in `anndata.concat(..., index_unique="-")`."""
     common = [key for key in found[0].obs if all(key in adata.obs for adata in found) and key != FILE]
     frames = []
     for path, adata in zip(files, found, strict=True):
@@ -226,19 +226,19 @@ def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataF
         frame[FILE] = path.stem
         frames.append(frame)
     joined = pd.concat(frames)
-    for key in [*common, FILE]:  # categories that differ between files were lost
+    for key in [*common, FILE]:  # concatenation loses categories that differ between files
         if joined[key].dtype == object:
             joined[key] = joined[key].astype("category")
     return joined
 
 
 def _columns_of_genes(files: tuple[Path, ...], found: list[AnnData], shared: pd.Index) -> pd.DataFrame:
-    """Columns in which all files agree."""
+    """Columns of the genes in which all files agree."""
     frames = [adata.var.set_axis(adata.var_names.astype(str)).loc[shared] for adata in found]
     keys = [key for key in frames[0] if all(key in frame and frame[key].equals(frames[0][key]) for frame in frames)]
     if "highly_variable" not in keys and any("highly_variable" in frame for frame in frames):
         raise ValueError(
-            f"the {len(files):,} files do not agree on var['highly_variable']; choose the genes of all together "
+            f"the {len(files):,} files do not agree on var['highly_variable']; select genes on all files together "
             "(scvae.tl.highly_variable_genes takes the files), or pass mask_var"
         )
     return frames[0][keys].copy()

@@ -1,4 +1,4 @@
-"""Modelled values that are read from disk whenever some cells are taken."""
+"""Modelled values that are read from disk whenever cells are taken."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .batches import Shuffle
 from .on_disk import Joined, Part, Raw, Run, in_threads, regular
 from .rows import Rows
 
-SLACK = 1.05  # windows of as many cells differ a little in their number of values
+SLACK = 1.05  # windows with the same number of cells differ slightly in their number of values
 MOST_SPARE = 2  # indices and values of a window: while one is in use, another is read
 
 
-SMALLEST_BLOCK = 16  # cells: what reading costs beyond its bytes is then small
-CHUNKS_OF_A_BLOCK = 4  # so that of the chunks at its ends not much more than a quarter is read in vain
-LARGEST_RATIO = 2.0  # of variances, see `Shuffle.variance_ratio`; a larger block must not exceed it
+SMALLEST_BLOCK = 16  # cells; the overhead of a read is then small
+CHUNKS_OF_A_BLOCK = 4  # so that little more than a quarter of the data read, at the ends of a block, is not used
+LARGEST_RATIO = 2.0  # upper bound of `Shuffle.variance_ratio` for larger blocks
 USUAL_BATCH = 256
-WINDOW_SHARE = 0.25  # of the memory allowed: one window is in use, one on its way, one is being put together
-BATCHES_PER_BLOCK_CELL = 10  # of the window; what a larger one would add no longer shows
+WINDOW_SHARE = 0.25  # of the allowed memory: one window is in use, one is read ahead, one is being assembled
+BATCHES_PER_BLOCK_CELL = 10  # of the window; larger windows have no visible effect
 
 
 class _Task(NamedTuple):
-    """What a thread reads at once: runs of one file, and which of the rising positions they are."""
+    """One read of a thread: runs of cells in one file, and their places among the sorted positions."""
 
     part: Part
     runs: list[Run]
@@ -42,20 +42,20 @@ class _Task(NamedTuple):
 
 @final
 class StoredRows(Rows):
-    """Rows on disk: each `take` reads and decodes them, in several threads, and keeps the modelled genes.
+    """Rows on disk: each `take` reads and decodes them in several threads, and keeps the modelled genes.
 
     Parameters
     ----------
     source
-        Where the rows are.
+        The files.
     column_map
-        int32 gene of the model for each column, -1 for a column that is not modelled.
+        int32 modelled gene of each column, -1 for a column that is not modelled.
     n_genes
         Number of modelled genes.
     n_kept
-        Stored values of modelled genes, of all cells.
+        Number of stored values in modelled genes, over all cells.
     memory
-        Bytes that cells may fill at once.
+        Bytes that cells may take at a time.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class StoredRows(Rows):
         self._source, self._n_genes, self.n_kept = source, n_genes, n_kept
         maps = [column_map if part.columns is None else _composed(part.columns, column_map) for part in source.parts]
         self._rising = [bool(np.all(np.diff(chosen[chosen >= 0]) > 0)) for chosen in maps]
-        # all columns in their own order need no names
+        # no map is needed if all columns are modelled, in their own order
         self._maps = [None if np.array_equal(chosen, np.arange(n_genes)) else chosen for chosen in maps]
         self._first_cells = np.array([part.first_cell for part in source.parts])
         self._per_chunk = max(part.matrix.cells_per_chunk for part in source.parts)
         self.shuffle = self._shuffle(memory)
         self._memory = Recycled()
-        cpu_kernels()  # not for the first time in a thread
+        cpu_kernels()  # the first call must not be in a thread
 
     @property
     def n_cells(self) -> int:
@@ -84,7 +84,7 @@ class StoredRows(Rows):
 
     @property
     def read_per_used(self) -> float:
-        """How many values are read for each that is in a block: chunks at its ends are read as a whole."""
+        """Number of values read per value in a block; chunks at the ends of a block are read completely."""
         return 1.0 + max(self._per_chunk - 1.0, 0.0) / self.shuffle.block
 
     def take(self, positions: Int[np.ndarray, " cells"]) -> CSR:
@@ -109,16 +109,16 @@ class StoredRows(Rows):
 
     @property
     def _keeps_all(self) -> bool:
-        """Whether all stored values are those of a row, so that it is known where each row goes before it is read.
+        """Whether all stored values are kept, so that the place of each row is known before it is read.
 
-        Pieces are then done with as soon as they come, and their memory serves the next ones: memory that is fresh from
-        the system costs as much time as decoding into it.
+        Each piece can then be copied as soon as it arrives, and its memory is used for the next one. Memory that is new
+        from the system costs as much time as decoding into it.
         """
         known = all(part.matrix.indptr is not None for part in self._source.parts)
         return known and self._source.is_regular and all(chosen is None for chosen in self._maps)
 
     def _stored(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Stored values of each of some cells, where that is known."""
+        """Number of stored values of each of some cells; all files must have an `indptr`."""
         of_part = self._part_of(cells)
         lengths = np.empty(len(cells), np.int64)
         for number in np.unique(of_part):
@@ -129,7 +129,7 @@ class StoredRows(Rows):
         return lengths
 
     def _part_of(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the files holds each cell."""
+        """Index of the file of each cell."""
         return np.searchsorted(self._first_cells, cells, side="right") - 1
 
     def _tasks(self, rising: NDArray[np.int64]) -> list[_Task]:
@@ -154,7 +154,7 @@ class StoredRows(Rows):
         return indptr, indices.astype(np.int32, copy=False), values
 
     def _shuffle(self, memory: float) -> Shuffle:
-        """Blocks long enough for the chunks of the file, a window that fits the memory."""
+        """Blocks that are long enough for the chunks of the file, and a window that fits in memory."""
         cell = 8.0 * max(self.n_kept / max(self.n_cells, 1), 1.0)  # bytes
         window = max(USUAL_BATCH, int(WINDOW_SHARE * memory / cell))
         wished = max(SMALLEST_BLOCK, math.ceil(CHUNKS_OF_A_BLOCK * self._per_chunk))
@@ -164,20 +164,20 @@ class StoredRows(Rows):
 
 
 def _handed_out(pieces: list[Taken]) -> Iterator[Taken]:
-    """One after another, each forgotten here as it goes."""
+    """Yields the pieces in order and drops its reference to each."""
     pieces.reverse()
     while pieces:
         yield pieces.pop()
 
 
 def _composed(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Of two maps, one after the other."""
+    """The composition of two maps: `first`, then `second`."""
     found: NDArray[np.int32] = np.where(first >= 0, np.append(second, np.int32(-1))[first], np.int32(-1))
     return found
 
 
 def _runs(cells: NDArray[np.int64]) -> list[Run]:
-    """Rising cells as runs of neighbours."""
+    """Ascending cells as runs of consecutive cells."""
     edges = np.flatnonzero(np.diff(cells) != 1) + 1
     starts, stops = cells[np.concatenate([[0], edges])], cells[np.concatenate([edges - 1, [len(cells) - 1]])] + 1
     return list(zip(starts.tolist(), stops.tolist(), strict=True))
@@ -185,25 +185,25 @@ def _runs(cells: NDArray[np.int64]) -> list[Run]:
 
 @final
 class Recycled:
-    """Hands out arrays, and the memory of one again when neither it nor a view of it is held by anyone."""
+    """Makes arrays, and reuses the memory of an array when nothing refers to it or to a view of it any more."""
 
     def __init__(self) -> None:
         self._spare: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
     def empty(self, n: int, dtype: DTypeLike) -> NDArray[Any]:
-        """An array of `n` elements that may hold anything."""
+        """An uninitialised array of `n` elements."""
         n_bytes = n * np.dtype(dtype).itemsize
         with self._lock:
             fitting = [i for i, memory in enumerate(self._spare) if len(memory) >= n_bytes]
             memory = self._spare.pop(fitting[0]) if fitting else np.empty(int(SLACK * n_bytes) + 1, np.uint8)
-        # the base of a view is the last array on the way to the memory, here always this one: it outlives its views
+        # the base of every view is this array, the last one before the memory, so it outlives its views
         array = np.frombuffer(memory.data, dtype, count=n)
         weakref.finalize(array, self._take_back, memory).atexit = False
         return array
 
     def _take_back(self, memory: NDArray[np.uint8]) -> None:
-        """Keeps the largest; may be called wherever the last reference goes, within `empty` too."""
+        """Keeps the largest memory; may run wherever the last reference is dropped, even within `empty`."""
         self._spare.append(memory)
         if len(self._spare) > MOST_SPARE:
             self._spare.sort(key=len)

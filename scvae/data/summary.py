@@ -1,4 +1,4 @@
-"""Per-gene statistics of the training cells, from which a model starts."""
+"""Per-gene statistics of the training cells, which initialise a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 1024  # cells
 
 @dataclass(frozen=True, eq=False, slots=True)
 class GeneSummary:
-    """What one pass over the training cells tells about each gene.
+    """Statistics of each gene from one pass over the training cells.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class GeneSummary:
     total
         Sum of the values of each gene.
     total_square
-        Sum of their squares.
+        Sum of the squared values of each gene.
     mean_log_library
         Mean of log(max(library size, 1)) over cells.
     """

@@ -1,11 +1,11 @@
-"""Are these values raw counts? Every stored value is looked at, in blocks, while the matrix goes by.
+"""Checks whether values are raw counts; every stored value is checked, in blocks, while the matrix is read.
 
-Two signs of normalisation are read from fractional values:
+Fractional values look normalised in two cases:
 
-* Sums over all genes that are the same in every cell, of the values or of what they were before a logarithm. The
-  middle 90 % of the sums may differ by 1 % of their median: rounding in half precision moves a sum by less, while the
+* The sums over all genes, of the values or of the values before a logarithm, are the same in every cell. The middle
+  90 % of the sums may differ by 1 % of their median: rounding to half precision changes a sum by less, while the
   depths of real cells differ by tens of per cent.
-* For matrices cut to some genes, whose sums differ: each cell's values are whole multiples of its smallest one (the
+* In a matrix cut to some genes, whose sums differ: each cell's values are integer multiples of its smallest value (the
   count 1, scaled by that cell's depth), and the cells have no unit in common.
 """
 
@@ -25,13 +25,13 @@ from .containers import Block, is_dense, matrix_of, name_of, readable
 from .rows import Rows, reduce_rows, row_sums
 from .schema import Kind
 
-SPREAD = 0.01  # relative; see the head of this file
-FEWEST_SUMS = 3  # two cells of one depth occur by chance
-FEWEST_CELLS = 20  # below this, multiples are no evidence
+SPREAD = 0.01  # relative; see the docstring of this module
+FEWEST_SUMS = 3  # two cells can have the same depth by chance
+FEWEST_CELLS = 20  # with fewer cells, multiples are not evidence
 TESTED_CELLS = 2_000
 LARGEST_LOGARITHM = 30.0  # no cell has 2^30 molecules of a gene
-LARGEST_MULTIPLE = 20  # beyond it, the tolerance would exceed what storage in half precision resolves
-TOLERANCE = 0.01  # of the unit; a fraction drawn at random fits with a chance of 2 %, a whole cell of them hardly ever
+LARGEST_MULTIPLE = 20  # larger multiples are not resolved within the tolerance in half precision
+TOLERANCE = 0.01  # of the unit; a random fraction passes with a probability of 2 %, a cell full of them hardly ever
 PEEKED_CELLS = 1_000
 
 Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -44,31 +44,31 @@ BEFORE_LOGARITHM: Final[dict[str, Transform]] = {
 
 @final
 class ValueCheck:
-    """Looks at blocks of a matrix: refuses what cannot be right at once, and keeps sums for what needs all cells.
+    """Checks blocks of a matrix: refuses invalid values at once, and keeps sums for the checks that need all cells.
 
     Parameters
     ----------
     kind
-        What the values should be.
+        Expected kind of the values.
     layer
-        Where they are from.
+        Layer of the values; None for `X`.
     adata
-        Its names are quoted in messages, its other matrices searched for raw counts; never changed.
+        Source of the names in messages; its other matrices are searched for raw counts. Never changed.
     mask
         The genes that may be modelled, one bool per gene.
     kind_is_open
-        Whether the user may choose another likelihood, as at a fit: advice that messages give.
+        Whether messages may suggest another likelihood, as in a fit.
 
     Attributes
     ----------
     name
-        How messages call the matrix.
+        Name of the matrix in messages.
     library
         float64 sum over the genes of `mask`, per cell.
     seen
         Whether a gene has any value other than 0.
     n_stored, n_kept
-        Stored values so far, and those among them in genes of `mask`.
+        Number of stored values so far, and of those in genes of `mask`.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class ValueCheck:
         self._could_be_logarithms = True
 
     def add(self, block: Block) -> None:
-        """Takes in some cells.
+        """Checks a block of cells.
 
         Raises
         ------
         ValueError
-            For nan, infinite and (but for real values) negative values, and for binary data that are not binary.
+            If a value is nan, infinite, negative (unless values are real), or other than 0 and 1 in binary data.
         """
         values = block.values
         if values.dtype.kind == "f":
@@ -119,22 +119,22 @@ class ValueCheck:
             self._look_for_fractions(block)
 
     def finish(self, rows: Rows) -> None:
-        """Judges all cells together.
+        """Checks all cells together, after the last block.
 
         Parameters
         ----------
         rows
-            The modelled values, of which up to 2,000 cells are looked at again if there are fractions.
+            The modelled values; up to 2,000 cells are checked again if there are fractions.
 
         Raises
         ------
         ValueError
-            If the values are fractions and look normalised.
+            If some values are fractions and look normalised.
 
         Warns
         -----
         UserWarning
-            If some values are fractions, and do not look normalised.
+            If some values are fractions but do not look normalised.
         """
         if self._n_fractions == 0:
             return
@@ -157,7 +157,7 @@ class ValueCheck:
                 )
         warn(
             f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {where} are not integers "
-            f"(e.g. {self._fraction}); this is expected after a correction for ambient RNA, otherwise pass raw counts"
+            f"(e.g. {self._fraction}); this is expected after correction for ambient RNA; otherwise, pass raw counts"
         )
 
     def _look_for_fractions(self, block: Block) -> None:
@@ -166,7 +166,7 @@ class ValueCheck:
         fractions = values != np.rint(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
         n_fractions = int(fractions.sum())
         if n_fractions == 0:
-            # logarithms of scaled counts are not whole, so one block without fractions settles it for all
+            # logarithms of scaled counts are not integers, so one block without fractions rules them out
             self._could_be_logarithms &= not values.any()
             return
         if self._n_fractions == 0:
@@ -201,12 +201,12 @@ class ValueCheck:
 
 
 def example(value: Any, cell: str, gene: str) -> str:
-    """A value and its place, for a message."""
+    """A value with its cell and gene, for a message."""
     return f"{value:.6g} at cell {cell!r}, gene {gene!r}"
 
 
 def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Index, genes: pd.Index) -> None:
-    """Raises ValueError at the first nan or infinite value of some dense cells."""
+    """Raises ValueError if a block of dense cells has a nan or infinite value."""
     wrong = ~np.isfinite(chunk)
     if wrong.any():
         cell, gene = np.unravel_index(int(wrong.argmax()), chunk.shape)
@@ -215,7 +215,7 @@ def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Inde
 
 
 def where_counts_are(adata: AnnData, layer: str | None) -> list[str]:
-    """Places other than `layer` that look like counts, judged by their first cells, as one would pass them."""
+    """Other matrices that look like counts in their first cells, written as the arguments to pass."""
     found = [
         "layer=None (adata.X)" if other is None else f"layer={other!r}"
         for other in (None, *adata.layers)
@@ -257,12 +257,12 @@ def _nearly_constant(sums: NDArray[np.float64]) -> bool:
 
 
 def _are_multiples(indptr: NDArray[np.int64], values: NDArray[np.float32], transform: Transform) -> bool:
-    """Whether cells with fractions hold whole multiples of a unit of their own."""
+    """Whether the values of cells with fractions are integer multiples of a unit that differs between cells."""
     plain = transform(values.astype(np.float64))
     positive = np.where(plain > 0, plain, np.inf)
     unit = reduce_rows(np.minimum, indptr, positive, np.inf)
     fraction = reduce_rows(np.maximum, indptr, (values != np.rint(values)).astype(np.float64), 0.0) > 0
-    with np.errstate(invalid="ignore", over="ignore"):  # inf / inf is not used, and a huge multiple is not looked at
+    with np.errstate(invalid="ignore", over="ignore"):  # neither inf / inf nor a huge multiple is used
         multiple = np.where(np.isfinite(positive), positive / np.repeat(unit, np.diff(indptr)), 0.0)
     multiple[multiple > LARGEST_MULTIPLE] = 0.0
     distance = reduce_rows(np.maximum, indptr, np.abs(multiple - np.rint(multiple)), 0.0)

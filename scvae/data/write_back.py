@@ -1,4 +1,4 @@
-"""Results written into the files that cells came from: each file has all of them or none, and its values stay put."""
+"""Writing of results into the files of the cells; each file gets all results or none, and its values are not moved."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ import numpy as np
 from .in_place import changed_in_place
 from .sources import Source
 
-Results = Mapping[str, Mapping[str, Any]]  # group, then key; None takes a key away
+Results = Mapping[str, Mapping[str, Any]]  # group, then key; None removes a key
 
 
 def check_can_be_changed(source: Source) -> None:
-    """Refuses files that could not be written to in the end, before anything long begins.
+    """Checks that all files can be written to, before a long computation starts.
 
     Raises
     ------
     PermissionError
-        Naming the first.
+        If a file cannot be written to; the message names the first.
     """
     for path in source.files:
         if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
             raise PermissionError(
-                f"{path} cannot be written to, and results go into it; make it writable, or pass "
-                "anndata.read_h5ad(..., backed='r'), which takes them in its place (scvae fit ... -o latent.h5ad on "
-                "the command line)"
+                f"{path} cannot be written to, but the results would be written into it; make it writable, or pass "
+                "anndata.read_h5ad(..., backed='r') to get the results in memory (on the command line: "
+                "scvae fit ... -o latent.h5ad)"
             )
 
 
 def write_back(
     source: Source, *, obsm: list[str], varm: list[str], uns: list[str], var: list[str] | None = None
 ) -> None:
-    """Writes slots of `source.adata` into the files, to each what is of its cells and genes.
+    """Writes slots of `source.adata` into the files; each file gets the part for its own cells and genes.
 
-    Of `obsm` and `varm`, a key that is not there is taken away from the files. Columns `var` are of all genes.
+    A key of `obsm` or `varm` that `source.adata` lacks is removed from the files. Columns `var` cover all genes.
     """
     adata, start = source.adata, 0
     for path, n_cells, genes in zip(source.files, source.n_cells, source.genes, strict=True):
@@ -63,7 +63,7 @@ def write_back(
 
 
 def add_results(file: Any, results: Results) -> None:
-    """Puts results into the groups of an open h5ad file or zarr store."""
+    """Writes results into the groups of an open h5ad file or zarr store."""
     from anndata.io import write_elem
 
     for group, values in results.items():
@@ -93,7 +93,7 @@ def _write_h5ad(path: Path, results: Results) -> None:
 
 
 def _write_zarr(path: Path, results: Results) -> None:
-    """Each element is written aside and then takes the place of the old one."""
+    """Writes each element to a temporary folder, which then replaces the old element."""
     import zarr
 
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
@@ -120,7 +120,7 @@ def _write_zarr(path: Path, results: Results) -> None:
 
 
 def _exchange(new: Path | None, place: Path, aside: Path) -> None:
-    """One folder in the place of another, by renaming; None takes it away."""
+    """Replaces one folder by another, by renaming; None only removes it."""
     aside.mkdir(exist_ok=True)
     if place.exists():
         place.rename(aside / f"{len(list(aside.iterdir()))}")
@@ -138,5 +138,5 @@ def _is_consolidated(path: Path) -> bool:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of zarr and anndata, on formats: the store keeps the one it has
+        warnings.simplefilter("ignore")  # of zarr and anndata on formats; the store keeps its own
         yield

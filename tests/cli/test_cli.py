@@ -158,7 +158,7 @@ REFUSED = {
     "embed: output is the model": ("embed in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
     "embed: wrong layer": ("embed in.h5ad --model m.safetensors -o out.h5ad --layer raw", "no 'raw'"),
     "embed: other genes": ("embed other_genes.h5ad --model m.safetensors -o out.h5ad", "none of the"),
-    "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "possible are 'a', 'b'"),
+    "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "it knows 'a', 'b'"),
     "tune-beta: missing input": ("tune-beta none.h5ad -o out.h5ad", "there is no file none.h5ad"),
     "three betas": ("fit in.h5ad -o out.h5ad --beta 0.1 1 10", "beta has 3 values"),
     "embed: other beta": ("embed in.h5ad --model m.safetensors -o out.h5ad --beta 3", "β = 1 alone"),
@@ -274,7 +274,7 @@ def test_a_warning_is_one_line_and_the_fit_goes_on(folder, capsys):
     adata.write_h5ad("single.h5ad")
     assert run("fit", "single.h5ad", "-o", "out.h5ad", "--batch-key", "batch", *QUICK) == 0
     err = capsys.readouterr().err
-    assert err.startswith("scvae: warning: categories with a single cell")
+    assert err.startswith("scvae: warning: some categories have a single cell")
     assert err.count("\n") == 1
     assert "X_scvae" in anndata.read_h5ad("out.h5ad").obsm
 

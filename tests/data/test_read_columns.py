@@ -84,7 +84,7 @@ def test_a_query_may_hold_one_category_in_another_type():
 
 def test_an_unknown_category_is_refused_with_the_possible_ones():
     schema, _ = fit(cells_and_genes(batch=list("aabbcc")), batch_key="batch")
-    with pytest.raises(ValueError, match=r"obs\['batch'\] has 'z' in 2 of 6 cells.*possible are 'a', 'b', 'c'"):
+    with pytest.raises(ValueError, match=r"obs\['batch'\] has 'z' in 2 of 6 cells.*it knows 'a', 'b', 'c'"):
         read_query(cells_and_genes(batch=list("zabzcc")), schema)
     with pytest.raises(MissingKeyError, match=r"adata.obs has no 'batch'; it has 'bach'; did you mean 'bach'\?"):
         read_query(cells_and_genes(bach=list("aabbcc")), schema)
@@ -207,7 +207,7 @@ def test_highly_variable_is_the_default_mask_if_present():
         (CHOSEN.astype(int), "mask_var has type int64; pass True or False"),
         (np.array([True, None] * 4, dtype=object), "mask_var has 4 missing values"),
         (pd.array([True, None] * 4, dtype="boolean"), "mask_var has 4 missing values"),
-        (~CHOSEN & CHOSEN, "chooses none of the 8 genes"),
+        (~CHOSEN & CHOSEN, "selects none of the 8 genes"),
         (pd.Series(CHOSEN), "index is not adata.var_names"),
         ("hvg", r"adata.var has no 'hvg'; it has 'chosen'"),
     ],
@@ -255,18 +255,20 @@ def test_missing_genes_are_zero_and_reported():
 def test_too_little_coverage_is_refused():
     adata = cells_and_genes()
     schema, _ = fit(adata)
-    with pytest.raises(ValueError, match=r"3 of the 8 modelled genes \(37.5 %\), at least half are needed"):
+    with pytest.raises(ValueError, match=r"3 of the 8 modelled genes \(37.5 %\), but at least half are needed"):
         read_query(adata[:, :3].copy(), schema)
     other = adata.copy()
     other.var_names = [f"ENSG{i}" for i in range(8)]
-    with pytest.raises(ValueError, match=r"none of the 8 modelled genes: its names begin 'ENSG0'.* 'gene0'"):
+    with pytest.raises(
+        ValueError, match=r"none of the 8 modelled genes: its genes are 'ENSG0'.* those of the model 'gene0'"
+    ):
         read_query(other, schema)
 
 
 def test_real_values_cannot_be_filled_in():
     adata = cells_and_genes()
     schema, _ = fit(adata, kind="real")
-    with pytest.raises(ValueError, match="real values cannot be filled with 0"):
+    with pytest.raises(ValueError, match="but real values need all of them"):
         read_query(adata[:, :7].copy(), schema)
 
 

@@ -82,7 +82,7 @@ def test_an_unknown_batch_is_refused_with_those_that_are_possible(digest):
     other = query(adata)
     other.obs["batch"] = ["new", *["batch_0"] * 59]
     before = digest(other)
-    with pytest.raises(ValueError, match=r"'new' in 1 of 60 cells.*possible are 'batch_0', 'batch_1'"):
+    with pytest.raises(ValueError, match=r"'new' in 1 of 60 cells.*it knows 'batch_0', 'batch_1'"):
         scvae.tl.embed(other, model)
     del other.obs["batch"]
     with pytest.raises(MissingKeyError, match="has no 'batch'"):

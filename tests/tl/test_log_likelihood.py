@@ -149,5 +149,5 @@ def test_an_unknown_batch_is_refused(fitted):
     adata, model = fitted
     other = adata.copy()
     other.obs["batch"] = "new"
-    with pytest.raises(ValueError, match="possible are 'batch_0', 'batch_1'"):
+    with pytest.raises(ValueError, match="it knows 'batch_0', 'batch_1'"):
         scvae.tl.log_likelihood(other, model)
