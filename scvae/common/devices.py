@@ -27,7 +27,5 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if target.type not in there:
         raise ValueError(f"device must be {NAMES}; found {device!r}.")
     if (target.index or 0) >= there[target.type]:
-        raise ValueError(
-            f"device {device!r} is not available: torch finds {there[target.type]} {target.type} device(s)."
-        )
+        raise ValueError(f"device {device!r} is not available: torch has {there[target.type]} {target.type} device(s).")
     return target

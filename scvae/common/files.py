@@ -109,6 +109,5 @@ def _check_metadata(path: Path, metadata: dict[str, str], kind: str) -> None:
     version = int(metadata["format_version"])
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was written in format {version} of {kind}; this version of scvae reads formats up to "
-            f"{FORMAT_VERSION}: update scvae."
+            f"{path} was written in format {version} of {kind}; this scvae reads up to {FORMAT_VERSION}: update scvae."
         )

@@ -135,9 +135,8 @@ def _encoder_ignores_its_input(model: FittedModel, seen: Examination) -> Finding
         name="encoder ignores its input",
         severity="disease",
         sentence=(
-            f"z holds {seen.information.mutual_information:.2f} nats of information about a cell, but optimising each "
-            f"cell's posterior separately gains {_nats(seen)} at a KL of {seen.gaps.optimized_kl:.1f}: the decoder can "
-            "use z"
+            f"z holds {seen.information.mutual_information:.2f} nats about a cell, but optimising each cell's posterior"
+            f" separately gains {_nats(seen)} at a KL of {seen.gaps.optimized_kl:.1f}: the decoder can use z"
         ),
         cause="the encoder's weights are damaged (learning rate too high), or these cells differ from those of the fit",
         remedy="check layer, genes and normalisation of the data; fit again with a lower TrainingConfig.learning_rate",
@@ -152,7 +151,7 @@ def _beta_too_large(model: FittedModel, seen: Examination) -> Finding | None:
         severity="disease",
         sentence=(
             f"at β = {seen.beta:g}, {seen.usage.active} of {model.n_latent} dimensions are active and z holds at most "
-            f"{seen.information.upper_bound:.1f} nats of information about a cell"
+            f"{seen.information.upper_bound:.1f} nats about a cell"
         ),
         cause="a dimension is used only if it improves the fit by more than β times its KL",
         remedy="use a smaller β; scvae.tune_beta(adata) shows what each β keeps",
@@ -170,7 +169,7 @@ def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
             "step on"
         ),
         cause="dimensions that the decoder does not use yet are pushed to the prior and stay there",
-        remedy="leave TrainingConfig.warmup at its default; warmup=0.5 or free_bits=0.1 help further",
+        remedy="leave TrainingConfig.warmup at its default; warmup=0.5 or free_bits=0.1 helps further",
     )
 
 
@@ -189,10 +188,7 @@ def _scale_run_away(model: FittedModel, seen: Examination) -> Finding | None:
             f"{share:.0%} of the genes have a learnt scale below {low:.2g} standard deviations "
             f"(smallest {float(relative.min()):.2g}, lower bound {floor:g})"
         ),
-        cause=(
-            "the likelihood of a gene that the decoder reproduces exactly is unbounded: the model degenerates into a "
-            "plain autoencoder"
-        ),
+        cause="the likelihood of a perfectly fitted gene is unbounded: the model degenerates into a plain autoencoder",
         remedy=(
             f"set NetworkConfig(minimum_scale={max(0.1, 2 * floor):g}) or more; use fewer latent dimensions than genes"
         ),
@@ -235,7 +231,7 @@ def _over_fitting(model: FittedModel, seen: Examination) -> Finding | None:
         severity="disease",
         sentence=f"the ELBO of training cells is {gap.gap:.1f} nats better than that of held-out cells{lost}",
         cause="the decoder has learnt the noise of the cells: too many epochs or weights for this number of cells",
-        remedy="use fewer epochs, a shorter warmup (the best epoch is one after it) or a smaller NetworkConfig.width",
+        remedy="use fewer epochs, a shorter warmup (only epochs after it are kept) or a smaller NetworkConfig.width",
     )
 
 
@@ -344,10 +340,7 @@ def _nothing_held_out(model: FittedModel, seen: Examination) -> Finding | None:
         name="nothing held out",
         severity="remark",
         sentence="over-fitting cannot be judged: the fit held out no cells",
-        cause=(
-            f"TrainingConfig.validation_fraction is {model.training_config.validation_fraction:g}, or there are too "
-            "few cells"
-        ),
+        cause=f"TrainingConfig.validation_fraction is {model.training_config.validation_fraction:g}, or cells are few",
         remedy="fit with validation_fraction=0.1, the default",
     )
 

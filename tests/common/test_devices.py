@@ -32,7 +32,7 @@ def test_devices_are_found_by_name_and_number(monkeypatch):
 def test_a_device_that_is_not_there_is_refused(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"is not available: torch finds [02] "):
+    with pytest.raises(ValueError, match=r"is not available: torch has [02] "):
         resolve_device(name)
 
 

@@ -197,7 +197,7 @@ def test_a_newer_format_is_refused_with_the_advice_to_update(fitted, monkeypatch
         path = fitted[1].save(tmp_path / "model")
     with pytest.raises(
         ValueError,
-        match=r"written in format 99 of scvae model; this version of scvae reads formats up to 1: update scvae",
+        match=r"written in format 99 of scvae model; this scvae reads up to 1: update scvae",
     ):
         scvae.load(path)
 
