@@ -138,7 +138,7 @@ def test_genes_are_found_by_name_and_unknown_ones_are_named():
         gene_positions(model, [model.genes[0], "CD3E"])
     with pytest.raises(ValueError, match="more than once"):
         gene_positions(model, [model.genes[0]] * 2)
-    with pytest.raises(ValueError, match="names no gene"):
+    with pytest.raises(ValueError, match="genes is empty"):
         gene_positions(model, [])
     with pytest.raises(TypeError, match="pass a list"):
         gene_positions(model, "gene_1")
