@@ -188,7 +188,7 @@ def _count_rows(
     DISPERSED: tl.constexpr, INFLATED: tl.constexpr, GRADIENT: tl.constexpr,
     COLUMNS: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
-    """One program, which goes through its rows. Barriers stand before threads read what other threads have written."""
+    """One program, which goes through its rows. A barrier precedes each read of what other threads have written."""
     program = tl.program_id(0).to(tl.int64)
     kept = scratch + program * longest * (2 if INFLATED else 1)
     for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
