@@ -90,7 +90,7 @@ def evenly_spaced(low: float, high: float, n: int) -> list[float]:
 
 
 def given_betas(betas: ArrayLike) -> list[float]:
-    """The user's β's in rising order.
+    """The user's values of β in ascending order.
 
     Raises
     ------

@@ -145,7 +145,7 @@ class Cells:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DataKeys:
-    """What of an AnnData a fit reads.
+    """The layer, genes and columns of an AnnData that a fit reads.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ class DataKeys:
     covariate_keys
         More columns of `obs`: numbers are standardised, everything else is read as categories.
     size_factor_key
-        Column of `obs` with positive numbers, of any scale, that take the place of the library size; None for the sum
-        over the modelled genes.
+        Column of `obs` with positive numbers, on any scale, that replace the library size; None for the sum over the
+        modelled genes.
     """
 
     layer: str | None = None
@@ -173,15 +173,15 @@ class DataKeys:
 def read_fit(
     adata: AnnData, data: DataKeys, *, kind: Kind, matrix: Joined | None = None, memory: float = MEMORY
 ) -> tuple[Schema, Cells]:
-    """Reads the cells of a fit, and what later data must look like.
+    """Reads the cells of a fit, and the schema that later data must follow.
 
     Parameters
     ----------
     adata
         Cells x genes, in memory or backed; not changed, and not referred to afterwards. A CSR matrix in memory is used
-        where it lies unless a mask drops most of it, so it must not be changed while the cells are in use.
+        without a copy unless a mask drops most of it, so it must not be changed while the cells are in use.
     data
-        What of it to read.
+        The layer, genes and columns to read.
     kind
         "counts", "binary" or "real".
     matrix

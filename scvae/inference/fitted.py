@@ -260,7 +260,7 @@ class FittedModel:
 
 
 def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
-    """The range of a model of many β, None for a model of one."""
+    """The range of β of a model; None for a model of one β."""
     return BetaRange(*beta) if isinstance(beta, tuple) else None
 
 

@@ -67,7 +67,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
-        """What the encoder sees of the data: values per gene, and `n_encoder_covariates` numbers per cell."""
+        """Input of the encoder: values per gene, and `n_encoder_covariates` numbers per cell."""
 
     @abstractmethod
     def expected_input(

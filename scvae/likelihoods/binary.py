@@ -99,7 +99,7 @@ class Bernoulli(Likelihood):
     def log_prob(
         self, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        # the depth is one more feature, so that the output layer's product gives the whole logit
+        # the depth becomes one more feature, so that the output layer's product gives the complete logit
         depth = repeat_cells(log_library(batch, self.mean_log_depth), features.shape[0])
         weight = torch.cat([self.output.weight, self.depth_slope[:, None]], dim=1)
         return autograd.bernoulli(

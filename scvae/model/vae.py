@@ -100,7 +100,7 @@ class VAE(nn.Module):
     def _filled_in(
         self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
     ) -> tuple[Dense, Float[Tensor, "cells covariates"]]:
-        """What the encoder sees, with the missing genes and the library size as expected of cells at z."""
+        """Input of the encoder, with the missing genes and the library size imputed at z."""
         expected, share = self.likelihood.expected_input(self.features(z, batch), batch, missing)
         whole = dataclasses.replace(batch, library=batch.library / share)
         x, covariates = self.likelihood.encoder_input(whole)
