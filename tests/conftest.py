@@ -1,12 +1,14 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and the limit on how long a test may take."""
 
 import hashlib
 import os
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numba.core import event
 from scipy import sparse
 
 # of several pytest-xdist workers, each has its share of the cores, and so have the processes that it starts
@@ -15,6 +17,41 @@ if WORKERS > 1:
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # a thread too many waits by turning
         os.environ.setdefault(name, str(torch.get_num_threads()))
+
+LIMIT = 10.0  # seconds of a test that is not marked slow; compiling is not counted, for its result is kept
+_spent = pytest.StashKey()
+
+
+def _clocks():
+    """Seconds by the clock on the wall, and those that processors worked for this process and those it waited for."""
+    return time.perf_counter(), sum(os.times()[:4])
+
+
+def pytest_addoption(parser):
+    parser.addini("limit", "seconds that a test may take that is not marked slow", default=str(LIMIT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    compiling = []
+    with event.install_timer("numba:compile", compiling.append):
+        before = _clocks()
+        try:
+            return (yield)
+        finally:
+            # the lesser of the two: other programs stretch the one, threads of its own the other
+            took = min(after - then for after, then in zip(_clocks(), before, strict=True))
+            item.stash[_spent] = took - sum(compiling)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    limit = float(item.config.getini("limit"))
+    if call.when == "call" and report.passed and "slow" not in item.keywords and item.stash[_spent] > limit:
+        report.outcome = "failed"
+        report.longrepr = f"took {item.stash[_spent]:.1f} s, over {limit:g}: make it smaller, or mark it slow"
+    return report
 
 
 def _bytes_of(value):

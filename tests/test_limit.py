@@ -1,0 +1,46 @@
+"""The suite holds its own tests to a limit: one that takes longer is marked slow or fails."""
+
+import shutil
+from pathlib import Path
+
+pytest_plugins = ["pytester"]
+
+CASES = """
+import time
+import pytest
+
+def works(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+def test_short():
+    works(0.01)
+
+def test_waiting_for_others():
+    time.sleep(1.0)
+
+def test_long():
+    works(1.0)
+
+@pytest.mark.slow
+def test_long_by_nature():
+    works(1.0)
+
+def test_long_and_wrong():
+    works(1.0)
+    raise ValueError("wrong")
+"""
+
+
+def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_slow(pytester):
+    shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
+    pytester.makepyfile(test_cases=CASES)
+    done = pytester.runpytest_subprocess("-o", "limit=0.5", "-o", "markers=slow", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=3, failed=2)
+    done.stdout.fnmatch_lines(["took * s, over 0.5: make it smaller, or mark it slow"])
+    done.stdout.fnmatch_lines(["FAILED test_cases.py::test_long*", "FAILED test_cases.py::test_long_and_wrong*"])
+
+
+def test_the_limit_is_ten_seconds(pytestconfig):
+    assert float(pytestconfig.getini("limit")) == 10
