@@ -1,9 +1,14 @@
-"""Fixtures that several test modules share, and the limit on how long a test may take."""
+"""Fixtures that several test modules share, how often shapes are checked, and how long a test may take."""
 
+import dataclasses
+import functools
 import hashlib
+import inspect
 import os
 import time
+from collections import Counter
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +22,47 @@ if WORKERS > 1:
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # a thread too many waits by turning
         os.environ.setdefault(name, str(torch.get_num_threads()))
+
+# pyproject.toml names the modules whose shapes and types are checked. A check costs as much as a step of training on
+# little data, so in each test it is made in the first calls of a function, and then in one call of so many.
+FIRST, ONE_IN = 16, 32
+_calls = Counter()  # of each function in this test
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _sparingly(function=None, *, typechecker):
+    """`jaxtyping.jaxtyped`, but for calls that are not due."""
+    if function is None:
+        return functools.partial(_sparingly, typechecker=typechecker)
+    if dataclasses.is_dataclass(function) and "__init__" in vars(function):
+        function.__init__ = _sparingly(function.__init__, typechecker=typechecker)
+        return function
+    if not inspect.isfunction(function):
+        return _jaxtyped(function, typechecker=typechecker)
+    key = id(function.__code__)
+
+    def due():
+        _calls[key] = n = _calls[key] + 1
+        return n <= FIRST or n % ONE_IN == 0
+
+    if "<locals>" in function.__qualname__:  # made anew in every call around it, which is what costs
+        return _jaxtyped(function, typechecker=typechecker) if due() else function
+    checked = _jaxtyped(function, typechecker=typechecker)
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        return (checked if due() else function)(*arguments, **options)
+
+    return call
+
+
+jaxtyping.jaxtyped = _sparingly  # before the package is imported
+
+
+@pytest.hookimpl
+def pytest_runtest_setup(item):
+    _calls.clear()
+
 
 LIMIT = 10.0  # seconds of a test that is not marked slow; compiling is not counted, for its result is kept
 _spent = pytest.StashKey()

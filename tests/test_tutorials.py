@@ -77,6 +77,7 @@ def test_links_between_tutorials_lead_somewhere(path):
     assert [link for link in links if not (FOLDER / link).is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
@@ -92,6 +93,7 @@ def test_the_runner_notices_what_a_cell_complains_of(source, complaint, tmp_path
     assert complaint in found
 
 
+@pytest.mark.slow
 def test_the_runner_stops_at_a_cell_that_fails(tmp_path):
     path = tmp_path / "one.ipynb"
     nbformat.write(notebook_of("raise ValueError('no such gene')"), path)
@@ -99,6 +101,7 @@ def test_the_runner_stops_at_a_cell_that_fails(tmp_path):
         runner.execute(path)
 
 
+@pytest.mark.slow
 def test_cells_run_outside_the_repository_and_find_this_checkout(tmp_path):
     path = tmp_path / "one.ipynb"
     nbformat.write(notebook_of("import os, scvae\nprint(os.getcwd())\nprint(scvae.__file__)"), path)

@@ -23,6 +23,7 @@ def adjusted_rand_index(left, right):
     return (both - expected) / ((rows + columns) / 2 - expected)
 
 
+@pytest.mark.slow
 def test_the_demo_prints_one_table_and_writes_data_and_drawing(tmp_path, capsys, monkeypatch):
     cells = scvae.datasets.simulate(n_cells=160, n_genes=80, n_types=3, rng=0)
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.add_categories("unlabelled")

@@ -13,6 +13,8 @@ import scvae
 from scvae.pl._explorer.page import asset, script
 from tests.pl import explorable as cells
 
+pytestmark = pytest.mark.slow
+
 REQUIRED = "SCVAE_REQUIRE_CHROMIUM"
 FLAGS = (
     "--headless=new",

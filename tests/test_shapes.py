@@ -1,0 +1,24 @@
+"""Shapes and types are checked in the suite, though not in every call: `tests/conftest.py` says in which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from scvae.model.latent import standard_normal_log_prob
+
+CELLS, NO_CELLS = torch.zeros(4, 2), torch.zeros(2)
+
+
+def test_a_wrong_shape_is_an_error_in_the_first_call_of_a_test():
+    with pytest.raises(TypeCheckError):
+        standard_normal_log_prob(NO_CELLS)
+
+
+def test_after_many_calls_a_wrong_shape_is_still_noticed_soon():
+    for _ in range(100):
+        standard_normal_log_prob(CELLS)
+    with pytest.raises(TypeCheckError):
+        for _ in range(32):
+            standard_normal_log_prob(NO_CELLS)
