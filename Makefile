@@ -1,6 +1,8 @@
-# `make demo` fits, clusters and draws the bundled data; `make test` runs the whole suite; `make tutorials` executes the
-# notebooks in tutorials/ anew; `make docs` builds the site. Each sets up .venv on its first run and again only when
-# pyproject.toml or constraints.txt has changed. PYTHON=... picks another interpreter.
+# `make demo` fits, clusters and draws the bundled data; `make test` lints and runs every test but those that are slow by
+# nature (notebooks, a browser, several processes, Triton's interpreter, peak memory, whole fits of real data), which
+# `make test-slow` runs; `make tutorials` executes the notebooks in tutorials/ anew; `make docs` builds the site. Each
+# sets up .venv on its first run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks
+# another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +10,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
 
-.PHONY: demo test tutorials docs lint clean
+# each worker runs whole files, and so sets up what the tests of a file share once
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test test-slow tutorials docs lint clean
 
 demo: $(VENV)/.demo-stamp
 	$(BIN)/scvae demo
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.test-stamp
+	$(PYTEST) -m slow
 
 # in fresh kernels, and writes them back with their outputs
 tutorials: $(VENV)/.test-stamp
@@ -54,7 +62,7 @@ $(VENV)/.test-stamp: $(NEEDS) $(VENV)/.demo-stamp
 	@touch $@
 
 # after the test tools only where both are asked for at once
-$(VENV)/.docs-stamp: $(NEEDS) $(VENV)/.demo-stamp | $(if $(filter test tutorials lint,$(MAKECMDGOALS)),$(VENV)/.test-stamp)
+$(VENV)/.docs-stamp: $(NEEDS) $(VENV)/.demo-stamp | $(if $(filter test test-slow tutorials lint,$(MAKECMDGOALS)),$(VENV)/.test-stamp)
 	@echo "Installing the documentation tools into $(VENV)"
 	$(INSTALL) -e '.[docs]'
 	@touch $@

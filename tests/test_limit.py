@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import jaxtyping
+
 pytest_plugins = ["pytester"]
 
 CASES = """
@@ -18,27 +20,29 @@ def test_short():
     works(0.01)
 
 def test_waiting_for_others():
-    time.sleep(1.0)
+    time.sleep(0.5)
 
 def test_long():
-    works(1.0)
+    works(0.5)
 
 @pytest.mark.slow
 def test_long_by_nature():
-    works(1.0)
+    works(0.5)
 
 def test_long_and_wrong():
-    works(1.0)
+    works(0.5)
     raise ValueError("wrong")
 """
 
 
-def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_slow(pytester):
+def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_slow(pytester, monkeypatch):
+    monkeypatch.setattr(jaxtyping, "jaxtyped", jaxtyping.jaxtyped)  # which the copy replaces as well
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
     pytester.makepyfile(test_cases=CASES)
-    done = pytester.runpytest_subprocess("-o", "limit=0.5", "-o", "markers=slow", "-p", "no:cacheprovider")
+    done = pytester.runpytest_inprocess("-o", "limit=0.3", "-o", "markers=slow", "-p", "no:cacheprovider")
     done.assert_outcomes(passed=3, failed=2)
-    done.stdout.fnmatch_lines(["took * s, over 0.5: make it smaller, or mark it slow"])
+    done.stdout.fnmatch_lines(["took * s, over 0.3: make it smaller, or mark it slow"])
     done.stdout.fnmatch_lines(["FAILED test_cases.py::test_long*", "FAILED test_cases.py::test_long_and_wrong*"])
 
 

@@ -1,6 +1,7 @@
 """The command line: what it writes, what it refuses, and that a refusal leaves no trace."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,31 +59,39 @@ def example(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def folder(example, tmp_path, monkeypatch):
-    """The current folder, with good and bad inputs in it."""
+@pytest.fixture(scope="module")
+def good_and_bad(example, tmp_path_factory):
+    """A folder with good and bad inputs; not to be changed."""
+    made = tmp_path_factory.mktemp("inputs")
     for name in ("in.h5ad", "m.safetensors", "batch.safetensors"):
-        (tmp_path / name).write_bytes((example / name).read_bytes())
-    (tmp_path / "text.h5ad").write_text("cells, genes")
-    (tmp_path / "cut.h5ad").write_bytes((example / "in.h5ad").read_bytes()[:5000])
-    with h5py.File(tmp_path / "foreign.h5ad", "w") as file:
+        shutil.copy(example / name, made)
+    (made / "text.h5ad").write_text("cells, genes")
+    (made / "cut.h5ad").write_bytes((example / "in.h5ad").read_bytes()[:5000])
+    with h5py.File(made / "foreign.h5ad", "w") as file:
         file["matrix"] = np.ones(3)
-    (tmp_path / "empty_x.h5ad").write_bytes((example / "in.h5ad").read_bytes())
-    with h5py.File(tmp_path / "empty_x.h5ad", "r+") as file:
+    shutil.copy(example / "in.h5ad", made / "empty_x.h5ad")
+    with h5py.File(made / "empty_x.h5ad", "r+") as file:
         del file["X"]
     words = make_adata()[:, :2].copy()
     words.X = np.full(words.shape, "many")
-    words.write_h5ad(tmp_path / "words.h5ad")
+    words.write_h5ad(made / "words.h5ad")
     other = make_adata()
     other.var_names = [f"other{g}" for g in range(N_GENES)]
     other.obs["batch"] = "c"
     del other.raw
-    other.write_h5ad(tmp_path / "other_genes.h5ad")
+    other.write_h5ad(made / "other_genes.h5ad")
     other.var_names = [f"gene{g}" for g in range(N_GENES)]
-    other.write_h5ad(tmp_path / "other_batch.h5ad")
-    (tmp_path / "old.h5ad").write_text("precious")
-    (tmp_path / "folder.h5ad").mkdir()
-    (tmp_path / "store.zarr").mkdir()
+    other.write_h5ad(made / "other_batch.h5ad")
+    (made / "old.h5ad").write_text("precious")
+    (made / "folder.h5ad").mkdir()
+    (made / "store.zarr").mkdir()
+    return made
+
+
+@pytest.fixture
+def folder(good_and_bad, tmp_path, monkeypatch):
+    """The current folder, with a copy of the inputs in it."""
+    shutil.copytree(good_and_bad, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -502,15 +511,18 @@ def test_python_m_scvae_tells_its_version():
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"scvae {scvae.__version__}\n", "")
 
 
-def test_a_process_fits_and_its_errors_have_exit_code_2(folder, example):
+def test_a_process_fits(folder, example):
     ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     ours = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
     # to rounding: libraries below choose their code by what the process has done before
     np.testing.assert_allclose(anndata.read_h5ad("out.h5ad").obsm["X_scvae"], ours, atol=1e-5)
-    ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
+
+
+def test_errors_of_a_process_have_exit_code_2(folder):
+    ended = in_a_process("fit", "in.h5ad", "-o", "old.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "scvae: error: the output out.h5ad exists; pass --force to replace it\n"
+    assert ended.stderr == "scvae: error: the output old.h5ad exists; pass --force to replace it\n"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`tl.diagnose`: what it writes, what it leaves alone, and how it reads."""
 
+import functools
 import html
 
 import anndata as ad
@@ -20,6 +21,18 @@ def fitted(adata, **options):
     return scvae.fit(adata, **defaults | options)
 
 
+@functools.cache
+def _case():
+    adata = simulated()
+    return adata, fitted(adata)
+
+
+def case():
+    """Cells to write to, and their model."""
+    adata, model = _case()
+    return adata.copy(), model
+
+
 def test_the_diagnosis_joins_what_the_fit_has_written_and_survives_a_file(tmp_path, digest):
     adata = simulated(n_batches=2)
     model = fitted(adata, batch_key="batch")
@@ -38,8 +51,7 @@ def test_the_diagnosis_joins_what_the_fit_has_written_and_survives_a_file(tmp_pa
 
 
 def test_cells_without_an_earlier_record_get_one_under_the_name_asked_for():
-    adata = simulated()
-    model = fitted(adata)
+    adata, model = case()
     other = ad.AnnData(adata.X.copy(), var=adata.var.copy())
     scvae.tl.diagnose(other, model, key_added="mine")
     assert list(other.uns) == ["mine"]
@@ -57,8 +69,7 @@ def test_cells_without_an_earlier_record_get_one_under_the_name_asked_for():
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(options, said):
-    adata = simulated()
-    model = fitted(adata)
+    adata, model = case()
     adata.uns["taken"] = "by another"
     before = {key: repr(value) for key, value in adata.uns.items()}
     with pytest.raises(ValueError, match=said):
@@ -75,8 +86,7 @@ def test_heads_are_refused_for_other_data_than_counts():
 
 
 def test_the_same_seed_gives_the_same_report_and_the_global_state_stays():
-    adata = simulated()
-    model = fitted(adata)
+    adata, model = case()
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     first, again, other = (repr(scvae.tl.diagnose(adata, model, rng=seed)) for seed in (1, 1, 2))
     assert first == again != other
@@ -111,8 +121,7 @@ def test_a_model_of_many_betas_is_examined_at_the_one_asked_for():
 
 
 def test_cells_that_are_all_empty_are_refused():
-    adata = simulated()
-    model = fitted(adata)
+    adata, model = case()
     empty = adata.copy()
     empty.X.data[:] = 0
     with pytest.raises(ValueError, match="0 cells have a count"):
@@ -120,8 +129,7 @@ def test_cells_that_are_all_empty_are_refused():
 
 
 def test_an_empty_cell_among_others_is_left_out():
-    adata = simulated()
-    model = fitted(adata)
+    adata, model = case()
     adata.X.data[: adata.X.indptr[3]] = 0
     assert scvae.tl.diagnose(adata, model).measured.n_cells == 117
 

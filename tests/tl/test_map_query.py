@@ -16,6 +16,8 @@ from scvae.common.checks import MissingKeyError
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, posterior_of
 
+SHORT = TrainingConfig(epochs=60)
+
 
 @functools.cache
 def example(**options):
@@ -25,7 +27,7 @@ def example(**options):
     )
     is_new = (adata.obs["batch"] == "batch_2").to_numpy()
     reference, query = bare(adata[~is_new]), bare(adata[is_new])
-    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **dict(options))
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **{"training": SHORT} | options)
     return reference, query, model
 
 

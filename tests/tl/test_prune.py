@@ -58,7 +58,7 @@ def test_the_held_out_elbo_is_unchanged(pruned):
 def test_pruning_costs_pbmc3k_no_more_than_half_a_nat():
     adata = scvae.datasets.pbmc3k()
     genes = np.asarray(adata.X.sum(0)).ravel()
-    adata = adata[::2, np.argsort(-genes)[:300]].copy()
+    adata = adata[::4, np.argsort(-genes)[:200]].copy()
     wide = fit(adata, 30)
     narrow = scvae.tl.prune(adata, wide, verbose=False)
     assert wide.outcome.active_dimensions == narrow.n_latent < 30

@@ -108,11 +108,11 @@ def test_a_fit_from_a_file_sorted_by_type_is_as_good_as_one_in_memory(tmp_path):
     adata = anndata.AnnData(simulated.X, simulated.obs[["cell_type"]], simulated.var[[]])
     adata = adata[np.argsort(adata.obs["cell_type"].astype(str).to_numpy(), kind="stable")].copy()
     path = stored(adata, tmp_path / "cells.h5ad")
-    short = {"epochs": 60, "batch_size": 64}
+    short = {"epochs": 15, "batch_size": 64}
     held = scvae.fit(path, training=TrainingConfig(**short), **SHORT | {"n_latent": 8})
     streamed = scvae.fit(path, training=TrainingConfig(**short, memory=1e-4), **SHORT | {"n_latent": 8})
     assert streamed.outcome.held_out_elbo == pytest.approx(held.outcome.held_out_elbo, rel=0.003)
-    assert len(streamed.history) == 60
+    assert len(streamed.history) == 15
 
 
 def two_files(tmp_path):
@@ -246,38 +246,55 @@ import h5py, numpy as np
 
 from scvae.data.in_place import changed_in_place
 
-path, steps = Path(sys.argv[1]), int(sys.argv[2])
-counted = [0]
+fsync, unlink = os.fsync, Path.unlink
 
 
-def step(*_):
-    counted[0] += 1
-    if counted[0] == steps:
-        os.kill(os.getpid(), 9)
+def change(path, last):
+    steps = iter(range(1, 100))
+
+    def step(*_):
+        if next(steps) == last:
+            os.kill(os.getpid(), 9)
+
+    os.fsync = step
+    Path.unlink = lambda self, missing_ok=False: (step(), unlink(self, missing_ok=missing_ok))
+    with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
+        del file["obsm/old"]
+        file["obsm/new"] = np.arange(50_000.0)
+        file["uns/note"] = "new"
 
 
-os.fsync = step
-unlink = Path.unlink
-Path.unlink = lambda self, missing_ok=False: (step(), unlink(self, missing_ok=missing_ok))
-with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
-    del file["obsm/old"]
-    file["obsm/new"] = np.arange(50_000.0)
-    file["uns/note"] = "new"
+for last in range(1, 7):
+    if (child := os.fork()) == 0:
+        change(Path(sys.argv[1]) / str(last) / "cells.h5", last)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.parametrize("step", range(1, 7))
-def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path, step):
-    path = tmp_path / "cells.h5"
-    with h5py.File(path, "w") as file:
-        file["X/data"] = np.arange(20_000.0)
-        file["obsm/old"] = np.arange(30.0)
-        file.create_group("uns")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with a file for each step at which a process that changes it was killed, and how each of them ended."""
+    folder = tmp_path_factory.mktemp("killed")
+    for step in range(1, 7):
+        (folder / str(step)).mkdir()
+        with h5py.File(folder / str(step) / "cells.h5", "w") as file:
+            file["X/data"] = np.arange(20_000.0)
+            file["obsm/old"] = np.arange(30.0)
+            file.create_group("uns")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    run = subprocess.run([sys.executable, "-c", KILLED, path, str(step)], env=environment, check=False, timeout=100)
-    assert run.returncode == (-signal.SIGKILL if step < 6 else 0)
+    command = [sys.executable, "-c", KILLED, folder]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    return folder, [int(line) for line in run.stdout.split()]
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(killed, step):
+    folder, ended = killed
+    path = folder / str(step) / "cells.h5"
+    assert ended[step - 1] == (-signal.SIGKILL if step < 6 else 0)
     restore(path)
-    assert ".cells.h5.before" not in names_in(tmp_path)
+    assert ".cells.h5.before" not in names_in(path.parent)
     with h5py.File(path) as file:
         assert np.array_equal(file["X/data"], np.arange(20_000.0))
         if step < 6:

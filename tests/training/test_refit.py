@@ -1,5 +1,7 @@
 """`scvae.fit(adata, init=model)`: training that goes on, on more cells."""
 
+import functools
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -15,12 +17,19 @@ def cells(n=400, **options):
     return ad.AnnData(adata.X, obs=adata.obs, var=adata.var)
 
 
-def old_and_all(**options):
+@functools.cache
+def _old_and_all(**options):
     everything = cells()
     old = everything[everything.obs["batch"] != "batch_2"].copy()
     options = {"batch_key": "batch", "n_latent": 4, "network": NetworkConfig(width=32)} | options
     model = scvae.fit(old, rng=0, verbose=False, training=TrainingConfig(epochs=30), **options)
     return old, everything, model
+
+
+def old_and_all(**options):
+    """Cells of two batches and of three to write to, and a model of the former."""
+    old, everything, model = _old_and_all(**options)
+    return old.copy(), everything.copy(), model
 
 
 @pytest.mark.parametrize("options", [{}, {"beta": (0.5, 5.0)}], ids=["one β", "many β"])
