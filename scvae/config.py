@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from .common.checks import check_choice, check_fraction, check_not_negative, check_positive_int
 
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
+Dispersion = Literal["gene", "gene-batch"]
 
 DEFAULT_N_LATENT = 10
 
@@ -58,18 +61,15 @@ class NetworkConfig:
     dropout: float = 0.0
     input_dropout: float = 0.0
     encode_conditions: bool = False
-    dispersion: Literal["gene", "gene-batch"] = "gene"
+    dispersion: Dispersion = "gene"
     minimum_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("width", "encoder_layers", "decoder_layers"):
-            _check_integer(self, name, at_least=1)
-        for name in ("dropout", "input_dropout"):
-            _check_number(self, name, low=0.0, below=1.0)
-        _check_number(self, "minimum_scale", low=0.0)
-        _check_choice(self, "norm", ("batch", "layer", "none"))
-        _check_choice(self, "dispersion", ("gene", "gene-batch"))
-        _check_choice(self, "decoder", ("mlp", "linear"))
+        _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
+        _check_each(self, check_fraction, "dropout", "input_dropout")
+        _check_each(self, check_not_negative, "minimum_scale")
+        for name, choices in (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder)):
+            check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
         if self.decoder == "linear" and self.decoder_layers != 1:
             raise ValueError(
                 "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "
@@ -141,20 +141,12 @@ class TrainingConfig:
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) is not None:
-                _check_integer(self, name, at_least=1)
-        for name in ("checkpoint_every", "warmup_cycles"):
-            _check_integer(self, name, at_least=1)
-        _check_number(self, "validation_fraction", low=0.0, below=1.0)
-        _check_number(self, "memory", low=0.0)
-        if self.warmup is not None:
-            _check_number(self, "warmup", low=0.0, below=1.0)
-        for name in ("free_bits", "consistency"):
-            _check_number(self, name, low=0.0)
-        for name in ("learning_rate", "patience", "capacity"):
-            if getattr(self, name) is not None:
-                _check_number(self, name, low=0.0)
+        _check_each(self, check_positive_int, "epochs", "batch_size", or_none=True)
+        _check_each(self, check_positive_int, "checkpoint_every", "warmup_cycles")
+        _check_each(self, check_fraction, "validation_fraction")
+        _check_each(self, check_fraction, "warmup", or_none=True)
+        _check_each(self, check_not_negative, "memory", "free_bits", "consistency")
+        _check_each(self, check_not_negative, "learning_rate", "patience", "capacity", or_none=True)
         if self.warmup_cycles > 1 and self.warmup == 0.0:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."
@@ -166,19 +158,9 @@ def to_json(config: NetworkConfig | TrainingConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _check_integer(config: object, name: str, *, at_least: int) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{type(config).__name__}.{name} must be an integer >= {at_least}; found {value!r}.")
-
-
-def _check_number(config: object, name: str, *, low: float, below: float = math.inf) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < below:
-        raise ValueError(f"{type(config).__name__}.{name} must be a number in [{low:g}, {below:g}); found {value!r}.")
-
-
-def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"{type(config).__name__}.{name} must be one of {', '.join(choices)}; found {value!r}.")
+def _check_each(config: object, check: Callable[[object, str], float], *names: str, or_none: bool = False) -> None:
+    """Checks settings by name, and keeps them as plain Python numbers."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None or not or_none:
+            object.__setattr__(config, name, check(value, f"{type(config).__name__}.{name}"))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from scvae import NetworkConfig, TrainingConfig
@@ -39,8 +40,19 @@ from scvae.config import to_json
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(record, setting, value):
-    with pytest.raises(ValueError, match=rf"{record.__name__}\.{setting} must be .*; found"):
+    with pytest.raises((TypeError, ValueError), match=rf"{record.__name__}\.{setting} (is .*; pass|must be .*; found)"):
         record(**{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["width", "dropout", "minimum_scale"])
+def test_a_setting_with_a_value_cannot_be_none(setting):
+    with pytest.raises(TypeError, match=rf"NetworkConfig\.{setting} is None; pass"):
+        NetworkConfig(**{setting: None})
+
+
+def test_numbers_of_numpy_are_kept_as_those_of_python():
+    given = TrainingConfig(epochs=np.int64(3), learning_rate=np.float32(0.5))
+    assert json.loads(json.dumps(to_json(given))) == to_json(TrainingConfig(epochs=3, learning_rate=0.5))
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def check_var_column(adata: AnnData, key: str) -> pd.Series:
     return _column(adata.var, "adata.var", key)
 
 
-def check_positive_int(value: object, name: str) -> int:
+def check_positive_int(value: object, name: str, *, least: int = 1) -> int:
     """`value` as int.
 
     Raises
@@ -146,12 +146,13 @@ def check_positive_int(value: object, name: str) -> int:
     TypeError
         If it is not an integer; a bool does not count as one.
     ValueError
-        If it is below 1.
+        If it is below 1, or below `least`.
     """
+    refusal = f"{name} is {value!r}; pass an integer of at least {least}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; pass an integer of at least 1")
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; pass an integer of at least 1")
+        raise TypeError(refusal)
+    if value < least:
+        raise ValueError(refusal)
     return int(value)
 
 
@@ -165,26 +166,22 @@ def check_not_negative(value: object, name: str) -> float:
     ValueError
         If it is negative, nan or infinite.
     """
-    number = _number(value, name, "a finite number of at least 0")
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} is {value!r}; pass a finite number of at least 0")
-    return number
+    return _number(value, name, "a finite number of at least 0", lambda number: 0 <= number < math.inf)
 
 
 def check_positive(value: object, name: str) -> float:
     """`value` as float; raises as `check_not_negative` does, and for 0."""
-    number = _number(value, name, "a finite number above 0")
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} is {value!r}; pass a finite number above 0")
-    return number
+    return _number(value, name, "a finite number above 0", lambda number: 0 < number < math.inf)
 
 
 def check_probability(value: object, name: str) -> float:
     """`value` as float; raises as `check_not_negative` does, and above 1."""
-    number = _number(value, name, "a number in [0, 1]")
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} is {value!r}; pass a number in [0, 1]")
-    return number
+    return _number(value, name, "a number in [0, 1]", lambda number: 0 <= number <= 1)
+
+
+def check_fraction(value: object, name: str) -> float:
+    """`value` as float; raises as `check_not_negative` does, and from 1 on."""
+    return _number(value, name, "a number in [0, 1)", lambda number: 0 <= number < 1)
 
 
 def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
@@ -198,9 +195,12 @@ def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
     return column
 
 
-def _number(value: object, name: str, wanted: str) -> float:
+def _number(value: object, name: str, wanted: str, is_right: Callable[[float], bool]) -> float:
+    refusal = f"{name} is {value!r}; pass {wanted}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; pass {wanted}")
+        raise TypeError(refusal)
+    if not is_right(float(value)):
+        raise ValueError(refusal)
     return float(value)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..common.checks import check_not_negative, check_positive
+from ..common.checks import check_not_negative, check_positive, check_positive_int
 from ..common.keys import Keys
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write
@@ -324,10 +324,7 @@ def _library(library_size: object, model: FittedModel) -> float | None:
 
 def _checked_samples(n_samples: object, interval: float | None) -> int:
     """`n_samples`, enough for `interval`, which is checked too."""
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer):
-        raise TypeError(f"n_samples is {n_samples!r}; pass an integer of at least 0")
-    if n_samples < 0:
-        raise ValueError(f"n_samples is {n_samples!r}; pass an integer of at least 0")
+    n_samples = check_positive_int(n_samples, "n_samples", least=0)
     if interval is not None:
         if not 0 < check_not_negative(interval, "interval") < 1:
             raise ValueError(f"interval is {interval!r}; pass a probability between 0 and 1, e.g. 0.9")
@@ -336,7 +333,7 @@ def _checked_samples(n_samples: object, interval: float | None) -> int:
             raise ValueError(
                 f"n_samples is {n_samples}, too few for the ends of a {interval:g} interval; pass at least {least}"
             )
-    return int(n_samples)
+    return n_samples
 
 
 def _checked_threshold(threshold: object, model: FittedModel) -> float:
