@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -69,13 +71,8 @@ def negative_binomial(
     another. On the CPU the gradients are formed in the forward pass, block by block, and only scaled in the backward
     pass (as in Liger-Kernel's fused linear cross entropy): no cells x genes intermediate is kept.
     """
-    tensors = (features, weight, bias, log_inverse_dispersion)
-    if _on_device(features):
-        return WeightedLogProb(*CountHead.apply("nb", *tensors, counts, library, group, row_weight))
-    if _fusible(features, counts):
-        return WeightedLogProb(*FusedHead.apply("nb_rows", *tensors, counts, library, group, row_weight))
-    table = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
-    return _weighted(table, row_weight)
+    table = partial(_negative_binomial_table, features, weight, bias, log_inverse_dispersion, library, group)
+    return _head("nb", features, weight, bias, log_inverse_dispersion, counts, library, group, row_weight, table)
 
 
 def zero_inflated(
@@ -91,14 +88,13 @@ def zero_inflated(
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """As `negative_binomial`, with zeros added with probability sigmoid(features @ zero_weight.T + zero_bias)."""
-    tensors = (torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias]), log_inverse_dispersion)
-    if _on_device(features):
-        return WeightedLogProb(*CountHead.apply("zinb", features, *tensors, counts, library, group, row_weight))
-    if _fusible(features, counts):
-        return WeightedLogProb(*FusedHead.apply("zinb_rows", features, *tensors, counts, library, group, row_weight))
-    base = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, counts, library, group)
-    x = _per_row(counts.to_dense(), features)
-    return _weighted(reference.zero_inflated_log_prob(x, base, features @ zero_weight.T + zero_bias), row_weight)
+
+    def table(x: Tensor) -> Tensor:
+        base = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, library, group, x)
+        return reference.zero_inflated_log_prob(x, base, features @ zero_weight.T + zero_bias)
+
+    both, biases = torch.cat([weight, zero_weight]), torch.cat([bias, zero_bias])
+    return _head("zinb", features, both, biases, log_inverse_dispersion, counts, library, group, row_weight, table)
 
 
 def poisson(
@@ -110,17 +106,11 @@ def poisson(
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """As `negative_binomial`, for the Poisson."""
-    none, group = features.new_zeros(1, 0), torch.zeros(len(counts), dtype=torch.int64, device=features.device)
-    if _on_device(features):
-        return WeightedLogProb(
-            *CountHead.apply("poisson", features, weight, bias, none, counts, library, group, row_weight)
-        )
-    if _fusible(features, counts):
-        return WeightedLogProb(
-            *FusedHead.apply("poisson_rows", features, weight, bias, none, counts, library, group, row_weight)
-        )
-    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
-    return _weighted(reference.poisson_log_prob(_per_row(counts.to_dense(), features), log_mean), row_weight)
+
+    def table(x: Tensor) -> Tensor:
+        return reference.poisson_log_prob(x, _log_mean(features, weight, bias, library))
+
+    return _head("poisson", features, weight, bias, None, counts, library, None, row_weight, table)
 
 
 def bernoulli(
@@ -131,44 +121,57 @@ def bernoulli(
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
     """Output layer and Bernoulli log-probability in one operation; rows as in `negative_binomial`."""
-    if _fusible(features, values):
-        none, group = features.new_zeros(1, 0), torch.zeros(len(values), dtype=torch.int64)
-        library = features.new_zeros(len(values))
-        return WeightedLogProb(
-            *FusedHead.apply("bernoulli_rows", features, weight, bias, none, values, library, group, row_weight)
-        )
-    table = reference.bernoulli_log_prob(_per_row(values.to_dense(), features), features @ weight.T + bias)
-    return _weighted(table, row_weight)
+
+    def table(x: Tensor) -> Tensor:
+        return reference.bernoulli_log_prob(x, features @ weight.T + bias)
+
+    return _head("bernoulli", features, weight, bias, None, values, None, None, row_weight, table)
 
 
-def _on_device(features: Tensor) -> bool:
-    return features.dtype == torch.float32 and kernels_for(features.device) is not None
+def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
+    """Repeats per-cell values for the draws of each cell: row i is cell i % cells."""
+    draws = n_rows // max(values.shape[0], 1)
+    return values if draws == 1 else values.repeat(draws, *[1] * (values.dim() - 1))
 
 
-def _fusible(features: Tensor, counts: Block) -> bool:
-    on_cpu = features.device.type == "cpu" and isinstance(counts, CSR)
-    return on_cpu and features.dtype == torch.float32 and cpu_kernels() is not None
+def weighted(table: Float[Tensor, "rows genes"], row_weight: Float[Tensor, " rows"]) -> WeightedLogProb:
+    """Sums a table of log-probabilities over genes: each row's value, and their weighted total."""
+    per_row = table.sum(1)
+    return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(row_weight.dtype))
 
 
-def _negative_binomial_table(
+def _head(
+    name: str,
     features: Tensor,
     weight: Tensor,
     bias: Tensor,
-    log_theta: Tensor,
-    counts: Block,
-    library: Tensor,
-    group: Tensor,
+    log_theta: Tensor | None,
+    values: Block,
+    library: Tensor | None,
+    group: Tensor | None,
+    row_weight: Tensor,
+    table: Callable[[Tensor], Tensor],
+) -> WeightedLogProb:
+    """Triton's or numba's kernel of this name where it can be used, which wants all arguments; else the plain table."""
+    on_device = name != "bernoulli" and kernels_for(features.device) is not None
+    on_cpu = features.device.type == "cpu" and isinstance(values, CSR)
+    if features.dtype == torch.float32 and (on_device or (on_cpu and cpu_kernels() is not None)):
+        log_theta = features.new_zeros(1, 0) if log_theta is None else log_theta
+        library = features.new_zeros(len(values)) if library is None else library
+        group = torch.zeros(len(values), dtype=torch.int64, device=features.device) if group is None else group
+        tensors = (features, weight, bias, log_theta, values, library, group, row_weight)
+        return WeightedLogProb(
+            *(CountHead.apply(name, *tensors) if on_device else FusedHead.apply(f"{name}_rows", *tensors))
+        )
+    return weighted(table(repeat_cells(values.to_dense(), len(features))), row_weight)
+
+
+def _log_mean(features: Tensor, weight: Tensor, bias: Tensor, library: Tensor) -> Float[Tensor, "rows genes"]:
+    return reference.log_softmax_mean(features @ weight.T + bias, repeat_cells(library, len(features)))
+
+
+def _negative_binomial_table(
+    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, library: Tensor, group: Tensor, x: Tensor
 ) -> Float[Tensor, "rows genes"]:
-    log_mean = reference.log_softmax_mean(features @ weight.T + bias, _per_row(library, features))
-    x = _per_row(counts.to_dense(), features)
-    return reference.negative_binomial_log_prob(x, log_mean, log_theta[_per_row(group, features)])
-
-
-def _per_row(of_cells: Tensor, features: Tensor) -> Tensor:
-    """Values of the cells, repeated for each row of features: row i is cell i % cells."""
-    return of_cells.repeat(len(features) // len(of_cells), *[1] * (of_cells.dim() - 1))
-
-
-def _weighted(table: Float[Tensor, "rows genes"], row_weight: Float[Tensor, " rows"]) -> WeightedLogProb:
-    per_row = table.sum(1)
-    return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(row_weight.dtype))
+    log_mean = _log_mean(features, weight, bias, library)
+    return reference.negative_binomial_log_prob(x, log_mean, log_theta[repeat_cells(group, len(features))])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.batches import Batch
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
-from ..kernels.autograd import WeightedLogProb
+from ..kernels.autograd import WeightedLogProb, repeat_cells, weighted
 from ..kernels.block import Block, Dense
 from ..kernels.csr import CSR
 from ..kernels.fused_cuda import densify
@@ -159,12 +159,6 @@ def of_genes(
     return values if genes is None else values.index_select(axis, genes)
 
 
-def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
-    """Repeats per-cell values for the draws of each cell: row i is cell i % cells."""
-    draws = n_rows // max(values.shape[0], 1)
-    return values if draws == 1 else values.repeat(draws, *[1] * (values.dim() - 1))
-
-
 def log_library(batch: Batch, mean_log_library: Float[Tensor, ""]) -> Float[Tensor, " cells"]:
     """log library size of each cell minus its mean over training cells; a library size below 1 is set to 1."""
     return torch.log(batch.library.clamp_min(1.0)) - mean_log_library
@@ -178,6 +172,6 @@ def dense(x: Block) -> Float[Tensor, "cells genes"]:
 def table_log_prob(distribution: Distribution, batch: Batch, row_weight: Float[Tensor, "rows"]) -> WeightedLogProb:
     """Sums a dense table of log-probabilities over genes, for heads without a fused kernel."""
     values = repeat_cells(dense(batch.x), row_weight.shape[0])
-    log_prob = distribution.log_prob(values)
-    per_row = (log_prob if batch.missing is None else log_prob.index_fill(1, batch.missing, 0.0)).sum(1)
-    return WeightedLogProb((row_weight * per_row).sum().to(row_weight), per_row.detach().to(row_weight))
+    table = distribution.log_prob(values)
+    total, per_row = weighted(table if batch.missing is None else table.index_fill(1, batch.missing, 0.0), row_weight)
+    return WeightedLogProb(total.to(row_weight), per_row)

@@ -13,10 +13,10 @@ from ..data.batches import Batch
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
-from ..kernels.autograd import WeightedLogProb
+from ..kernels.autograd import WeightedLogProb, repeat_cells
 from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from .base import LEAST_SHARE, Likelihood, OutputLayer, dense, log_library, of_genes, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, dense, log_library, of_genes
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -14,9 +14,9 @@ from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import reference
-from ..kernels.autograd import WeightedLogProb
+from ..kernels.autograd import WeightedLogProb, repeat_cells
 from ..kernels.block import Dense
-from .base import Likelihood, OutputLayer, dense, of_genes, repeat_cells, table_log_prob
+from .base import Likelihood, OutputLayer, dense, of_genes, table_log_prob
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -17,10 +17,10 @@ from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from ..data.summary import GeneSummary
 from ..kernels import autograd, reference
-from ..kernels.autograd import WeightedLogProb
+from ..kernels.autograd import WeightedLogProb, repeat_cells
 from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes, repeat_cells
+from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes
 
 N_LEVELS = 5  # of theta along β, because the kernels take one theta per group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β, whose prior sd is then 0.15 around their mean over genes
