@@ -194,24 +194,20 @@ def test_repeated_calls_give_the_same_bits():
     assert digest() == digest()
 
 
-THREADS = """
-import numba, torch
-from problems import digest
-
-for n in (1, 2):
-    numba.set_num_threads(n)
-    print(torch.get_num_threads(), digest(), torch.get_num_threads(), numba.get_num_threads())
-"""
-
-
 def test_one_thread_and_two_give_the_same_bits():
+    code = (
+        "import numba, torch; from problems import digest; "
+        "print(torch.get_num_threads(), digest(), torch.get_num_threads(), numba.get_num_threads())"
+    )
     path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    run = subprocess.run(
-        [sys.executable, "-c", THREADS],
-        env={**os.environ, "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    outputs = [line.split() for line in run.stdout.splitlines()]
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "NUMBA_NUM_THREADS": str(n), "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            capture_output=True, text=True, check=True,
+        ).stdout.split()
+        for n in (1, 2)
+    ]  # fmt: skip
     assert [threads for *_, threads in outputs] == ["1", "2"]
     assert outputs[0][1] == outputs[1][1]
     for before, _, after, _ in outputs:
