@@ -1,4 +1,4 @@
-"""Data to try things on: real counts that come with the package, and cells drawn from the model itself."""
+"""Example data: bundled counts, and cells simulated from a random model."""
 
 from ._pbmc3k import pbmc3k
 from ._simulate import simulate

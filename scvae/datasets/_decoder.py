@@ -1,4 +1,4 @@
-"""The random network of a simulation, from latent positions to what genes are made of."""
+"""The random decoder of a simulation, from latent positions to genes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ._random import Codes, Floats
 
 WIDTH = 128  # hidden units of the random decoder
-# E[relu(u)] and Var[relu(u)] for u ~ N(0, 1), by which the decoder's output is centred and scaled
+# E[relu(u)] and Var[relu(u)] for u ~ N(0, 1), used to centre and scale the decoder's output
 RELU_MEAN = 1 / np.sqrt(2 * np.pi)
 RELU_VARIANCE = 0.5 - 1 / (2 * np.pi)
 
@@ -35,12 +35,12 @@ class Decoder:
         batch_effect: float,
         rng: np.random.Generator,
     ) -> Decoder:
-        """Random weights such that over z ~ N(0, I) a gene's f has mean `output_bias` as drawn and sd `signal`."""
+        """Draws weights such that, over z ~ N(0, I), f of a gene has the drawn baseline as mean and sd `signal`."""
 
         def normal(sd: float, *shape: int) -> Floats:
             return (sd * rng.standard_normal(shape, np.float32)).astype(np.float32)
 
-        # each hidden unit sees N(0, 1): a direction of unit length
+        # directions of unit length, so that the input of each hidden unit is N(0, 1)
         hidden = normal(1.0, n_latent, WIDTH)
         hidden /= np.linalg.norm(hidden, axis=0)
         output = normal(signal / np.sqrt(WIDTH * RELU_VARIANCE), WIDTH, n_genes)

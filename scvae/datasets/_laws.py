@@ -1,4 +1,4 @@
-"""Draws of the data, block by block, from what the decoder says."""
+"""Distributions of the simulated values, drawn block by block from the decoder's output."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ._random import Codes, Floats, Stream, Streams
 
 Head = Literal["nb", "zinb", "poisson", "gaussian", "bernoulli"]
 
-BLOCK = 2_000_000  # cells x genes held at a time while drawing
+BLOCK = 2_000_000  # cells x genes in memory while drawing
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CountLaw:
-    """Counts with a given mean, drawn at a cost that follows the non-zeros.
+    """Counts with a given mean, drawn at a cost proportional to the number of non-zeros.
 
-    Every law here is a Poisson number of clusters of counts: of size 1 for the Poisson law, of logarithmic size for the
-    negative binomial (Quenouille 1949), and "any cluster at all" for the Bernoulli law, whose odds are the mean. So a
-    block of cells needs one Poisson number for all its clusters, which then fall on cells and genes by their rates.
+    Every distribution here is a Poisson number of clusters of counts: clusters of size 1 for the Poisson distribution,
+    of logarithmic size for the negative binomial (Quenouille 1949), and "at least one cluster" for the Bernoulli
+    distribution, whose odds are the mean. A block of cells thus needs one Poisson number for all its clusters, which
+    are then assigned to cells and genes in proportion to their rates.
     """
 
     inverse_dispersion: Floats | None  # genes; None: no overdispersion
@@ -56,7 +57,7 @@ class CountLaw:
 
 
 def count_law(likelihood: Head, theta: Floats, zero_probability: float) -> CountLaw:
-    """The law of a head's counts; `theta` is the inverse dispersion of each gene, for those that have one."""
+    """The distribution of a head's counts; `theta` is the inverse dispersion of each gene, if the head has one."""
     laws = {
         "nb": CountLaw(theta),
         "zinb": CountLaw(theta, zero_probability),
@@ -75,7 +76,7 @@ def draw_counts(
     kept: Floats | None,
     stream: Streams,
 ) -> sparse.csr_matrix:
-    """Counts of all cells, block by block; the proportions go to `kept`."""
+    """Draws the counts of all cells, block by block; stores the proportions in `kept`."""
     drawn = []
     for number, rows in enumerate(_blocks(len(z), len(decoder.output_bias))):
         rho = decoder(z[rows], batches[rows])
@@ -97,7 +98,7 @@ def draw_gaussian(
     kept: Floats | None,
     stream: Streams,
 ) -> Floats:
-    """Values of all cells, block by block; the means go to `kept`."""
+    """Draws the values of all cells, block by block; stores the means in `kept`."""
     values = np.empty((len(z), len(scale)), np.float32)
     for number, rows in enumerate(_blocks(*values.shape)):
         mean = decoder(z[rows], batches[rows])

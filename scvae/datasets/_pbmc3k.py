@@ -1,4 +1,4 @@
-"""`pbmc3k`: the real counts that come with the package."""
+"""`pbmc3k`: the bundled counts of blood cells."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from scipy import sparse
 
 
 def pbmc3k() -> AnnData:
-    """3k peripheral blood mononuclear cells from a healthy donor (10x Genomics, CC BY 4.0).
+    """Loads 3k peripheral blood mononuclear cells from a healthy donor (10x Genomics, CC BY 4.0).
 
-    The file comes with the package; nothing is downloaded.
+    The file is part of the package; nothing is downloaded.
 
     Returns
     -------
     AnnData
-        2,700 cells x 32,738 genes. Slots: `X` raw counts (CSR, float32); `obs["cell_type"]` nine labels, from
-        a clustering, one of them "unlabelled" (62 cells); `var["gene_ids"]` Ensembl identifiers.
+        2,700 cells x 32,738 genes. Slots: `X` raw counts (CSR, float32); `obs["cell_type"]` nine labels from a
+        clustering, one of them "unlabelled" (62 cells); `var["gene_ids"]` Ensembl identifiers.
 
     Raises
     ------
     FileNotFoundError
-        If the file did not come along with the package.
+        If the file is missing from the installed package.
 
     References
     ----------
@@ -43,10 +43,10 @@ def pbmc3k() -> AnnData:
 
 
 def bundled(name: str) -> Path:
-    """A file of the package's data: inside an installed wheel, or beside the package in its repository."""
+    """Path of a bundled file: inside an installed wheel, or next to the package in the repository."""
     package = Path(__file__).parents[1]
     places = [package / "_bundled" / name, package.parent / "data" / name]
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f"{name} is neither at {places[0]} nor at {places[1]}; install scvae-torch again")
+    raise FileNotFoundError(f"{name} is neither at {places[0]} nor at {places[1]}; reinstall scvae-torch")

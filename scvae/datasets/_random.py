@@ -1,4 +1,4 @@
-"""The random streams of a simulation, and the draws that its parts share."""
+"""The random streams of a simulation, and draws that its parts share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Streams = Callable[..., np.random.Generator]
 
 
 class Stream(IntEnum):
-    """One random stream a purpose, so that a change to one leaves the others alone."""
+    """One random stream per purpose, so that changing one leaves the others unchanged."""
 
     TYPES = 0
     BATCHES = 1
@@ -29,7 +29,7 @@ class Stream(IntEnum):
 
 
 def equal_groups(n_cells: int, n_groups: int, rng: np.random.Generator) -> Codes:
-    """Group of each cell: groups of equal size (to one cell), in random order."""
+    """Group of each cell: groups of equal size (within one cell), in random order."""
     return rng.permutation(np.arange(n_cells, dtype=np.int64) % n_groups)
 
 

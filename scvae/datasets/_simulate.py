@@ -1,4 +1,4 @@
-"""`simulate`: cells drawn from the model itself."""
+"""`simulate`: cells simulated from a random model."""
 
 from __future__ import annotations
 
@@ -63,54 +63,54 @@ def simulate(
     truth: bool = True,
     rng: SeedLike = 0,
 ) -> AnnData:
-    r"""Cells drawn from the model itself, with everything that made them on record.
+    r"""Simulates cells from a random model and stores the ground truth with them.
 
     .. math::
         z_i \sim N(0, I), \quad
         f_{ig} = b_g + B_{s_i g} + \sum_h W_{hg}\, \mathrm{relu}(a_h + \sum_k z_{ik} V_{kh}), \quad
         \rho_i = \mathrm{softmax}(f_i)
 
-    and with library l: ``nb`` is NB(mean l rho, inverse dispersion theta), ``zinb`` the same with extra zeros,
+    With library size l, ``nb`` is NB(mean l rho, inverse dispersion theta), ``zinb`` the same with extra zeros,
     ``poisson`` is Poisson(l rho), ``bernoulli`` is 1 with odds l rho, and ``gaussian`` is N(f, scale^2).
 
-    With several types, z is a mixture: the centres of types are drawn from N(0, type_share I) and the cells of a type
-    spread around theirs with variance 1 - type_share, so that z still has the model's prior on average over centres.
-    Types and batches are of equal size (to one cell) and independent of each other.
+    With several types, z is a mixture: the centres of types are drawn from N(0, type_share I), and the cells of a type
+    vary around their centre with variance 1 - type_share, so that z still follows the model's prior on average over
+    centres. Types and batches have equal sizes (within one cell) and are independent of each other.
 
-    With branches, cells lie instead along a trunk that parts at half of a pseudotime, uniform in [0, 1]: the ends of
-    trunk and branches are equally far from each other, and cells spread around the path with variance 1 - type_share in
-    every direction. The variance of z over dimensions is again 1 on average, but more of it lies along the branches.
+    With branches, cells follow a trunk that splits at pseudotime 0.5; pseudotime is uniform in [0, 1]. The tips of
+    trunk and branches are equally far from each other, and cells vary around the path with variance 1 - type_share in
+    every direction. The variance of z is again 1 on average over dimensions, but larger along the branches.
 
-    With proteins, cells are also stained by antibodies, as in CITE-seq: each protein is carried by 10 to 60 % of the
-    cells, those on one side of a nonlinear function of z, and adds foreground to the background that any cell has.
+    With proteins, cells are also stained with antibodies, as in CITE-seq. Each protein is carried by 10 to 60 % of the
+    cells, chosen by a threshold on a nonlinear function of z, and adds foreground to the background of every cell.
     Counts are NB(mean = size x offset of the batch x (background + carried x foreground), inverse dispersion 10).
 
-    Everything but the data of genes depends on the seed and on its own arguments alone: the same `n_cells`, `n_latent`,
-    `n_types` or `n_branches`, `n_batches`, `type_share` and seed give the same cells. So a second call, with
-    ``likelihood="bernoulli"`` and other genes, gives the accessible peaks of the cells of a first.
+    Apart from the gene data, each part depends only on the seed and its own arguments: the same `n_cells`, `n_latent`,
+    `n_types` or `n_branches`, `n_batches`, `type_share` and seed give the same cells. A second call with
+    ``likelihood="bernoulli"`` and other genes thus simulates the accessible peaks of the cells of the first.
 
     Parameters
     ----------
     n_cells, n_genes
-        Size of the data.
+        Numbers of cells and genes.
     n_latent
-        Dimensions of z.
+        Number of dimensions of z.
     n_types
-        Cell types, 1 for none; None for 5, or for none along branches.
+        Number of cell types; 1 for no types. None for 5, or for no types if there are branches.
     n_branches
-        Branches that the trunk of a trajectory parts into, at most `n_latent`; 1 for a single line; None for types in
-        place of a trajectory.
+        Number of branches into which a trajectory splits, at most `n_latent`; 1 for a single line; None for cell types
+        instead of a trajectory.
     n_batches
-        Batches; 1 for none.
+        Number of batches; 1 for no batch effect.
     n_proteins
-        Surface proteins to count in the same cells; None for none.
+        Number of surface proteins to simulate in the same cells; None for none.
     likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"``, ``"gaussian"`` or ``"bernoulli"``.
     mean_library, library_sd
-        Mean over cells of the library (counts per cell), which is log-normal, and standard deviation of its log.
+        Mean over cells of the library size (counts per cell), which is log-normal, and standard deviation of its log.
         Fewer counts, or more genes, give more zeros.
     type_share
-        Share of the variance of z that lies between types, or along branches, in [0, 1].
+        Share of the variance of z that is between types, or along branches, in [0, 1].
     signal
         Standard deviation over cells of a gene's f, in nats.
     expression_sd
@@ -124,8 +124,8 @@ def simulate(
     noise
         Median over genes of the scale (``"gaussian"``); its log has standard deviation 0.3.
     truth
-        Store the proportions (for ``"gaussian"`` the means) of all cells and genes. With False no cells x genes array
-        is ever made, except the data of ``"gaussian"``.
+        Whether to store the proportions (for ``"gaussian"`` the means) of all cells and genes. With False no dense
+        cells x genes array is created, except the data of ``"gaussian"``.
     rng
         Seed or numpy Generator. The same seed gives the same bytes on the same machine.
 
@@ -139,17 +139,17 @@ def simulate(
         the seed, `type_centres`, and under `decoder` the weights V, a, W, b and B of the formula as `hidden_weight`,
         `hidden_bias`, `output_weight`, `output_bias` and `batch_offset`.
 
-        With branches, in place of types: `obs["branch"]` ("trunk", "branch_0", …), `obs["pseudotime"]`, `uns["iroot"]`,
-        the number of the cell with the smallest, where `scanpy.tl.dpt` looks for it, and
+        With branches, instead of types: `obs["branch"]` ("trunk", "branch_0", …); `obs["pseudotime"]`; `uns["iroot"]`
+        (index of the cell with the smallest pseudotime, used by `scanpy.tl.dpt`); and
         `uns["simulation"]["branch_tips"]` (trunk and branches x n_latent).
 
         With proteins: `obsm["protein"]` (counts), `obsm["protein_mean"]` (their expected values) and
-        `obsm["protein_foreground"]` (the share of these that is foreground), each a float32 table, cells x n_proteins.
+        `obsm["protein_foreground"]` (share of the means that is foreground), each a float32 table, cells x n_proteins.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument has a wrong type or is out of range, or both types and branches are asked for.
+        If an argument has a wrong type or is out of range, or both `n_types` and `n_branches` are given.
 
     Examples
     --------
@@ -198,7 +198,7 @@ def simulate(
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for, as it is recorded: without what is None."""
+    """The checked arguments as they are recorded, without those that are None."""
     heads = get_args(Head)
     if given["likelihood"] not in heads:
         raise ValueError(f"likelihood is {given['likelihood']!r}; pass one of {', '.join(map(repr, heads))}")
@@ -207,13 +207,13 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     if "n_branches" in parameters:
         if "n_types" in parameters:
             raise ValueError(
-                f"n_types is {given['n_types']} and n_branches is {given['n_branches']}; cells lie around types "
-                "or along branches: pass one of the two"
+                f"n_types is {given['n_types']} and n_branches is {given['n_branches']}; cells have either types "
+                "or branches: pass one of the two"
             )
         if parameters["n_branches"] > parameters["n_latent"]:
             raise ValueError(
-                f"n_branches is {given['n_branches']} and n_latent is {given['n_latent']}; branches need a dimension "
-                "each: pass fewer branches or more dimensions"
+                f"n_branches is {given['n_branches']} and n_latent is {given['n_latent']}; each branch needs a "
+                "dimension: pass fewer branches or more dimensions"
             )
     return parameters | {"likelihood": given["likelihood"]}
 

@@ -84,7 +84,7 @@ def test_data_readme_has_the_checksum_and_size_of_the_file():
 
 
 def test_missing_data_is_told_with_both_places():
-    with pytest.raises(FileNotFoundError, match=r"_bundled.*data.*install scvae-torch again"):
+    with pytest.raises(FileNotFoundError, match=r"_bundled.*data.*reinstall scvae-torch"):
         _pbmc3k.bundled("pbmc4k.h5ad")
 
 
@@ -422,7 +422,7 @@ def test_extremes_are_drawn_without_a_warning():
         ({"n_branches": 0}, ValueError, "n_branches is 0"),
         ({"n_proteins": 1.5}, TypeError, r"n_proteins is 1\.5"),
         ({"n_branches": 2, "n_types": 3}, ValueError, "n_types is 3 and n_branches is 2.*pass one of the two"),
-        ({"n_branches": 4, "n_latent": 3}, ValueError, "n_branches is 4 and n_latent is 3; branches need a dimension"),
+        ({"n_branches": 4, "n_latent": 3}, ValueError, "n_branches is 4 and n_latent is 3; each branch needs"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, match):
