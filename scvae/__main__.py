@@ -1,4 +1,4 @@
-"""`python -m scvae`: the command line."""
+"""`python -m scvae`: the command-line interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version, written down once, and the check that no other package's files are mixed with this one's."""
+"""The version, and the check that another package of the same name is not installed."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -6,14 +6,14 @@ __version__ = "0.1.0"
 
 
 def refuse_namesake() -> None:
-    """Stops the import where the distribution `scvae` (another project, on TensorFlow 1) is installed as well.
+    """Stops the import if the distribution `scvae` (another project, on TensorFlow 1) is also installed.
 
-    Both install a folder called scvae, so each has overwritten files of the other.
+    Both install a folder called scvae, so each overwrites files of the other.
 
     Raises
     ------
     ImportError
-        Naming both, and the way out.
+        If it is installed; the message names both versions and the commands that fix it.
     """
     try:
         other = distribution("scvae").version

@@ -1,4 +1,4 @@
-"""The two records that hold every setting of a fit besides the data: checked when made, written into every result."""
+"""The settings of network and training, checked when created and stored with every result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_N_LATENT = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """Shape of encoder and decoder.
+    """Settings of encoder and decoder.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class NetworkConfig:
     encoder_layers, decoder_layers
         Hidden layers of the encoder and the decoder.
     decoder
-        ``"mlp"``: a multilayer perceptron; ``"linear"``: z and the conditions go straight to the genes, so that each
-        gene has one loading per latent dimension (a factor analysis with the likelihood chosen; for counts the "LDVAE"
-        of Svensson et al. 2020).
+        ``"mlp"``: a multilayer perceptron; ``"linear"``: a linear map from z and the conditions to the genes, with one
+        loading per gene and latent dimension (a factor analysis with the chosen likelihood; for counts the "LDVAE" of
+        Svensson et al. 2020).
     norm
         Normalisation of the hidden layers.
     dropout
@@ -37,11 +37,11 @@ class NetworkConfig:
     input_dropout
         Share of the encoder's input values dropped in training.
     encode_conditions
-        Whether the encoder sees batch and covariates too; the decoder always does.
+        Whether the encoder also receives batch and covariates; the decoder always does.
     dispersion
         ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
     minimum_scale
-        gaussian: lower bound of a gene's scale, as a share of its standard deviation.
+        For gaussian: lower bound of a gene's scale, as a fraction of its standard deviation.
 
     Examples
     --------
@@ -84,38 +84,39 @@ class TrainingConfig:
     Parameters
     ----------
     epochs
-        Passes over the training cells; None sets them from the number of cells (see
+        Passes over the training cells; None sets the number from that of the cells (see
         `scvae.training.recipe.default_epochs`).
     batch_size
-        Cells of a step (each epoch is cut into nearly equal batches of about this size, so none is tiny); None takes
-        128, and 256 from 10,000 training cells on.
+        Cells per step (each epoch is split into nearly equal batches of about this size, so none is tiny); None takes
+        128, or 256 for 10,000 or more training cells.
     learning_rate
         Peak of the one-cycle schedule of Adam; None sets it from the batch size (see
         `scvae.training.recipe.make_recipe`).
     validation_fraction
-        Share of the cells held out for validation, 20,000 cells at most; 0 for none.
+        Share of the cells held out for validation, at most 20,000 cells; 0 for none.
     memory
-        GB that the values of cells on disk (a file, a backed or dask-backed AnnData) may take: where those of the
-        modelled genes need more, training reads them from disk again in every epoch, in blocks of neighbouring cells,
-        permuted in a window of about a quarter of this.
+        GB of memory for values that are on disk (a file, a backed or dask-backed AnnData). If the values of the
+        modelled genes need more, training reads them from disk in every epoch, in blocks of neighbouring cells that are
+        shuffled within a window of about a quarter of this size.
     warmup
-        Fraction of the run over which β rises linearly from 0 to its final value; None for 0.1, or with batches or
-        covariates 0.5, but 40 epochs at most.
+        Fraction of the run over which β rises linearly from 0 to its final value. None takes 0.1, or with batches or
+        covariates 0.5, but at most 40 epochs.
     warmup_cycles
-        How many times it does so within that fraction, staying at its final value between two rises for as long as a
-        rise takes (Fu et al. 2019). Several cycles need a long warm-up: 0.5, say.
+        Number of such rises within the warm-up; between two rises β stays at its final value for as long as a rise
+        takes (Fu et al. 2019). Several cycles need a long warm-up, e.g. 0.5.
     patience
         Fraction of the run without a better validation objective after which training stops; None never stops early.
     free_bits
         Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
     capacity
-        Nats of KL per cell to aim for: the penalty is ``β |KL - capacity|``, the target rising linearly during the
+        Target KL in nats per cell: the penalty is ``β |KL - capacity|``, and the target rises linearly during the
         warm-up (Burgess et al. 2018); None for the ELBO.
     consistency
-        With batches or other covariates: how much each nat counts, next to the KL, by which the encoder tells apart
-        the same cell under two conditions (see `scvae.training.consistency.inconsistency`); 0 for the plain ELBO.
+        With batches or other covariates: weight, relative to the KL, of a penalty in nats on the difference between the
+        posteriors of the same cell under two conditions (see `scvae.training.consistency.inconsistency`); 0 for the
+        plain ELBO.
     checkpoint_every
-        Epochs between two checkpoints, when a checkpoint is asked for.
+        Epochs between two checkpoints, if a checkpoint is written.
 
     Examples
     --------
