@@ -182,12 +182,12 @@ class FittedModel:
         return beta
 
     def summary(self) -> pd.Series:
-        """A summary of the fit in a dozen lines, for a notebook.
+        """A summary of the fit for a notebook.
 
         Returns
         -------
         pandas.Series
-            Named values of the data, the settings and the result.
+            Named values: data, settings and results.
         """
         outcome = self.outcome
         pruned = f", pruned from {outcome.pruned_from}" if outcome.pruned_from else ""

@@ -70,93 +70,92 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> FittedModel:
-    """Trains a variational autoencoder on raw counts and writes the latent embedding into `adata`.
+    """Trains a variational autoencoder on raw counts and writes the latent embedding to `adata`.
 
     The objective per cell is E_q[log p(x | z)] - β KL(q(z | x) || N(0, I)) (Kingma & Welling 2014; Higgins et al.
     2017), with counts x ~ NB(library size x proportions, inverse dispersion) by default (Lopez et al. 2018).
 
-    Several processes that call it together train one model: under ``torchrun --nproc-per-node 2 script.py``, or where a
-    process group of `torch.distributed` exists already. Each batch is shared out among them, with the weights, noise
-    and statistics of the whole one, so that the result is that of one process to rounding (but for dropout masks, and
-    the order of cells on disk). All pass the same arguments and data, and return the same model; rank 0 writes the
-    files. Where a process is silent for ten minutes (or ``SCVAE_TIMEOUT`` seconds, an environment variable) the others
-    end with an error that names it.
+    Several processes can train one model together: call it under ``torchrun --nproc-per-node 2 script.py``, or inside
+    an existing process group of `torch.distributed`. Each batch is split among the processes, with the weights, noise
+    and statistics of the full batch, so that the result equals that of one process up to rounding (except for dropout
+    masks and the order of cells on disk). All processes pass the same arguments and data and return the same model;
+    rank 0 writes the files. If a process does not respond for ten minutes (or the number of seconds in the environment
+    variable ``SCVAE_TIMEOUT``), the others stop with an error that names it.
 
     Parameters
     ----------
     adata
-        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory, backed or of dask), or
-        the path of an h5ad file or zarr store, a list of such paths, or a folder of them. Values on disk stay there if
-        there are more of them than `training.memory` allows: they are checked in one pass, and read again in every
-        epoch. Several files are one set of cells: of the genes that all have, of the columns of `obs` that all have,
-        and ``"file"``, the file of each cell. (The command line passes a `Source`, and writes the results itself.)
+        Cells x genes, raw counts in `X` or in `layer` (any sparse or dense matrix, in memory, backed or dask); or the
+        path of an h5ad file or zarr store, a list of such paths, or a folder of them. Values on disk stay there if they
+        need more than `training.memory`: they are checked in one pass and read again in every epoch. Several files are
+        read as one data set with the genes and `obs` columns that all files have, and a column ``"file"`` with the file
+        of each cell. (The command line passes a `Source` and writes the results itself.)
     layer
-        Layer that holds the data; None for `X` (with `init`: for the layer of the model, and ``"X"`` for `X`).
+        Layer with the data; None for `X` (with `init`: None for the layer of the model, ``"X"`` for `X`).
     mask_var
-        Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` where
-        that column exists, and all genes otherwise. Genes without a count are left out. All genes stay in `adata`.
+        Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` if
+        that column exists, else all genes. Genes without a count are left out. All genes stay in `adata`.
     batch_key
-        Column of `adata.obs` with the batch of each cell: the decoder sees it, so the embedding need not.
+        Column of `adata.obs` with the batch of each cell. The decoder receives it, so z need not encode it.
     covariate_keys
-        More columns of `adata.obs` to treat likewise: categorical, or numeric (standardised).
+        Further columns of `adata.obs` to treat in the same way: categorical, or numeric (standardised).
     size_factor_key
-        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). Factors of any
-        scale will do: they are multiplied so that over all cells of the fit they add up to the counts, and by the same
-        number in later cells, whose factors must be comparable with these.
+        Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). The scale of the
+        factors does not matter: they are multiplied by a constant so that their sum over all cells of the fit equals
+        that of the counts. The same constant is used for later cells, whose factors must be on the same scale.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
     n_latent
-        Latent dimensions. Those the data do not need stay unused; the summary says how many are active. ``"auto"``
-        starts with 20, and up to three times drops those with a mean KL of at most 0.05 nats and trains the rest for a
-        quarter as many epochs more (see `scvae.tl.prune`). A checkpoint then holds the first training: if it is whole,
-        only the rest is done again.
+        Number of latent dimensions. Extra dimensions stay unused; the summary reports how many are active. ``"auto"``
+        starts with 20 and repeats the following up to three times: remove dimensions with a mean KL of at most 0.05
+        nats, and train the rest for a quarter as many epochs (see `scvae.tl.prune`). A checkpoint then holds the first
+        training; if that is complete, only the later steps are repeated.
     beta
-        Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It is reached linearly over
-        `training.warmup` of the run, whatever the number of cells. A pair (low, high) trains one model for every β
-        between them (Bae et al. 2023): `scvae.tl` and `scvae.tune_beta` then take any of these; what is written here is
-        of β = 1, or of the geometric middle of a range without it, and so are active dimensions and held-out ELBO. The
-        history's ELBOs are then averages over the range.
+        Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It rises linearly to this value over
+        the fraction `training.warmup` of the run. A pair (low, high) trains one model for every β between them (Bae et
+        al. 2023), and `scvae.tl` and `scvae.tune_beta` accept any of these. The embedding written here, the active
+        dimensions and the held-out ELBO are then those at β = 1 (if the range excludes 1, at its geometric mean), and
+        the history has ELBOs averaged over the range.
     rng
-        Seed or numpy Generator; None draws a seed, which is recorded. The global random state is not touched.
+        Seed or numpy Generator; None draws a seed and records it. The global random state is not changed.
     device
         ``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. On a
-        CUDA device the cells lie there if they fit and are streamed otherwise, products of matrices are rounded to TF32
-        in training (not in results), and batches are halved when memory runs out. ``"mps"`` is untested; where it lacks
-        an operation, as it does float64 now, the whole fit moves to the CPU.
+        CUDA device, the data are kept in GPU memory if they fit and streamed otherwise, matrix products are rounded to
+        TF32 in training (not in results), and batches are halved if memory runs out. ``"mps"`` is untested; if it lacks
+        an operation (at present float64), the whole fit moves to the CPU.
     key_added
         Name of the slots written.
     network, training
         Settings of the networks and of the training; None for the defaults.
     init
-        A fitted model to start from: all its weights are trained on, on these cells (the old and more, or others), with
-        batches and other categories that it does not know added. Genes (by name), likelihood, covariates, latent
-        dimensions, β and networks are those of the model; the arguments for them are left out, or agree with it. β
-        stays at its final value from the first step, the learning rate rises to 0.3 of that of a fit, and there are a
-        quarter as many epochs, unless `training` sets them. History and outcome are those of this training alone.
+        A fitted model to start from. All its weights are trained further on the given cells (old ones, new ones or
+        both); new batches and other categories are added. Genes (by name), likelihood, covariates, latent dimensions, β
+        and networks are those of the model; leave out the arguments for them or pass the same values. β is at its final
+        value from the first step, the learning rate rises to 0.3 of that of a fit, and there are a quarter as many
+        epochs, unless `training` sets them. History and outcome cover this training only.
     checkpoint
-        File to write the state of the training to after each epoch. If it exists, the run it belongs to goes on from
-        there, with the very result that it would have had without the stop.
+        File to write the state of the training to after each epoch. If it exists, its run is resumed and ends with
+        exactly the result of an uninterrupted run.
     verbose
         Whether to show one progress bar. Nothing else is printed.
 
     Returns
     -------
     FittedModel
-        The model; it holds no reference to `adata`. Slots written to `adata`, all at the end; if that is a file, into
-        the file itself, where nothing else changes (each of several files has its own cells, and a file has all of this
-        or none of it):
+        The model; it holds no reference to `adata`. Slots are written to `adata` at the end, all at once. For files
+        they are added to the file of each cell and nothing else in it changes; a file gets all slots or none:
 
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent.
         ``varm["<key_added>_loadings"]``
-            with ``NetworkConfig(decoder="linear")`` only: float32 loadings, genes x n_latent, 0 for genes not modelled;
-            per unit of z the change of the log proportion (nb, zinb, poisson; relative to its mean over the modelled
-            genes), of the logit (bernoulli) or of the value itself in the units of the data (gaussian).
+            Only with ``NetworkConfig(decoder="linear")``: float32 loadings, genes x n_latent, 0 for genes not modelled.
+            They are the change per unit of z of the log proportion (nb, zinb, poisson; relative to its mean over the
+            modelled genes), of the logit (bernoulli) or of the value in the units of the data (gaussian).
         ``uns["<key_added>"]``
-            ``params``, ``history`` (one array per column, an entry an epoch; ELBOs are in nats per cell at β = 1),
+            ``params``, ``history`` (one array per column, one entry per epoch; ELBOs in nats per cell at β = 1),
             ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
             ``seconds``, ``versions``.
 
@@ -165,13 +164,13 @@ def fit(
     ValueError
         If the data do not suit the likelihood (normalised or negative values, NaN), a covariate has missing values, or
         an argument is out of range; MissingKeyError (also a KeyError) if a layer or column does not exist. `adata` is
-        then as it was.
+        then unchanged.
     NonFiniteLossError
         If training diverges; the message names a cell.
     MemoryError
-        If the device has no memory to train on even one cell at a time.
+        If the device does not have enough memory to train on one cell at a time.
     RankError
-        If another process failed, died or hangs; its rank is in the message.
+        If another process failed, died or hangs; the message names its rank.
 
     Examples
     --------
