@@ -1,4 +1,4 @@
-"""Plots: each reads what a tool or a fit has written into an AnnData."""
+"""Plots of the results that a tool or a fit has written to an AnnData."""
 
 from ._beta_explorer import beta_explorer
 from ._diagnose import diagnose

@@ -1,4 +1,4 @@
-"""`beta_explorer`: the cells and their colours on a dial of β, in Jupyter or as one HTML file."""
+"""`beta_explorer`: an interactive UMAP with a slider for β, in Jupyter or as one HTML file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LARGEST = 32_767  # of int16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """What the explorer shows.
+    """The data that the explorer shows.
 
     Parameters
     ----------
     record
-        All but the arrays, as JSON can hold it.
+        Everything except the arrays, in types that JSON can store.
     buffer
-        The arrays, little-endian, one after the other: places as int16, then each colour.
+        The arrays, little-endian, one after the other: coordinates as int16, then each colour.
     """
 
     record: dict[str, Any]
@@ -50,45 +50,45 @@ def beta_explorer(
     key_added: str = "scvae",
     save: str | os.PathLike[str] | None = None,
 ) -> BetaExplorer | None:
-    """Shows what β does to the cells: a dial of β that moves them, and the point on the rate-distortion curve with it.
+    """Shows the effect of β interactively: a slider moves the cells in the UMAP and the rate-distortion point.
 
-    In Jupyter a widget (install ``scvae-torch[explorer]``); with `save` one HTML file that needs no network, no server
-    and nothing installed. Both play the path by themselves, too, colour by a choice of columns, bring out a category on
-    a click on it, and say which cell is under the pointer.
+    In Jupyter it is a widget (install ``scvae-torch[explorer]``); with `save` it is one HTML file that needs no
+    network, no server and no installation. Both can play the path, colour by one of several columns, highlight a
+    category when it is clicked, and name the cell under the pointer.
 
     Parameters
     ----------
     adata
-        Cells with what `scvae.tl.beta_embeddings` has written. Some of them will do: ``adata[of_interest]``.
+        Cells with the results of `scvae.tl.beta_embeddings`, or a subset of them: ``adata[of_interest]``.
     color
-        Columns of `obs`, categories or numbers, or genes (from `raw` where it has them, else from `X`) to choose from;
-        the first is shown first. None for the columns of `obs` that have 2 to 40 categories or are numbers, 12 at most.
+        Columns of `obs`, categories or numbers, or genes (from `raw` if it has them, else from `X`) to choose from; the
+        first is shown first. None takes the columns of `obs` that have 2 to 40 categories or are numeric, at most 12.
         All values of these columns and the names of the cells are in the file.
     key_added
-        The name given to `scvae.tl.beta_embeddings`.
+        The `key_added` passed to `scvae.tl.beta_embeddings`.
     save
-        HTML file to write instead, ``"explorer.html"`` say.
+        HTML file to write instead, e.g. ``"explorer.html"``.
 
     Returns
     -------
     BetaExplorer or None
-        The widget, whose ``beta`` and ``color`` follow what is chosen in it and can be set, as in
-        ``scvae.tl.embed(adata, model, beta=widget.beta)``; None with `save`.
+        The widget; None with `save`. Its ``beta`` and ``color`` follow the selection and can be set; use them as in
+        ``scvae.tl.embed(adata, model, beta=widget.beta)``.
 
     Raises
     ------
     MissingKeyError
-        If the UMAPs, or a column or gene in `color`, are not there.
+        If the UMAPs, or a column or gene in `color`, are missing.
     ValueError
         If no cell of `adata` has been laid out, or `save` does not end in .html.
     ImportError
-        If a widget is asked for and anywidget is not installed.
+        If no `save` is given and anywidget is not installed.
 
     Notes
     -----
-    Categories take the colours stored in ``uns["<column>_colors"]``, where scanpy keeps them; without these, up to 8
-    have colours that all kinds of colour vision tell apart. Of more than 40 the smallest are one. Numbers are shown
-    between the 1st and the 99th percentile of those that differ from 0.
+    Categories take the colours in ``uns["<column>_colors"]``, where scanpy stores them; without these, up to 8
+    categories get colour-blind-safe colours. With more than 40 categories, the smallest are merged into one. The colour
+    scale of numbers ranges from the 1st to the 99th percentile of the values other than 0.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def beta_explorer(
     """
     keys = Keys(key_added)
     if save is not None and Path(save).suffix.lower() not in {".html", ".htm"}:
-        raise ValueError(f"save is {str(save)!r}; the explorer is one HTML file, so pass a name that ends in .html")
+        raise ValueError(f"save is {str(save)!r}; the explorer is an HTML file, so pass a name that ends in .html")
     record = stored(adata, keys, keys.beta_embeddings, WRITER)
     if keys.beta_umaps not in adata.obsm:
         raise MissingKeyError(f"adata.obsm has no {keys.beta_umaps!r}; {WRITER} writes it")
@@ -117,14 +117,14 @@ def _contents(adata: AnnData, found: Mapping[str, Any], keys: Keys, colours: Seq
     umaps = np.asarray(adata.obsm[keys.beta_umaps], dtype=np.float32)
     if umaps.shape[1] != 2 * len(beta):
         raise ValueError(
-            f"adata.obsm[{keys.beta_umaps!r}] has {umaps.shape[1]} columns, and {len(beta)} β's have {2 * len(beta)}; "
-            "run scvae.tl.beta_embeddings again"
+            f"adata.obsm[{keys.beta_umaps!r}] has {umaps.shape[1]} columns, but {len(beta)} values of β need "
+            f"{2 * len(beta)}; run scvae.tl.beta_embeddings again"
         )
     shown = np.flatnonzero(np.isfinite(umaps).all(axis=1))
     if not len(shown):
         raise ValueError(
-            f"none of these {adata.n_obs:,} cells was laid out; run scvae.tl.beta_embeddings on them, with a larger "
-            "max_cells if need be"
+            f"none of these {adata.n_obs:,} cells was laid out; run scvae.tl.beta_embeddings on them, if necessary "
+            "with a larger max_cells"
         )
     places = _places(umaps[shown].reshape(len(shown), len(beta), 2))
     parts = [places.tobytes()]
@@ -132,7 +132,7 @@ def _contents(adata: AnnData, found: Mapping[str, Any], keys: Keys, colours: Seq
     for colour in colours:
         entries.append(colour.record | {"offset": sum(map(len, parts))})
         values = colour.values[shown].astype(colour.values.dtype.newbyteorder("<")).tobytes()
-        parts.append(values + b"\0" * (len(values) % 2))  # numbers of two bytes begin at even places
+        parts.append(values + b"\0" * (len(values) % 2))  # two-byte numbers must start at even offsets
     recommended = _recommended(adata.uns[keys.uns].get(keys.beta_path), beta)
     record = {
         "n_cells": len(shown),
@@ -150,7 +150,7 @@ def _contents(adata: AnnData, found: Mapping[str, Any], keys: Keys, colours: Seq
 
 
 def _places(umaps: Float[np.ndarray, "cells betas 2"]) -> Int16[np.ndarray, "betas cells 2"]:
-    """Coordinates around the middle of all, as whole numbers; little-endian."""
+    """Centred coordinates as little-endian integers."""
     ends = np.stack([umaps.min(axis=(0, 1)), umaps.max(axis=(0, 1))])
     centred = umaps - ends.mean(axis=0)
     scale = LARGEST / max(float(np.abs(centred).max()), float(np.finfo(np.float32).tiny))
@@ -158,7 +158,7 @@ def _places(umaps: Float[np.ndarray, "cells betas 2"]) -> Int16[np.ndarray, "bet
 
 
 def _recommended(table: Any, beta: Float[np.ndarray, " betas"]) -> float | None:
-    """The β that `scvae.tune_beta` recommends, if it was run and this is within what is shown."""
+    """The β that `scvae.tune_beta` recommends, if it was run and this β is in the range shown."""
     if table is None:
         return None
     value = float(np.asarray(table["beta"])[np.asarray(table["recommended"], dtype=bool)][0])
@@ -168,7 +168,7 @@ def _recommended(table: Any, beta: Float[np.ndarray, " betas"]) -> float | None:
 def _note(n_shown: int, n_cells: int, n_betas: int, judged_on: str) -> str:
     cells = f"{n_shown:,} cells" if n_shown == n_cells else f"{n_shown:,} of {n_cells:,} cells"
     return (
-        f"{cells}, UMAPs at {n_betas} values of β aligned with each other; between these, places are interpolated. "
+        f"{cells}, aligned UMAPs at {n_betas} values of β; positions in between are interpolated. "
         f"Distances between clusters mean little in a UMAP. Rate and distortion: mean of {judged_on}."
     )
 
@@ -179,6 +179,6 @@ def _widget(contents: Contents) -> BetaExplorer:
     except ImportError as error:
         raise ImportError(
             f"the explorer in Jupyter needs anywidget ({error}): pip install 'scvae-torch[explorer]'. Without it, "
-            "save='explorer.html' writes it to a file that any browser opens"
+            "save='explorer.html' writes a file that any browser can open"
         ) from error
     return BetaExplorer(contents.record, contents.buffer)

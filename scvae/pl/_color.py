@@ -1,4 +1,4 @@
-"""What points are coloured by: a column of `obs` or a gene, labels or numbers, and the legend to it."""
+"""Colours of points, by a column of `obs` or a gene, and their legends."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-# Okabe & Ito: as many categories as colour alone can tell apart; of more, each has a number besides
+# Okabe & Ito's colour-blind-safe colours; with more categories, each also gets a number
 SAFE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-PLAIN = "#4C72A0"  # without a colour asked for
-LISTED = 60  # categories in a legend
-IN_A_COLUMN, MOST_COLUMNS = 20, 8  # of them, beside axes; below them
+PLAIN = "#4C72A0"  # if no colour is requested
+LISTED = 60  # most categories in a legend
+IN_A_COLUMN, MOST_COLUMNS = 20, 8  # categories per column of a legend beside axes; columns of a legend below them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,13 +33,13 @@ class Labels:
     Parameters
     ----------
     name
-        Of the column.
+        Name of the column.
     codes
-        Number of each cell's category; -1 where it is missing.
+        Code of each cell's category; -1 if it is missing.
     categories
-        Those that occur.
+        The categories that occur.
     colours
-        One each.
+        One per category.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Labels:
 
     @property
     def numbered(self) -> bool:
-        """Whether there are too many to be told apart by colour."""
+        """Whether there are too many categories to distinguish by colour."""
         return len(self.categories) > len(SAFE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
-    """A number per cell, NaN where it is missing."""
+    """A number per cell, NaN if it is missing."""
 
     name: str
     values: Float[np.ndarray, " cells"]
@@ -65,22 +65,22 @@ Colouring: TypeAlias = Labels | Numbers | None
 
 
 def colouring(adata: AnnData, color: str | None) -> Colouring:
-    """What to colour cells by.
+    """Values and colours of the cells.
 
     Parameters
     ----------
     adata
-        Its `obs`, or `raw` or `X`, holds the values.
+        Cells with the values in `obs`, `raw` or `X`.
     color
-        A column of `adata.obs`, or else a gene, looked up in `adata.raw` if there is one with this gene and in
-        `adata.X` otherwise. Colours in ``adata.uns["<color>_colors"]`` are used.
+        A column of `adata.obs`, or else a gene, looked up in `adata.raw` if it has the gene and in `adata.X`
+        otherwise. Colours in ``adata.uns["<color>_colors"]`` are used.
 
     Raises
     ------
     MissingKeyError
-        If there is neither.
+        If `color` is neither a column nor a gene.
     TypeError
-        If `color` is no name.
+        If `color` is not a string.
     """
     if color is None:
         return None
@@ -104,12 +104,12 @@ def _expression(source: Any, gene: str) -> Float[np.ndarray, " cells"]:
     found = source[:, gene].X
     dense = np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64)
     if dense.ndim == 2 and dense.shape[1] > 1:
-        raise ValueError(f"{dense.shape[1]} genes are named {gene!r}; make names unique: adata.var_names_make_unique()")
+        raise ValueError(f"{dense.shape[1]} genes are named {gene!r}; make them unique: adata.var_names_make_unique()")
     return dense.reshape(-1)
 
 
 def _labels(adata: AnnData, column: pd.Series) -> Labels:
-    """Categories in their order (of other columns, as people sort names), with the colours that scanpy would use."""
+    """Categories in their order (other columns in natural sort order), with the colours that scanpy would use."""
     from natsort import natsorted
 
     if not isinstance(column.dtype, pd.CategoricalDtype):
@@ -135,7 +135,7 @@ def _colours_in_uns(adata: AnnData, name: str, n: int) -> list[str] | None:
 
 
 def palette(n: int) -> list[str]:
-    """Colours of `n` categories: told apart by everyone up to 8, scanpy's from there on."""
+    """Colours for `n` categories: colour-blind-safe up to 8, scanpy's beyond."""
     if n <= len(SAFE):
         return list(SAFE[:n])
     from scanpy.plotting import palettes
@@ -148,7 +148,7 @@ def palette(n: int) -> list[str]:
 def draw_points(
     axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Colouring
 ) -> Line2D | Any:
-    """One point a cell: those without a value beneath all others, high numbers on top."""
+    """Draws one point per cell: cells without a value at the bottom, high numbers on top."""
     size = float(np.clip(30_000 / max(len(x), 1), 1.0, 30.0))
     common: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}
     if by is None:
@@ -164,7 +164,7 @@ def draw_points(
 
 
 def write_numbers(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:
-    """The number of each category at the median of its cells, larger categories first, where there is room."""
+    """Writes the number of each category at the median of its cells, larger categories first, if there is room."""
     from matplotlib import patheffects
 
     texts: list[Text] = []
@@ -179,7 +179,7 @@ def write_numbers(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarra
 
 
 def entries(by: Labels) -> tuple[list[Line2D], list[str]]:
-    """Handles and texts of a legend."""
+    """Handles and texts for a legend."""
     from matplotlib.lines import Line2D
 
     def dot(colour: str) -> Line2D:
@@ -198,7 +198,7 @@ def entries(by: Labels) -> tuple[list[Line2D], list[str]]:
 
 
 def legend_below(axes: Axes, by: Labels) -> Legend:
-    """A legend under all axes of the figure, in as many columns as fit; the figure grows by its height."""
+    """Adds a legend below all axes, in as many columns as fit; the figure grows by the legend's height."""
     figure = whole_figure(axes)
     handles, texts = entries(by)
     width, height = figure.get_size_inches()
@@ -213,7 +213,7 @@ def legend_below(axes: Axes, by: Labels) -> Legend:
 
 
 def legend_beside(axes: Axes, by: Labels) -> Legend:
-    """A legend to the right of axes that the user made."""
+    """Adds a legend to the right of axes that the user passed."""
     handles, texts = entries(by)
     n_columns = -(-len(texts) // IN_A_COLUMN)
     return axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=n_columns, **_look(by))

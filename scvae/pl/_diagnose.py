@@ -1,4 +1,4 @@
-"""`diagnose`: what `scvae.tl.diagnose` found, on one page."""
+"""`diagnose`: the findings of `scvae.tl.diagnose` on one page."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT, LINE = 11.0, 6.6, 0.19  # inches: the page, its six panels, a line of text
-CHARACTERS = 140  # of a line
-FLAT_BELOW = math.expm1(2.0 * ACTIVE_ABOVE)  # eigenvalue e of a direction that holds 1/2 log(1 + e) = 0.05 nats
-SMALLEST = 1e-6  # drawn
+WIDTH, HEIGHT, LINE = 11.0, 6.6, 0.19  # inches: width of the page, height of its six panels and of a line of text
+CHARACTERS = 140  # per line of text
+FLAT_BELOW = math.expm1(2.0 * ACTIVE_ABOVE)  # eigenvalue e of a direction with 1/2 log(1 + e) = 0.05 nats
+SMALLEST = 1e-6  # eigenvalue drawn
 GAPS = {"amortization_gap": "amortization", "variational_gap": "variational", "generalization_gap": "train − held out"}
 
 
@@ -33,23 +33,23 @@ def diagnose(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> tuple[Axes, ...] | None:
-    """Draws a diagnosis on one page: six panels, and below them what was found, why, and what to do.
+    """Draws a diagnosis on one page: six panels, and below them the findings with causes and remedies.
 
-    The KL of each dimension, unused ones grey; what the rate is made of, E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman
-    & Johnson 2016), with the cap that the number of cells sets; the gaps; the eigenvalues of JᵀJ, below the dotted line
-    those of directions that the decoder ignores; variances of genes and ranks of values as in
-    `scvae.pl.posterior_predictive`.
+    The panels show the KL of each dimension (unused ones in grey); the parts of the rate, E[KL] = I_q(x; z) +
+    KL(q(z) || p(z)) (Hoffman & Johnson 2016), with the cap set by the number of cells; the gaps; the eigenvalues of
+    JᵀJ, where directions below the dotted line are ignored by the decoder; and the variances of genes and ranks of
+    values as in `scvae.pl.posterior_predictive`.
 
     Parameters
     ----------
     adata
-        Cells with ``uns["<key_added>"]["diagnosis"]``, as `scvae.tl.diagnose` writes it.
+        Cells with ``uns["<key_added>"]["diagnosis"]``, as written by `scvae.tl.diagnose`.
     key_added
-        The name given to `scvae.tl.diagnose`.
+        The `key_added` passed to `scvae.tl.diagnose`.
     show
-        Whether to show the figure; None shows it where `save` is not given and scanpy's setting ``autoshow`` allows.
+        Whether to show the figure; None shows it if `save` is not given and scanpy's setting ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def diagnose(
     draw_ranks(axes[1, 2], found)
     page.suptitle(verdict, x=0.01, ha="left", fontweight="bold", color="black" if found["healthy"] else MARKED)
     words.text(0.01, 0.98, "\n".join(lines), ha="left", va="top", fontsize=9, linespacing=1.35)
-    draw_variances(axes[1, 1], found)  # last: it names genes, for which everything must be in its place
+    draw_variances(axes[1, 1], found)  # last, because the gene labels are placed around everything else
     return hand_over(tuple(axes.ravel()), axes[0, 0], drawn_into=None, show=show, save=save)
 
 
@@ -99,7 +99,7 @@ def _words(found: Mapping[str, Any]) -> list[str]:
     )
     if "batch_accuracy" in found:
         told, chance = found["batch_accuracy"], found["batch_chance"]
-        lines.append(f"Batch told from z: {told:.0%} right, {chance:.0%} by chance.")
+        lines.append(f"Batch predicted from z: {told:.0%} correct, {chance:.0%} by chance.")
     fields = (np.atleast_1d(found["findings"][name]) for name in ("name", "severity", "sentence", "cause", "remedy"))
     for name, severity, sentence, cause, remedy in zip(*fields, strict=True):
         lines += _wrapped(f"{severity}: {name}. {sentence}. Cause: {cause}. Remedy: {remedy}.")
@@ -111,7 +111,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _draw_rate(axes: Axes, found: Mapping[str, Any]) -> None:
-    """The rate as the sum of what z tells of a cell and what q(z) differs from the prior by."""
+    """Draws the rate as the sum of mutual information and marginal KL."""
     told, apart = float(found["mutual_information"]), float(found["marginal_kl"])
     parts = ((told, "mutual_information_error", COLOURS[0]), (apart, "marginal_kl_error", GREY))
     for place, (value, error, colour) in enumerate(parts):
@@ -120,8 +120,8 @@ def _draw_rate(axes: Axes, found: Mapping[str, Any]) -> None:
     axes.bar(2, kl, color="black", width=0.6)
     axes.set_xticks(range(3), ["I(x; z)", "KL(q(z) ‖ p(z))", "rate"], fontsize="small")
     cap, bound = float(found["information_cap"]), float(found["information_bound"])
-    axes.axhline(cap, color="black", linewidth=1.0, linestyle=":", label=f"log of the cells: cap of I, {cap:.1f}")
-    axes.hlines(bound, -0.4, 0.4, color=MARKED, linewidth=1.5, linestyle="--", label=f"upper bound of I, {bound:.1f}")
+    axes.axhline(cap, color="black", linewidth=1.0, linestyle=":", label=f"cap of I, log(number of cells): {cap:.1f}")
+    axes.hlines(bound, -0.4, 0.4, color=MARKED, linewidth=1.5, linestyle="--", label=f"upper bound of I: {bound:.1f}")
     axes.set_ylim(min(0.0, told, apart), 1.45 * max(kl, cap, bound))
     axes.set_ylabel("nats per cell")
     axes.legend(loc="upper left", fontsize="small", frameon=False)
@@ -129,7 +129,7 @@ def _draw_rate(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
-    """What is lost by one encoder for all cells, by a normal posterior, and from training to held-out cells."""
+    """Draws the losses due to amortization, to a normal posterior, and from training to held-out cells."""
     places = np.arange(len(GAPS))
     values = np.array([float(found[name]) for name in GAPS])
     errors = np.array([float(found[f"{name}_error"]) for name in GAPS])
@@ -153,7 +153,7 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _draw_spectrum(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Eigenvalues of JᵀJ: at single cells, and of its mean over cells."""
+    """Draws the eigenvalues of JᵀJ at single cells, and of its mean over cells."""
     from matplotlib.ticker import MaxNLocator
 
     for i, (name, label) in enumerate((("spectrum_local", "at a cell"), ("spectrum_shared", "of the mean over cells"))):

@@ -1,4 +1,4 @@
-"""The latent dimensions as plots see them: their KL, which are in use, and bars of it."""
+"""Latent dimensions in plots: their KL, which ones are in use, and a bar chart of them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-ACTIVE_ABOVE = 0.05  # nats of mean KL; a model counts its active dimensions by the same
-NAMED, NAMED_UPRIGHT = 30, 12  # bars that have room for a name
+ACTIVE_ABOVE = 0.05  # nats of mean KL, the same limit as for a model's active dimensions
+NAMED, NAMED_UPRIGHT = 30, 12  # most bars with a label; most with a horizontal label
 
 
 def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
@@ -26,7 +26,7 @@ def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent
     Raises
     ------
     MissingKeyError
-        If one of them is not there.
+        If one of them is missing.
     """
     check_adata(adata)
     for key in (keys.mean, keys.variance):
@@ -45,18 +45,18 @@ def kl_per_dimension(
 
 
 def by_kl(kl: Float[np.ndarray, " latent"]) -> list[int]:
-    """The dimensions, that with the largest KL first."""
+    """The dimensions in order of descending KL."""
     order: list[int] = np.argsort(-kl, kind="stable").tolist()
     return order
 
 
 def check_dimensions(dimensions: Sequence[int] | int, n_latent: int) -> list[int]:
-    """The dimensions asked for.
+    """The given dimensions as a list.
 
     Raises
     ------
     ValueError
-        If there are none, or one does not exist.
+        If `dimensions` is empty or a dimension does not exist.
     """
     asked = [int(d) for d in np.atleast_1d(np.asarray(dimensions)).ravel()]
     wrong = [d for d in asked if not 0 <= d < n_latent]
@@ -67,7 +67,7 @@ def check_dimensions(dimensions: Sequence[int] | int, n_latent: int) -> list[int
 
 
 def draw_kl(axes: Axes, kl: Float[np.ndarray, " latent"]) -> None:
-    """A bar for each dimension, the largest first; grey where it is not in use."""
+    """Draws a bar per dimension, the largest first; grey if the dimension is not in use."""
     order = by_kl(kl)
     used = kl[order] > ACTIVE_ABOVE
     axes.bar(np.arange(len(kl)), kl[order], color=[COLOURS[0] if u else GREY for u in used], width=0.8)

@@ -1,4 +1,4 @@
-"""What all plots share: colours, axes to draw into, labels that do not touch, and what becomes of the figure."""
+"""Helpers of all plots: stored results, axes, colours, labels without overlap, and showing or saving a figure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-# Okabe & Ito's colours, told apart by all kinds of colour vision; vermilion is for what to look at: the β recommended,
-# the epoch kept, a disease
+# Okabe & Ito's colour-blind-safe colours; vermilion highlights the recommended β, the epoch kept, or a disease
 MARKED = "#D55E00"
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-GREY = "#B3B3B3"  # what is unused, or missing
+GREY = "#B3B3B3"  # unused or missing
 
 Result = TypeVar("Result")
 
@@ -35,7 +34,7 @@ def stored(adata: AnnData, keys: Keys, entry: str, writer: str) -> Any:
     Raises
     ------
     MissingKeyError
-        If there is no record, or no such entry; the message names its `writer`.
+        If the record or the entry is missing; the message names the `writer` that creates it.
     """
     check_adata(adata)
     if keys.uns not in adata.uns:
@@ -47,7 +46,7 @@ def stored(adata: AnnData, keys: Keys, entry: str, writer: str) -> Any:
 
 
 def given_axes(ax: Axes | Sequence[Axes] | np.ndarray, n: int | None = None) -> list[Axes]:
-    """The axes of the user as a list.
+    """The axes passed by the user as a list.
 
     Raises
     ------
@@ -56,12 +55,12 @@ def given_axes(ax: Axes | Sequence[Axes] | np.ndarray, n: int | None = None) -> 
     """
     axes: list[Axes] = list(np.asarray(ax, dtype=object).ravel())
     if n is not None and len(axes) != n:
-        raise ValueError(f"ax holds {len(axes)} axes; pass {n}, or none")
+        raise ValueError(f"ax has {len(axes)} axes; pass {n}, or leave ax out")
     return axes
 
 
 def new_axes(n: int, n_columns: int, *, width: float, height: float) -> list[Axes]:
-    """Axes of a new figure, row by row; `width` is of the figure, `height` of a row, in inches."""
+    """Axes of a new figure, row by row; `width` of the figure and `height` of a row are in inches."""
     from matplotlib import pyplot as plt
 
     n_columns = min(n, n_columns)
@@ -77,11 +76,11 @@ def new_axes(n: int, n_columns: int, *, width: float, height: float) -> list[Axe
 def hand_over(
     result: Result, axes: Axes, *, drawn_into: object, show: bool | None, save: str | os.PathLike[str] | None
 ) -> Result | None:
-    """Saves and shows the figure of `axes` as asked; the result, or None if it was shown."""
+    """Saves and shows the figure of `axes` as requested; returns the result, or None if it was shown."""
     if save is not None:
         whole_figure(axes).savefig(save, dpi=150, bbox_inches="tight")
     if show is None:
-        scanpy = sys.modules.get("scanpy")  # its setting holds here, too; not loaded, nobody has changed it
+        scanpy = sys.modules.get("scanpy")  # its setting applies here too; if it is not loaded, the default holds
         show = drawn_into is None and save is None and (scanpy is None or bool(scanpy.settings.autoshow))
     if not show:
         return result
@@ -92,7 +91,7 @@ def hand_over(
 
 
 def whole_figure(axes: Axes) -> Figure:
-    """The figure itself where `axes` lie in a part of it."""
+    """The figure of `axes`, also if they are in a subfigure."""
     from matplotlib.figure import SubFigure
 
     figure = axes.figure
@@ -102,14 +101,14 @@ def whole_figure(axes: Axes) -> Figure:
 
 
 def title(axes: Axes, text: str) -> None:
-    """A title in the manner of the house."""
+    """Sets a title in the common style."""
     axes.set_title(text, loc="left", fontsize="medium")
 
 
 def keep_apart(axes: Axes, texts: Sequence[Text]) -> None:
-    """Removes each text that would touch an earlier one or leave the axes; the most important come first.
+    """Removes each text that overlaps an earlier one or extends beyond the axes; list the most important first.
 
-    Comes last: the extent of a text is known once everything around its axes is there.
+    Call it last: the extent of a text is known only when everything around its axes has been drawn.
     """
     whole_figure(axes).draw_without_rendering()
     frame = axes.get_window_extent()
@@ -124,7 +123,7 @@ def keep_apart(axes: Axes, texts: Sequence[Text]) -> None:
 
 
 def shortened(name: str, most: int = 28) -> str:
-    """A long name without its middle: what tells names apart stands at either end."""
+    """A long name without its middle, since names usually differ at either end."""
     if len(name) <= most:
         return name
     tail = (most - 1) // 3

@@ -1,4 +1,4 @@
-"""`history`: how a training went, epoch by epoch."""
+"""`history`: the course of a training over epochs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAINING, HELD_OUT = COLOURS[0], COLOURS[5]
-SETTLED = 0.1  # share of the epochs that a frame need not hold: the first few would flatten all others
+SETTLED = 0.1  # share of the epochs ignored when setting axis limits: the first few would flatten all others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,13 +29,13 @@ class _Run:
     Parameters
     ----------
     table
-        A row per epoch, numbered from 1 on.
+        One row per epoch, numbered from 1.
     starts
-        Last epoch before each further training, and what that is called.
+        Last epoch before each further training, and the name of that training.
     kept
-        Epoch whose weights were kept; None if that is not recorded.
+        Epoch whose weights were kept; None if not recorded.
     betas
-        Smallest and largest β of a model of many, over its default one; None for a model of one.
+        Smallest and largest β of a model with a range of β, divided by its default; None for a single β.
     """
 
     table: pd.DataFrame
@@ -52,27 +52,27 @@ def history(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> tuple[Axes, Axes, Axes, Axes] | None:
-    """Draws the training: ELBO, β, distortion and rate at each epoch, of training and held-out cells.
+    """Draws the training history: ELBO, β, distortion and rate at each epoch, for training and held-out cells.
 
     ELBO = -(distortion + rate), with distortion D = -E_q[log p(x | z)] and rate R = KL(q(z | x) || p(z)) (Alemi et al.
-    2018), all in nats per cell, at β = 1 whatever the β of the training. Of a model of many β they are averages over
-    the range. The first tenth of the epochs may leave the frame, so that the others can be told apart.
+    2018), all in nats per cell, at β = 1 whatever the β of the training. For a model with a range of β they are
+    averages over the range. The first tenth of the epochs may be cut off, so that later changes are visible.
 
     Parameters
     ----------
     adata
-        Cells with ``uns["<key_added>"]["history"]``, as `scvae.fit` writes it. A fit and its fine-tuning
-        (`scvae.tl.prune`, ``n_latent="auto"``) are drawn one after the other, and so is what `scvae.tl.map_query` has
-        trained on the query, after the history of the reference; a dotted line stands between.
+        Cells with ``uns["<key_added>"]["history"]``, as written by `scvae.fit`. Fine-tuning (`scvae.tl.prune`,
+        ``n_latent="auto"``) is drawn after the fit, and the training of `scvae.tl.map_query` on the query after the
+        history of the reference; a dotted line separates them.
     key_added
-        The name given to `scvae.fit`.
+        The `key_added` passed to `scvae.fit`.
     ax
-        Four axes to draw into: ELBO, β, distortion, rate. None makes a figure.
+        Four axes to draw into: ELBO, β, distortion, rate. None creates a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
-        ``autoshow`` allows.
+        Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def history(
     MissingKeyError
         If there is no history.
     ValueError
-        If it holds no epoch, or `ax` does not hold four axes.
+        If the history has no epoch, or `ax` does not have four axes.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def history(
 def _read(found: Any, record: Any, keys: Keys) -> _Run:
     table = pd.DataFrame({name: np.asarray(column, dtype=np.float64) for name, column in found.items()})
     if len(table) == 0:
-        raise ValueError(f"adata.uns[{keys.uns!r}]['history'] holds no epoch: training ended before the first was done")
+        raise ValueError(f"adata.uns[{keys.uns!r}]['history'] has no epoch: training ended during the first; fit again")
     starts = {float(table["epoch"].iloc[i - 1]): "fine-tuning" for i in _restarts(table["learning_rate"].to_numpy())}
     mapping = record.get("mapping", {})
     if len(mapping.get("history", {}).get("epoch", ())):
@@ -137,13 +137,13 @@ def _read(found: Any, record: Any, keys: Keys) -> _Run:
 
 
 def _restarts(rate: Float[np.ndarray, " epochs"]) -> list[int]:
-    """Rows at which another training begins: the learning rate, which falls to its end in each, rises again."""
+    """Rows at which another training begins: the learning rate falls to the end of each training, then rises."""
     rises = np.diff(rate) > 0
     return [i + 1 for i in range(1, len(rises)) if rises[i] and not rises[i - 1]]
 
 
 def _draw_both(axes: Axes, run: _Run, sides: dict[str, pd.Series]) -> None:
-    """Training and, if any, held-out cells; the lines are broken where another training begins."""
+    """Draws training and, if any, held-out cells; lines are interrupted where another training begins."""
     settled = run.table["epoch"] > SETTLED * run.table["epoch"].iloc[-1]
     seen = []
     for values, colour, label, style in (
@@ -169,7 +169,7 @@ def _broken(axes: Axes, run: _Run, values: pd.Series, **look: Any) -> None:
 
 
 def _draw_beta(axes: Axes, run: _Run) -> None:
-    """β at the end of each epoch; of a model of many, all those it was trained for."""
+    """Draws β at the end of each epoch; for a model with a range of β, the whole range."""
     epoch, beta = run.table["epoch"], run.table["beta"]
     if run.betas is None:
         _broken(axes, run, beta, color="black", linewidth=1.5)
@@ -184,7 +184,7 @@ def _draw_beta(axes: Axes, run: _Run) -> None:
 
 
 def _mark(axes: Axes, run: _Run) -> None:
-    """The epoch kept, and where another training begins."""
+    """Marks the epoch kept, and where another training begins."""
     if run.kept is not None:
         axes.axvline(run.kept, color=MARKED, linewidth=1.0, linestyle="-.", label=f"epoch kept: {run.kept:.0f}")
     for last in run.starts:
@@ -192,7 +192,7 @@ def _mark(axes: Axes, run: _Run) -> None:
 
 
 def _name_starts(axes: Axes, run: _Run) -> None:
-    """What begins where; at the foot of the panel of β, where the curve is not."""
+    """Writes the name of each further training at the bottom of the β panel, below the curve."""
     for last, name in run.starts.items():
         axes.annotate(
             name,

@@ -1,4 +1,4 @@
-"""`latent`: the embedding, two dimensions at a time, and how much each dimension holds."""
+"""`latent`: the embedding in pairs of dimensions, and the KL of each dimension."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def latent(
 ) -> tuple[Axes, ...] | None:
     """Draws the KL of each latent dimension, and the embedding in pairs of dimensions.
 
-    The KL of a dimension, KL(q(z_k | x) || N(0, 1)) averaged over the cells in `adata`, is what it may say of a cell,
-    in nats. Dimensions at 0.05 nats or below are drawn in grey: they are not in use.
+    The KL of a dimension, KL(q(z_k | x) || N(0, 1)) averaged over the cells in `adata`, bounds the information that it
+    carries about a cell, in nats. Dimensions at 0.05 nats or below are not in use and drawn in grey.
 
     Parameters
     ----------
@@ -42,22 +42,22 @@ def latent(
         Cells with ``obsm["X_<key_added>"]`` and ``obsm["X_<key_added>_var"]``, as `scvae.fit` and `scvae.tl.embed`
         write them.
     color
-        Column of `adata.obs` or gene to colour cells by. A gene is looked up in `adata.raw` if it is there, else in
-        `adata.X`. Labels take the colours in ``adata.uns["<color>_colors"]``; where there are none, up to 8 have
-        colours that all kinds of colour vision tell apart, and more than 8 have numbers besides. Missing values are
-        grey. None draws all cells alike.
+        Column of `adata.obs` or gene to colour cells by. A gene is looked up in `adata.raw` if it has the gene, else in
+        `adata.X`. Labels take the colours in ``adata.uns["<color>_colors"]``; without these, up to 8 labels get
+        colour-blind-safe colours, and more than 8 are also numbered. Missing values are grey. None gives all cells the
+        same colour.
     key_added
-        The name given to `scvae.fit`.
+        The `key_added` passed to `scvae.fit`.
     dimensions
-        Dimensions to draw, counted from 0, two to a pair; of an odd number the last is drawn against the first, and
-        a single one against its posterior standard deviation. None takes those in use with the largest KL, up to six.
+        Dimensions to draw in pairs, counted from 0. If their number is odd, the last is drawn against the first; a
+        single one is drawn against its posterior standard deviation. None takes up to six in use, largest KL first.
     ax
-        Axes to draw into: the first takes the KL, each further one a pair. None makes a figure.
+        Axes to draw into: the first for the KL, one more for each pair. None creates a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
-        ``autoshow`` allows.
+        Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
@@ -67,9 +67,9 @@ def latent(
     Raises
     ------
     MissingKeyError
-        If the embedding, its variances or `color` are not there.
+        If the embedding, its variances or `color` are missing.
     ValueError
-        If there is no such dimension, or `ax` does not hold an axes for the KL and for each pair.
+        If a dimension does not exist, or `ax` does not have one axes for the KL and one for each pair.
 
     Examples
     --------
@@ -90,9 +90,7 @@ def latent(
     else:
         axes = given_axes(ax, None if dimensions is None else 1 + len(pairs))
         if not 2 <= len(axes) <= 1 + len(pairs):
-            raise ValueError(
-                f"ax holds {len(axes)} axes; pass one for the KL and one for each pair, of which there are {len(pairs)}"
-            )
+            raise ValueError(f"ax has {len(axes)} axes; pass one for the KL and one for each of the {len(pairs)} pairs")
     bars, *panels = axes
     draw_kl(bars, kl)
     for panel, pair in zip(panels, pairs, strict=False):
@@ -108,7 +106,7 @@ def latent(
 
 
 def _pairs(kl: Float[np.ndarray, " latent"], dimensions: Sequence[int] | None) -> list[tuple[int, int]]:
-    """Which dimensions to draw against which."""
+    """Pairs of dimensions to draw against each other."""
     if dimensions is None:
         order = by_kl(kl)
         chosen = order[: min(2 * MOST_PAIRS, max(2, int((kl > ACTIVE_ABOVE).sum())))]
@@ -131,7 +129,7 @@ def _name(dimension: int, kl: Float[np.ndarray, " latent"]) -> str:
 
 
 def _explain(panels: Sequence[Axes], by: Colouring, *, beside: bool) -> None:
-    """A legend or a colour bar."""
+    """Adds a legend or a colour bar."""
     last = panels[-1]
     if isinstance(by, Labels):
         (legend_beside if beside else legend_below)(last, by)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 6
 RAISED, LOWERED = COLOURS[0], COLOURS[5]
-CHANGE = {"bernoulli": "logit", "gaussian": "value"}  # of counts, log proportion
+CHANGE = {"bernoulli": "logit", "gaussian": "value"}  # log proportion for counts
 
 
 def loadings(
@@ -35,42 +35,42 @@ def loadings(
 ) -> tuple[Axes, ...] | None:
     """Draws the genes that each latent dimension raises (bars to the right) and lowers (to the left) most.
 
-    With a linear decoder they are its loadings, the change per unit of z. With any other they are the effects that
-    `scvae.tl.latent_genes` has measured, the change for a step of one standard deviation. Both are changes of the log
-    proportion (bernoulli: of the logit; gaussian: of the value). A dimension has no sign of its own: z and -z are the
-    same model.
+    For a linear decoder, bars show its loadings: the change per unit of z. For other decoders they show the effects
+    from `scvae.tl.latent_genes`: the change for a step of one standard deviation. Both are changes of the log
+    proportion (bernoulli: of the logit; gaussian: of the value). The sign of a dimension is arbitrary: z and -z give
+    the same model.
 
     Parameters
     ----------
     adata
-        Cells with ``varm["<key_added>_loadings"]``, as `scvae.fit` writes it for a linear decoder, or else
-        ``varm["<key_added>_effects"]``, as `scvae.tl.latent_genes` writes it; and with the embedding.
+        Cells with the embedding and either ``varm["<key_added>_loadings"]``, as written by `scvae.fit` for a linear
+        decoder, or ``varm["<key_added>_effects"]``, as written by `scvae.tl.latent_genes`.
     dimensions
-        Dimensions to draw, counted from 0. None takes those in use with the largest KL, up to six.
+        Dimensions to draw, counted from 0. None takes up to six in use, largest KL first.
     n_genes
-        Genes a dimension: one half those most raised, the other those most lowered.
+        Genes per dimension: half of them the most raised, half the most lowered.
     key_added
-        The name given to `scvae.fit`.
+        The `key_added` passed to `scvae.fit`.
     ax
-        Axes to draw into, one a dimension. None makes a figure.
+        Axes to draw into, one per dimension. None creates a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
-        ``autoshow`` allows.
+        Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
     tuple of matplotlib.axes.Axes or None
-        One axes a dimension; None if the figure was shown.
+        One axes per dimension; None if the figure was shown.
 
     Raises
     ------
     MissingKeyError
         If there are neither loadings nor effects, or no embedding.
     ValueError
-        If the embedding has other dimensions than the effects (they are of another model), there is no such dimension,
-        or `ax` does not hold an axes for each.
+        If embedding and effects differ in their number of dimensions (they are of different models), a dimension does
+        not exist, or `ax` does not have one axes per dimension.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def loadings(
 
 
 def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarray, "genes latent"], str]:
-    """What a step along each dimension does to each gene, and in which units."""
+    """The change of each gene along each dimension, and its unit."""
     record = adata.uns.get(keys.uns, {})
     what = CHANGE.get(record.get("params", {}).get("likelihood"), "log proportion")
     for key, step in ((keys.loadings, "unit of z"), (keys.effects, "SD")):
@@ -115,8 +115,8 @@ def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarra
         values = np.asarray(adata.varm[key], dtype=np.float64)
         if values.shape[1] != n_latent:
             raise ValueError(
-                f"adata.varm[{key!r}] has {values.shape[1]} dimensions and adata.obsm[{keys.mean!r}] has {n_latent}: "
-                "they are of different models; run scvae.tl.latent_genes(adata, model) again"
+                f"adata.varm[{key!r}] has {values.shape[1]} dimensions and adata.obsm[{keys.mean!r}] has {n_latent}, "
+                "so they are of different models; run scvae.tl.latent_genes(adata, model) again"
             )
         return values, f"change of {what} per {step}"
     raise MissingKeyError(
@@ -126,7 +126,7 @@ def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarra
 
 
 def _draw(axes: Axes, values: Float[np.ndarray, " genes"], names: np.ndarray, n_genes: int) -> None:
-    """Bars of the largest changes either way, the most raised on top."""
+    """Draws bars of the largest changes in both directions, the most raised gene on top."""
     order = _both_ends(values, n_genes)
     shown = values[order]
     axes.barh(np.arange(len(order)), shown, color=[RAISED if v > 0 else LOWERED for v in shown], height=0.75)
@@ -140,7 +140,7 @@ def _draw(axes: Axes, values: Float[np.ndarray, " genes"], names: np.ndarray, n_
 
 
 def _both_ends(values: Float[np.ndarray, " genes"], n_genes: int) -> Int[np.ndarray, " drawn"]:
-    """The genes most lowered and most raised, rising: half and half, unless there are fewer of one kind."""
+    """The genes most lowered and most raised in ascending order: half of each, unless one kind has fewer."""
     rising = np.argsort(values, kind="stable")
     n_down, n_up = int((values < 0).sum()), int((values > 0).sum())
     down = min(n_down, max(n_genes // 2, n_genes - n_up))

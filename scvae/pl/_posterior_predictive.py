@@ -1,4 +1,4 @@
-"""`posterior_predictive`: whether cells drawn from the model look like those it was given."""
+"""`posterior_predictive`: compares cells drawn from the model with the measured cells."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
 
-NAMED = 5  # genes farthest off
-INTERVAL = 0.9  # of which `coverage` is the share
+NAMED = 5  # genes farthest from the diagonal that are labelled
+INTERVAL = 0.9  # probability of the intervals that `coverage` refers to
 
 
 def posterior_predictive(
@@ -29,26 +29,27 @@ def posterior_predictive(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> tuple[Axes, Axes, Axes] | None:
-    """Compares cells with draws x' ~ p(x | z), z ~ q(z | x) of the same cells, as `scvae.tl.diagnose` made them.
+    """Compares cells with draws x' ~ p(x | z), z ~ q(z | x) of the same cells, from `scvae.tl.diagnose`.
 
-    Left, the variance of each gene over cells, drawn against observed; middle, the share of cells in which it is 0 (of
-    real values: its mean). On the line, draws and cells agree; the genes farthest from it are named. Right, the place
-    of each value among 19 draws of it: all 20 are as likely where the model is calibrated (Czado, Gneiting & Held
-    2009), a ∪ means draws too narrow, a ∩ too wide, a slope too low or too high.
+    Left: the variance of each gene over cells, drawn against observed. Middle: the share of cells in which it is 0 (for
+    real values, its mean). Draws and cells agree on the dashed line; the genes farthest from it are labelled. Right:
+    the rank of each value among 19 draws of it. All 20 ranks are equally likely if the model is calibrated (Czado,
+    Gneiting & Held 2009); a ∪ shape means that draws vary too little, a ∩ shape too much, and a slope that they are
+    too low or too high.
 
     Parameters
     ----------
     adata
-        Cells with ``uns["<key_added>"]["diagnosis"]``, as `scvae.tl.diagnose` writes it.
+        Cells with ``uns["<key_added>"]["diagnosis"]``, as written by `scvae.tl.diagnose`.
     key_added
-        The name given to `scvae.tl.diagnose`.
+        The `key_added` passed to `scvae.tl.diagnose`.
     ax
-        Three axes to draw into; None makes a figure.
+        Three axes to draw into; None creates a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
-        ``autoshow`` allows.
+        Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def posterior_predictive(
     MissingKeyError
         If there is no diagnosis.
     ValueError
-        If `ax` does not hold three axes.
+        If `ax` does not have three axes.
 
     Examples
     --------
@@ -85,15 +86,15 @@ def posterior_predictive(
 
 
 def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Drawn against observed variance of each gene, on logarithmic axes where they span a power of ten."""
+    """Draws the drawn against the observed variance of each gene, on log axes if they span a factor of ten."""
     observed, drawn = _both(found, "gene_variance")
     varying = (observed > 0) & (drawn > 0)
     observed, drawn, genes = observed[varying], drawn[varying], np.asarray(found["genes"])[varying]
     both = np.concatenate([observed, drawn])
-    if len(both) and both.max() >= 10 * both.min():  # within one power of ten the labels of a log axis run together
+    if len(both) and both.max() >= 10 * both.min():  # tick labels of a log axis overlap within one power of ten
         axes.set_xscale("log")
         axes.set_yscale("log")
-    # of the rest a count more or less makes a multiple
+    # genes of low variance are not labelled: a single count changes their ratio several-fold
     distance = (
         np.where(observed >= np.median(observed), np.abs(np.log(drawn / observed)), 0) if len(observed) else observed
     )
@@ -105,19 +106,19 @@ def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def draw_ranks(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Share of the values at each place among their draws."""
+    """Draws the share of values at each rank among their draws."""
     ranks = np.asarray(found["ranks"], dtype=np.float64)
     axes.bar(np.arange(len(ranks)), ranks, width=1.0, color=COLOURS[0], edgecolor="white", linewidth=0.5)
     axes.axhline(1 / len(ranks), color="black", linewidth=1.0, linestyle="--")
     axes.set_xlim(-0.5, len(ranks) - 0.5)
     axes.set_ylim(0.0, 1.15 * max(float(ranks.max()), 2 / len(ranks)))
-    axes.set_xlabel(f"place among {len(ranks) - 1} draws")
+    axes.set_xlabel(f"rank among {len(ranks) - 1} draws")
     axes.set_ylabel("share of values")
     title(axes, f"{found['coverage']:.0%} in {INTERVAL:.0%} intervals")
 
 
 def _draw_difference(axes: Axes, found: Mapping[str, Any], name: str, in_words: str, short: str) -> None:
-    """Drawn against observed values of each gene, on linear axes."""
+    """Draws the drawn against the observed values of each gene, on linear axes."""
     observed, drawn = _both(found, name)
     _draw_genes(axes, observed, drawn, np.abs(drawn - observed), np.asarray(found["genes"]))
     axes.set_xlabel(f"{in_words}, observed")
@@ -136,18 +137,18 @@ def _draw_genes(
     distance: Float[np.ndarray, " genes"],
     genes: np.ndarray,
 ) -> None:
-    """A point a gene, the line on which draws and cells agree, and the names of the genes farthest from it."""
+    """Draws a point per gene, the line on which draws and cells agree, and the names of the genes farthest from it."""
     axes.scatter(observed, drawn, s=7, color=COLOURS[0], alpha=0.5, linewidths=0, rasterized=True)
     if len(observed) == 0:
         return
     ends = [min(observed.min(), drawn.min()), max(observed.max(), drawn.max())]
     axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--")
-    axes.autoscale_view()  # names look for room in the frame as it will be
+    axes.autoscale_view()  # labels are placed within the final limits
     keep_apart(axes, [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
 
 
 def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
-    """The name of a gene on the side of its point where no other points are, if it has room there."""
+    """Writes the name of a gene on the side of its point away from other points, if there is room."""
     above = drawn > observed
     along = axes.transAxes.inverted().transform(axes.transData.transform((observed, drawn)))[0]
     to_the_left = along > 0.3 if above else along > 0.75

@@ -1,4 +1,4 @@
-"""`rate_distortion`: the curve over β, the structure of the embedding along it, and the β recommended."""
+"""`rate_distortion`: the rate-distortion curve, the structure of the embedding along it, and the recommended β."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def rate_distortion(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> tuple[Axes, Axes] | None:
-    """Draws what `scvae.tune_beta` found: distortion against rate, and the structure of the embedding against β.
+    """Draws the results of `scvae.tune_beta`: distortion against rate, and the structure of the embedding against β.
 
-    Where a model attains its optimum the slope of the curve at β is -β, so one nat more of rate buys β nats of
-    distortion there (Alemi et al. 2018, "Fixing a broken ELBO", section 3).
+    For an optimal model the slope of the curve at β is -β: one more nat of rate reduces the distortion by β nats
+    (Alemi et al. 2018, "Fixing a broken ELBO", section 3).
 
     Parameters
     ----------
     adata
-        Cells with ``uns["<key_added>"]["beta_path"]``, as `scvae.tune_beta` writes it.
+        Cells with ``uns["<key_added>"]["beta_path"]``, as written by `scvae.tune_beta`.
     key_added
-        The name given to `scvae.tune_beta`.
+        The `key_added` passed to `scvae.tune_beta`.
     scores
-        Columns of the table to draw beside the curve; None for ``leiden_stability``, ``graph_agreement``,
-        ``modularity`` and ``trustworthiness``, where labels were given ``nmi`` and ``ari`` in place of the last two.
+        Columns of the table to draw against β; None for ``leiden_stability``, ``graph_agreement``, ``modularity`` and
+        ``trustworthiness`` (if labels were given, ``nmi`` and ``ari`` replace the last two).
     ax
-        Two axes to draw into; None makes a figure.
+        Two axes to draw into; None creates a figure.
     show
-        Whether to show the figure; None shows it where neither `ax` nor `save` is given and scanpy's setting
-        ``autoshow`` allows.
+        Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
+        ``autoshow`` is on.
     save
-        File to write the figure to; its ending sets the format.
+        File to write the figure to; its extension sets the format.
 
     Returns
     -------
@@ -70,9 +70,9 @@ def rate_distortion(
     Raises
     ------
     MissingKeyError
-        If there is no such table or column in it.
+        If the table, or a column of `scores` in it, is missing.
     ValueError
-        If `ax` does not hold two axes.
+        If `ax` does not have two axes.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def _chosen(table: pd.DataFrame, scores: Sequence[str] | None) -> list[str]:
 
 
 def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
-    """Distortion against rate, with the β recommended in a ring."""
+    """Draws distortion against rate, with a ring around the recommended β."""
     rate, distortion = table["rate"].to_numpy(), table["distortion"].to_numpy()
     chosen = int(table["recommended"].to_numpy().argmax())
     axes.plot(rate, distortion, color="black", marker="o", markersize=4, linewidth=1.2)
@@ -117,16 +117,16 @@ def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _write_along(axes: Axes, table: pd.DataFrame) -> None:
-    """Writes β up and to the right of the points of the curve, and leaves out what would touch another.
+    """Writes β above and to the right of the points of the curve; leaves out labels that would overlap.
 
-    Comes last: the extent of a text is known once everything around the axes is there.
+    Call it last: the extent of a text is known only when everything around the axes has been drawn.
     """
     beta, rate, distortion = (table[name].to_numpy() for name in ("beta", "rate", "distortion"))
     chosen = int(table["recommended"].to_numpy().argmax())
     texts = [_label(axes, (rate[i], distortion[i]), value, strong=i == chosen) for i, value in enumerate(beta)]
     whole_figure(axes).draw_without_rendering()
     frame, left = axes.get_window_extent(), axes.get_xlim()[0]
-    # the limit at which the text of each point ends at the frame: its share of the frame's width stays as it is
+    # set the upper limit so that every label ends within the frame; its share of the frame's width is fixed
     points = axes.transData.transform(np.column_stack([rate, distortion]))
     share = [(text.get_window_extent().x1 - x) / frame.width for text, x in zip(texts, points[:, 0], strict=True)]
     axes.set_xlim(left, max((x - left * part) / (1 - part) for x, part in zip(rate, share, strict=True)))
@@ -148,7 +148,7 @@ def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool)
 
 
 def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
-    """Scores against β on a log axis, and the β recommended."""
+    """Draws scores against β on a log axis, and the recommended β."""
     beta = table["beta"].to_numpy()
     chosen = beta[int(table["recommended"].to_numpy().argmax())]
     axes.axvline(chosen, color=MARKED, linestyle="--", linewidth=1.5, label=f"recommended: β = {chosen:.3g}")
@@ -172,7 +172,7 @@ def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
 
 
 def _apart(beta: np.ndarray, most: int = 6) -> list[float]:
-    """Some of the β's, far enough apart on a log scale that ticks at them do not touch."""
+    """A subset of the β, far enough apart on a log scale that tick labels do not overlap."""
     least = (np.log(beta[-1]) - np.log(beta[0])) / most
     kept: list[float] = []
     for value in beta.tolist():

@@ -102,7 +102,7 @@ def test_what_is_missing_is_named():
         scvae.pl.history(ad.AnnData(np.ones((3, 2))))
     with pytest.raises(MissingKeyError, match=r"no 'history'; scvae.fit\(adata\) writes it"):
         scvae.pl.history(records.embedded())
-    with pytest.raises(ValueError, match="holds no epoch"):
+    with pytest.raises(ValueError, match="has no epoch"):
         scvae.pl.history(records.trained(n=0, fine=0))
     with pytest.raises(ValueError, match="2 axes; pass 4"):
         scvae.pl.history(records.trained(), ax=plt.subplots(1, 2)[1])

@@ -191,9 +191,9 @@ def test_axes_of_the_user_are_drawn_into_with_the_legend_beside():
     assert axes == tuple(given)
     assert plt.get_fignums() == [figure.number]
     assert given[2].get_legend() is not None
-    with pytest.raises(ValueError, match="ax holds 1 axes; pass one for the KL and one for each pair"):
+    with pytest.raises(ValueError, match="ax has 1 axes; pass one for the KL and one for each of the"):
         scvae.pl.latent(records.embedded(), ax=given[0])
-    with pytest.raises(ValueError, match="ax holds 3 axes; pass 2"):
+    with pytest.raises(ValueError, match="ax has 3 axes; pass 2"):
         scvae.pl.latent(records.embedded(), dimensions=[0, 1], ax=given)
 
 

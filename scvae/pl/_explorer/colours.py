@@ -1,4 +1,4 @@
-"""What the explorer colours cells by, as small arrays for its page."""
+"""Colours of the explorer's cells as compact arrays."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MOST_CATEGORIES = 40
-MOST_COLUMNS = 12  # of those taken unasked
-MISSING_CODE, MISSING_LEVEL = 255, 65_535  # what the page takes for no category and no number
+MOST_COLUMNS = 12  # most columns chosen by default
+MISSING_CODE, MISSING_LEVEL = 255, 65_535  # stand for no category and no number in the page
 SHOWN = (1.0, 99.0)  # percentiles of the values other than 0 at the ends of the colour bar
 
 
@@ -28,9 +28,9 @@ class Colour:
     Parameters
     ----------
     record
-        Its name, kind and scale, as JSON can hold it.
+        Its name, kind and scale, in types that JSON can store.
     values
-        For each cell its category (`MISSING_CODE` for none) or level within the range (`MISSING_LEVEL` for none).
+        Each cell's category (`MISSING_CODE` for none) or level within the range (`MISSING_LEVEL` for none).
     """
 
     record: dict[str, Any]
@@ -38,7 +38,7 @@ class Colour:
 
 
 def colours_of(adata: AnnData, color: str | Sequence[str] | None) -> list[Colour]:
-    """The choices that were asked for; one without colours if there are none.
+    """The requested choices of colours; a single plain colour if there are none.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def colours_of(adata: AnnData, color: str | Sequence[str] | None) -> list[Colour
 
 def _is_shown_unasked(column: pd.Series | pd.DataFrame) -> bool:
     if not isinstance(column, pd.Series) or not isinstance(column.name, str):
-        return False  # a name that is there twice, or none that could be asked for
+        return False  # a duplicated name, or a name that is not a string
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         return bool(column.notna().any())
     return bool(2 <= column.nunique() <= MOST_CATEGORIES)
@@ -68,7 +68,7 @@ def _packed(by: Colouring, n_cells: int) -> Colour:
 
 
 def _of_categories(by: Labels) -> Colour:
-    """Categories in their order; beyond `MOST_CATEGORIES`, the small ones are one."""
+    """Categories in their order; beyond `MOST_CATEGORIES`, the smallest are merged."""
     codes, names, colours = by.codes, list(by.categories), [colour[:7] for colour in by.colours]  # without opacity
     if len(names) > MOST_CATEGORIES:
         sizes = np.bincount(codes[codes >= 0], minlength=len(names))
@@ -83,7 +83,7 @@ def _of_categories(by: Labels) -> Colour:
 
 
 def _of_numbers(by: Numbers) -> Colour:
-    """Numbers as levels between the smallest and the largest."""
+    """Numbers as integer levels between the smallest and the largest value."""
     known = np.isfinite(by.values)
     low, high = (float(by.values[known].min()), float(by.values[known].max())) if known.any() else (0.0, 0.0)
     levels = np.full(len(known), MISSING_LEVEL)
@@ -91,7 +91,7 @@ def _of_numbers(by: Numbers) -> Colour:
     apart = by.values[known & (by.values != 0)]
     shown = np.percentile(apart, SHOWN).tolist() if len(apart) else [low, high]
     if low == 0 or shown[0] == shown[1]:
-        shown[0] = low  # a count's scale begins at 0
+        shown[0] = low  # scales of counts start at 0
     if high == 0 or shown[0] == shown[1]:
         shown[1] = high
     record = {"name": by.name, "kind": "number", "low": low, "high": high, "shown": shown}

@@ -1,8 +1,8 @@
-// The β explorer: one module for the Jupyter widget (anywidget calls `render`) and for the HTML page (which does, too).
-// `model` has get, set, save_changes, on and off. All text reaches the page through textContent, so none is markup.
+// The β explorer: one module for the Jupyter widget and the HTML page; anywidget or the page calls `render`.
+// `model` has get, set, save_changes, on and off. Text is set through textContent only, so it is never read as markup.
 
-const SWEEP = 9000; // milliseconds that playing takes from the smallest β to the largest
-const STEPS = 500; // of the slider
+const SWEEP = 9000; // milliseconds to play from the smallest β to the largest
+const STEPS = 500; // steps of the slider
 
 function make(tag, name, parent, text) {
   const element = document.createElement(tag);
@@ -23,7 +23,7 @@ function drawn(tag, attributes, parent, text) {
 const short = (value) => (value === 0 ? "0" : String(Number(value.toPrecision(3))));
 const grouped = (count) => count.toLocaleString("en");
 
-/** Whether the page around is dark: as JupyterLab, VS Code or a documentation site says, else as the system does. */
+/** Whether the surrounding page is dark: by JupyterLab, VS Code or the documentation site, else by the system. */
 function isDark() {
   const { body, documentElement } = document;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
@@ -33,7 +33,7 @@ function isDark() {
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** Three to seven round numbers within a range: multiples of 1, 2 or 5 times a power of ten. */
+/** Three to seven round numbers in a range: multiples of 1, 2 or 5 times a power of ten. */
 function roundTicks(low, high) {
   let power = 10 ** Math.ceil(Math.log10(high - low));
   for (;; power /= 10) {
@@ -45,11 +45,11 @@ function roundTicks(low, high) {
   }
 }
 
-/** Distortion against rate; returns what moves the point to a place among the β's. */
+/** Draws distortion against rate; returns a function that moves the point to a position among the β. */
 function drawCurve(parent, record) {
   const [left, right, top, bottom] = [50, 262, 14, 156];
   const svg = drawn("svg", { viewBox: "0 0 280 196", class: "scvae-curve", role: "img" }, parent);
-  svg.setAttribute("aria-label", "Distortion against rate along β, with the point at the β chosen");
+  svg.setAttribute("aria-label", "Distortion against rate, with a point at the selected β");
   const range = (values) => {
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const margin = 0.08 * (high - low || 1);
@@ -94,7 +94,7 @@ function drawCurve(parent, record) {
   };
 }
 
-/** Where a β lies among the β's, between them by its logarithm. */
+/** Position of a β among the β of the record, interpolated on a log scale. */
 function placeOf(betas, beta) {
   const last = betas.length - 1;
   for (let i = 0; i < last; i++) {
@@ -103,7 +103,7 @@ function placeOf(betas, beta) {
   return last;
 }
 
-/** Ticks under the slider; returns what hides those that have no room, the most important staying. */
+/** Draws ticks below the slider; returns a function that hides ticks without room, least important first. */
 function drawTicks(parent, record, shareOf) {
   const [low, high] = [record.betas[0], record.betas.at(-1)];
   const candidates = [];
@@ -141,7 +141,7 @@ function legendEntry(parent, name, colour, count, isMissing) {
   return entry;
 }
 
-/** The legend of one colour; `onPick(code, lasts)` is told which category to bring out, null for none. */
+/** Draws the legend of one colour; calls `onPick(code, lasts)` with the category to highlight, null for none. */
 function drawLegend(parent, colour, values, categories, onPick) {
   parent.replaceChildren();
   const missingCode = colour.kind === "category" ? MISSING_CODE : MISSING_LEVEL;
@@ -211,7 +211,7 @@ function render({ model, el }) {
   const plot = make("div", "scvae-plot", main);
   const canvas = make("canvas", "", plot);
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `UMAP of ${grouped(record.n_cells)} cells at the β chosen`);
+  canvas.setAttribute("aria-label", `UMAP of ${grouped(record.n_cells)} cells at the selected β`);
   const tip = make("div", "scvae-tip", plot);
   const side = make("div", "scvae-side", main);
   const movePoint = drawCurve(side, record);
@@ -246,7 +246,7 @@ function render({ model, el }) {
     dots.paint(chosen === null ? order : lastInOrder(chosen), colourOf, paint.shades, scheme.back);
     if (state.playing) schedule();
   }
-  /** The order with the cells of one code or level at the end, over all others; made once, not for every frame. */
+  /** The drawing order with the cells of one code or level last, on top of the others; cached between frames. */
   function lastInOrder(chosen) {
     if (over?.chosen !== chosen) {
       const values = colours[state.colour];

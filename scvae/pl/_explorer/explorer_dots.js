@@ -1,8 +1,8 @@
-// The β explorer's arrays, colours and dots. Read before explorer.js, as one module with it.
+// The β explorer's arrays, colours and dots. Concatenated with explorer.js into one module, this file first.
 
 const MISSING_CODE = 255;
 const MISSING_LEVEL = 65535;
-const SUBPIXELS = 4; // places within a pixel at which a dot is drawn, so that slow dots do not jitter
+const SUBPIXELS = 4; // positions within a pixel in each direction, so that slowly moving dots do not jitter
 const PADDING = 14; // CSS pixels kept free around the dots
 const NEAR = 10; // CSS pixels within which the pointer finds a cell
 const VIRIDIS = [
@@ -22,7 +22,7 @@ function luminance(rgb) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-/** The colour, with as much of the ink in it as it needs to be seen on the ground (a contrast of 2, as WCAG counts). */
+/** The colour, mixed with ink until its contrast with the background is at least 2 by WCAG's formula. */
 function seen(rgb, scheme) {
   const contrast = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   for (let share = 0; ; share += 0.1) {
@@ -39,7 +39,7 @@ function viridis(share) {
   return VIRIDIS[i].map((low, channel) => Math.round(low + (place - i) * (VIRIDIS[i + 1][channel] - low)));
 }
 
-/** The arrays in the buffer: places (int16, β by β) and, for each colour, codes of categories or levels of a number. */
+/** The arrays in the buffer: coordinates (int16, β by β) and, for each colour, category codes or number levels. */
 function unpack(record, view) {
   const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
   const n = record.n_cells;
@@ -49,7 +49,7 @@ function unpack(record, view) {
   return { places: new Int16Array(bytes, 0, 2 * n * record.betas.length), colours };
 }
 
-/** The order in which cells are drawn: large numbers over small ones, categories in an order of chance, missing first. */
+/** The order in which cells are drawn: missing values first, then numbers ascending or categories in random order. */
 function orderOf(colour, values, n) {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   if (colour.kind === "number") {
@@ -69,7 +69,7 @@ function orderOf(colour, values, n) {
   return order;
 }
 
-/** For each place within a pixel: steps in the image to the pixels of a dot, and how much of each it covers. */
+/** For each position within a pixel: offsets in the image to the pixels of a dot, and their coverage. */
 function dotMasks(radius, width) {
   const masks = [];
   const reach = Math.ceil(radius + 0.5);
@@ -98,10 +98,10 @@ class Dots {
     this.context = canvas.getContext("2d");
     this.record = record;
     this.places = places;
-    this.at = new Float32Array(2 * record.n_cells); // where each cell is, in pixels of the canvas
+    this.at = new Float32Array(2 * record.n_cells); // position of each cell in canvas pixels
   }
 
-  /** Takes the size on the screen; false if there is none. */
+  /** Adopts the canvas size on the screen; returns false if it is empty. */
   resize() {
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
     const width = Math.round(this.canvas.clientWidth * ratio);
@@ -120,7 +120,7 @@ class Dots {
     return true;
   }
 
-  /** Moves the cells to `place` among the β's: 1.25 is a quarter of the way from the second to the third. */
+  /** Moves the cells to `place` among the β: 1.25 is a quarter of the way from the second to the third. */
   move(place) {
     const { n_cells, betas } = this.record;
     const i = Math.min(Math.floor(place), betas.length - 2);
@@ -136,7 +136,7 @@ class Dots {
     }
   }
 
-  /** Draws the cells in `order`; `colourOf(cell)` is the number of a colour in `palette`, bytes r g b. */
+  /** Draws the cells in `order`; `colourOf(cell)` is the index of a colour in `palette` (bytes r g b). */
   paint(order, colourOf, palette, back) {
     const { data, width } = this.image;
     new Uint32Array(data.buffer).fill((255 << 24) | (back[2] << 16) | (back[1] << 8) | back[0]);
@@ -165,7 +165,7 @@ class Dots {
     this.context.putImageData(this.image, 0, 0);
   }
 
-  /** The cell nearest to a place on the screen, in CSS pixels; -1 if none is near. */
+  /** The cell nearest to a point on the screen, in CSS pixels; -1 if none is near. */
   nearest(x, y) {
     let best = -1;
     let least = (NEAR * this.ratio) ** 2;
@@ -177,7 +177,7 @@ class Dots {
   }
 }
 
-/** The number in the palette of each cell's colour, and the palette; twice as long, the second half faded. */
+/** Each cell's index into the palette, and the palette, whose second half repeats the first in faded colours. */
 function paletteOf(colour, values, { back, missing, categories }) {
   const shades = [...categories];
   if (colour.kind === "number") for (let i = 0; i < 256; i++) shades.push(viridis(i / 255));

@@ -1,4 +1,4 @@
-"""The explorer as one HTML page, with all that it needs in it."""
+"""The explorer as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-# nothing may be fetched: the page says so itself, and browsers hold it to that
+# the content security policy makes browsers refuse to fetch anything
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -28,7 +28,7 @@ body { margin: 0; background: #ffffff; }
 </head>
 <body>
 <main id="explorer"></main>
-<noscript>The β explorer is drawn by JavaScript, which is switched off here.</noscript>
+<noscript>The β explorer needs JavaScript, which is disabled in this browser.</noscript>
 <script id="record" type="application/json">%(record)s</script>
 <script id="buffer" type="text/plain">%(buffer)s</script>
 <script type="module">
@@ -51,18 +51,18 @@ render({ model, el: document.getElementById("explorer") });
 
 
 def asset(name: str) -> str:
-    """The text of a file that comes with this package."""
+    """The text of a file in this package."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def script() -> str:
-    """The module of the explorer, which the widget and the page share."""
+    """The JavaScript module of the explorer, shared by the widget and the page."""
     return asset("explorer_dots.js") + asset("explorer.js")
 
 
 def page(record: dict[str, Any], buffer: bytes) -> str:
-    """The whole page."""
-    # names of cells and categories could otherwise end the script element that they stand in
+    """The complete page."""
+    # otherwise a name of a cell or category could close the surrounding script element
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return PAGE % {

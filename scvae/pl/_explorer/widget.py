@@ -17,12 +17,12 @@ class BetaExplorer(anywidget.AnyWidget):
     Parameters
     ----------
     record, buffer
-        What it shows.
+        The data to show, as in `scvae.pl._beta_explorer.Contents`.
 
     Attributes
     ----------
     beta
-        The β chosen; setting it moves the cells.
+        The selected β; setting it moves the cells.
     color
         The column or gene that the cells are coloured by; setting it recolours them.
     """
