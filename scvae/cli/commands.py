@@ -1,7 +1,4 @@
-"""The command `scvae`: fit and embed h5ad files, and a demonstration on bundled data.
-
-An error in what the user gave ends with one line on stderr and exit code 2; outputs appear whole or not at all.
-"""
+"""The command `scvae`: fits, tunes, embeds and diagnoses h5ad files, and runs a demonstration on bundled data."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from ..inference.fitted import FittedModel
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options that name files to write
+WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options with files to write
 KEYWORDS = (
     "layer",
     "mask_var",
@@ -53,22 +50,22 @@ KEYWORDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command; a user error prints one line on stderr, and output files appear only when complete.
 
     Parameters
     ----------
     arguments
-        The words after `scvae`; None for those of the process.
+        The arguments after `scvae`; None for those of the process.
 
     Returns
     -------
     int
-        Exit code: 0 for success, 2 for an error in what was given, 130 after Ctrl-C outside training.
+        Exit code: 0 for success, 2 for a user error, 130 after Ctrl-C outside training.
 
     Raises
     ------
     SystemExit
-        After ``--help`` and ``--version`` (code 0), and if the arguments cannot be understood (code 2).
+        After ``--help`` and ``--version`` (code 0), and if the arguments cannot be parsed (code 2).
     """
     given = make_parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -85,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    """Runs a command, in all processes at once where torchrun has started several."""
+    """Runs a command, in all processes together if torchrun has started several."""
     run = COMMANDS[given.command]
     if not _is_launched():
         run(given)
         return
     if given.command not in {"fit", "tune-beta"}:
-        raise ValueError("this command runs in one process; only fit and tune-beta can be started by torchrun")
+        raise ValueError(f"{given.command} runs in one process only; start it without torchrun")
 
     from ..common.distributed import process_group
 
@@ -104,7 +101,7 @@ def _is_launched() -> bool:
 
 
 def _is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this process writes files and prints."""
     return not _is_launched() or os.environ.get("RANK", "0") == "0"
 
 
@@ -181,7 +178,7 @@ def _tune_beta(given: argparse.Namespace) -> None:
 
 
 def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) -> None:
-    """Refuses what could not be read, or written in the end, before a training begins."""
+    """Refuses inputs that cannot be read and outputs that cannot be written, before training starts."""
     inputs = given.input if isinstance(given.input, list) else [given.input]
     for path in inputs:
         check_input(path, may_be_folder=isinstance(given.input, list))
@@ -194,13 +191,13 @@ def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) 
             check_output(given.output, source, force=given.force, may_replace_input=len(inputs) == 1)
         for name, path in outputs.items():
             if path is not None:
-                # a checkpoint that exists is resumed, so it needs no --force
+                # an existing checkpoint is resumed, so it does not need --force
                 force = given.force or name == "--checkpoint"
                 check_output(path, source, force=force, may_replace_input=False)
 
 
 def _keywords(given: argparse.Namespace) -> dict[str, Any]:
-    """What was given, for `fit` or `tune_beta`."""
+    """The options as keyword arguments of `fit` or `tune_beta`."""
     from ..config import TrainingConfig
 
     options = vars(given)
@@ -214,10 +211,10 @@ def _keywords(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
-    """What a fit has written into `adata`."""
+    """The slots that a fit has written to `adata`."""
     return {
         "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
-        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None takes those of an earlier fit away
+        "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None removes those of an earlier fit
         "uns": {keys.uns: adata.uns[keys.uns]},
     }
 
@@ -227,19 +224,19 @@ def _draw(adata: AnnData, key_added: str, path: Path) -> None:
 
     from ..pl import rate_distortion
 
-    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a screen
+    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a display
     rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
 
 
 def _check_explorer(given: argparse.Namespace) -> None:
     if given.explorer.suffix.lower() not in {".html", ".htm"}:
-        raise ValueError(f"{given.explorer} is to be a page for browsers; end its name in .html")
+        raise ValueError(f"--explorer {given.explorer} is not an HTML file; end its name in .html")
     if getattr(given, "method", "path") == "sweep":
-        raise ValueError("--explorer shows one model of many β, and --method sweep has a model for each; leave one out")
+        raise ValueError("--explorer needs one model for all β, but --method sweep fits one for each; leave one out")
 
 
 def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Namespace) -> Any:
-    """Writes the explorer; returns the UMAPs in it."""
+    """Writes the explorer and returns its UMAPs."""
     from ..pl import beta_explorer
     from ..tl import beta_embeddings
 
@@ -315,7 +312,7 @@ def _print_rows(rows: Mapping[str, object]) -> None:
 
 
 def _complain(kind: str, message: object) -> None:
-    """One line, of the first of several processes; of another one only where the first is not there to say it."""
+    """Prints one line from the first process, or from another one if the first process is lost."""
     if _is_first() or 0 in getattr(message, "missing", ()):
         print(f"scvae: {kind}: {one_line(message)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The demonstration: what a biologist does with new counts, from filtering to a drawing of the clusters."""
+"""The demonstration: a typical analysis of new counts, from filtering genes to plotting clusters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SEED = 0
-LEAST_CELLS = 3  # cells in which a gene must be seen
+LEAST_CELLS = 3  # cells in which a gene must be detected
 N_GENES = 2000
 LABELS = "cell_type"
 CLUSTERS = "leiden"
-RESOLUTION = 0.5  # coarse clusters: 1, the default, splits cell types of blood into their states
+RESOLUTION = 0.5  # coarse clusters; the default of 1 splits blood cell types into states
 UNLABELLED = "unlabelled"
-COLOURS = (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)  # of tab20; grey is for cells without a label
+COLOURS = (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)  # of tab20, without its greys
 
 
 def analyse(adata: AnnData, *, verbose: bool = True) -> tuple[AnnData, dict[str, str]]:
-    """Selects genes, fits, clusters and lays out the cells.
+    """Selects genes, fits a model, and computes clusters and a UMAP.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def analyse(adata: AnnData, *, verbose: bool = True) -> tuple[AnnData, dict[str,
     Returns
     -------
     tuple
-        The genes seen in at least 3 cells, with the results in ``var["highly_variable"]``, in the slots of `scvae.fit`,
-        in ``obs["leiden"]`` and ``obsm["X_umap"]``; and the results in numbers, as text.
+        The data with genes detected in at least 3 cells, with results in ``var["highly_variable"]``, the slots of
+        `scvae.fit`, ``obs["leiden"]`` and ``obsm["X_umap"]``; and a row of summary figures as text.
     """
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score
@@ -70,12 +70,12 @@ def analyse(adata: AnnData, *, verbose: bool = True) -> tuple[AnnData, dict[str,
 
 
 def draw(adata: AnnData, path: Path) -> None:
-    """Draws the clusters beside the published labels, on the UMAP of the latent space.
+    """Draws the clusters next to the published labels, on the UMAP of the latent space.
 
     Parameters
     ----------
     adata
-        What `analyse` returns.
+        Cells as returned by `analyse`.
     path
         PNG file to write.
     """

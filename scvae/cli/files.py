@@ -1,4 +1,4 @@
-"""What the commands do with files: whether they can be read and written, and copies with results in them."""
+"""Files of the commands: checks that they can be read and written, and copies with results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_input(path: Path, *, may_be_folder: bool = False) -> None:
-    """Refuses a path that is no file, nor, where it may be one, a folder."""
+    """Refuses a path that is neither a file nor, if allowed, a folder."""
     if path.is_dir() and may_be_folder:
         return
     if path.is_dir():
@@ -25,22 +25,22 @@ def check_input(path: Path, *, may_be_folder: bool = False) -> None:
 
 
 def check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
-    """Refuses one path for two outputs."""
+    """Refuses the same path for two outputs."""
     seen: dict[Path, str] = {}
     for name, path in outputs.items():
         if path is None:
             continue
         other = seen.setdefault(path.resolve(), name)
         if other != name:
-            raise ValueError(f"{other} and {name} are both {path}; give each its own file")
+            raise ValueError(f"{other} and {name} are both {path}; pass different files")
 
 
 def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
-    """Refuses a path that could not be written later, before anything long begins."""
+    """Refuses a path that cannot be written, before any long computation starts."""
     if path.is_dir():
-        raise IsADirectoryError(f"the output {path} is a folder; pass the name of a file")
+        raise IsADirectoryError(f"the output {path} is a folder; pass a file name")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first, {path.name} goes there")
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it to write {path.name} there")
     if path.exists() and path.samefile(source):
         if not may_replace_input:
             raise ValueError(f"{path} is the input; pass another file")
@@ -52,18 +52,18 @@ def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bo
 
 
 def check_picture(path: Path) -> None:
-    """Refuses a name whose ending is no format that matplotlib writes."""
+    """Refuses a name whose extension is not an image format of matplotlib."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix.removeprefix(".").lower() not in formats:
-        raise ValueError(f"{path} ends in no format of a picture; end it in .{', .'.join(formats)}")
+        raise ValueError(f"{path} is not an image file; end its name in .{', .'.join(formats)}")
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder in which no file can be made."""
+    """Refuses a folder in which no file can be created."""
     try:
-        # permission bits do not tell of read-only file systems, so try it
+        # permission bits do not show read-only file systems, so try to write
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -72,7 +72,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
-    """The cells of an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in pieces."""
+    """Opens an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in chunks."""
     from anndata import read_h5ad
 
     from ..data.containers import matrix_of
@@ -83,14 +83,14 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
         if "X" not in adata.file:
             adata.file.close()
             adata = read_h5ad(path)
-    except Exception as error:  # which one depends on where in the file anndata was stopped
+    except Exception as error:  # the type depends on where in the file anndata failed
         raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
     try:
         if not can_be_added_to:
-            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer one")
+            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer anndata")
         try:
             matrix_of(adata, layer)
-        except TypeError as error:  # here the file is at fault; later it would be the program
+        except TypeError as error:  # at this point the cause is the file, not a bug
             raise ValueError(f"{path}: {error}") from error
         yield adata
     finally:
@@ -98,16 +98,16 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
 
 
 class Results:
-    """Cells for a command to work on, and where what it finds of them goes.
+    """The cells that a command works on, and the destination of its results.
 
     Attributes
     ----------
     cells
-        An AnnData, a source of which the results are taken from its AnnData, or the paths of files to write into.
+        An AnnData; a source, whose AnnData receives the results; or the paths of files to write into.
     place
-        Where the results go, for people to read.
+        Destination of the results, as text for the summary.
     n_cells
-        Known when the results are there.
+        Number of cells, set once the results are available.
     """
 
     def __init__(self, cells: Any, adata: AnnData | None, place: str) -> None:
@@ -117,7 +117,7 @@ class Results:
         self.found: dict[str, dict[str, Any]] = {}
 
     def take(self, results: Callable[[AnnData], dict[str, dict[str, Any]]]) -> None:
-        """Remembers the results, if they are not in the files yet."""
+        """Stores the results, unless they are already in the files."""
         if self._adata is not None:
             self.found, self.n_cells = results(self._adata), self._adata.n_obs
 
@@ -126,10 +126,10 @@ class Results:
 def results_of(
     inputs: list[Path], output: Path | None, layer: str | None, *, is_writer: bool = True
 ) -> Iterator[Results]:
-    """Opens what a command reads, and writes its results when the block ends well.
+    """Opens the input of a command, and writes its results if the block ends without an error.
 
-    Of one h5ad file into a copy of it; of others into a file of the cells without values; without an output into the
-    inputs, which the command does itself. Of several processes that work on the cells, one is the writer.
+    For one h5ad file, results go to a copy of it; for other inputs, to a file of the cells without values. Without an
+    output, the command itself writes them into the inputs. Only one of several processes is the writer.
     """
     from ..common.files import written_whole
     from ..data import sources
@@ -160,9 +160,9 @@ def results_of(
 
 
 def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the file `source` with `results` (group, then key) added as `target`: all else stays as it is stored.
+    """Copies the file `source` to `target` with `results` (group, then key) added and everything else unchanged.
 
-    None takes a key away.
+    A result of None removes the key.
     """
     import h5py
 

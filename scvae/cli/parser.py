@@ -1,4 +1,4 @@
-"""The commands of `scvae` and their options; nothing is run from here."""
+"""Parser of the commands of `scvae` and their options."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ USAGE_ERROR = 2
 
 @final
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; `error` is the place that argparse provides for that."""
+    """A parser that prints each error as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"scvae: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
-    """The parser of all commands; `command` says which one was given."""
+    """The parser of all commands; the attribute `command` of its result is the command given."""
     parser = Parser(
         prog="scvae",
         description="Variational autoencoders for single-cell counts: from raw counts to an embedding.",
@@ -41,8 +41,8 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "fit",
         help="train a model on h5ad files or zarr stores and write the embedding",
-        description="Trains a model on raw counts and writes the embedding: into the files themselves, or elsewhere.",
-        epilog="What is not given is as in scvae.fit. In Python: help(scvae.fit). In several processes: torchrun "
+        description="Trains a model on raw counts and writes the embedding into the input files or to OUTPUT.",
+        epilog="Defaults are those of scvae.fit; see help(scvae.fit) in Python. For several processes: torchrun "
         "--nproc-per-node 2 -m scvae fit in.h5ad -o out.h5ad",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -54,7 +54,7 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="BETA",
         type=float,
         nargs="+",
-        help="weight of the KL term, at least 0; two, LOW HIGH, for a model of every β between",
+        help="weight of the KL term, at least 0; two values, LOW HIGH, train one model for every β between them",
     )
     add_more_output(parser)
     parser.set_defaults(command="fit", model=None)
@@ -63,22 +63,22 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "tune-beta",
-        help="look at many weights of the KL term, and write the embedding at the one recommended",
-        description="Trains a model for many weights β of the KL term, measures the embedding at each, and writes a "
-        "copy of the file with the table and the embedding at the β recommended.",
-        epilog="What is not given is as in scvae.tune_beta. In Python: help(scvae.tune_beta).",
+        help="compare weights of the KL term, and write the embedding at the recommended one",
+        description="Trains a model for a range of weights β of the KL term, measures the embedding at several β, and "
+        "writes a copy of the file with a table of the results and the embedding at the recommended β.",
+        epilog="Defaults are those of scvae.tune_beta; see help(scvae.tune_beta) in Python.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     add_files(parser)
     model = add_settings(parser)
-    model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to look at, two at least")
+    model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to compare, at least two")
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
     model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
     output = add_more_output(parser)
-    output.add_argument("--plot", metavar="FILE", type=Path, help="draw the curve here (png, pdf or svg)")
+    output.add_argument("--plot", metavar="FILE", type=Path, help="plot the rate-distortion curve (png, pdf or svg)")
     output.add_argument(
-        "--explorer", metavar="FILE", type=Path, help="write a page that moves the cells along β here (html)"
+        "--explorer", metavar="FILE", type=Path, help="write an interactive page with UMAPs along β (html)"
     )
     parser.set_defaults(command="tune-beta", model=None, plot=None, explorer=None)
 
@@ -87,14 +87,14 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "embed",
         help="embed the cells of h5ad files or zarr stores with a saved model",
-        description="Writes the embedding that a saved model gives to cells: into their files, or elsewhere.",
+        description="Embeds cells with a saved model and writes the embedding into the input files or to OUTPUT.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     add_sources(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
-    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to embed at")
+    add_layer(parser, "layer with the data, X for X (default: as in the fit)")
+    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
     add_key_added(parser)
     parser.set_defaults(command="embed", beta=None)
 
@@ -102,20 +102,20 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "diagnose",
-        help="say what is wrong with a saved model, if anything, and what to do",
+        help="report problems of a saved model, with causes and remedies",
         description="Examines a saved model on the cells of an h5ad file and prints a report: the verdict, the "
-        "measurements behind it, and for each disease its cause and remedy.",
-        epilog="What is not given is as in scvae.tl.diagnose. In Python: help(scvae.tl.diagnose).",
+        "measurements behind it, and the cause and remedy of each disease.",
+        epilog="Defaults are those of scvae.tl.diagnose; see help(scvae.tl.diagnose) in Python.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     add_input(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as at the fit)")
-    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model of many β: the one to examine")
-    parser.add_argument("--n-cells", metavar="N", type=int, help="look at so many cells at most")
+    add_layer(parser, "layer with the data, X for X (default: as in the fit)")
+    parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to examine")
+    parser.add_argument("--n-cells", metavar="N", type=int, help="largest number of cells to examine")
     parser.add_argument(
-        "--compare-heads", action="store_true", help="fit nb, zinb and poisson too, and tell which fits the counts"
+        "--compare-heads", action="store_true", help="also fit nb, zinb and poisson, and report which fits best"
     )
     parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     add_key_added(parser)
@@ -125,7 +125,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="OUTPUT",
         type=Path,
         default=None,
-        help="h5ad file to write, the input with the report",
+        help="h5ad file to write: a copy of the input with the report",
     )
     add_force(parser)
     parser.set_defaults(command="diagnose")
@@ -134,8 +134,8 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
 def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "demo",
-        help="fit, cluster and draw the bundled 2,700 blood cells",
-        description="Fits, clusters and draws the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
+        help="fit, cluster and plot the bundled 2,700 blood cells",
+        description="Fits, clusters and plots the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -150,7 +150,7 @@ def one_line(message: object) -> str:
 
 
 def add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Slots, model file and quiet."""
+    """Adds the options for slots, model file and quiet."""
     output = parser.add_argument_group("more output")
     add_key_added(output)
     output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
@@ -159,22 +159,22 @@ def add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What is read and how it is modelled and trained; returns the group of the model."""
+    """Adds the options for data, training and model; returns the group of the model."""
     data = parser.add_argument_group("data")
     add_layer(data, "layer with the raw counts (default: X)")
     data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
     data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
-    data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="more obs columns to correct for")
+    data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="further obs columns to correct for")
     data.add_argument("--size-factor-key", metavar="COLUMN", help="obs column in place of the library size")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", metavar="N", type=int, help="passes over the cells")
     training.add_argument(
-        "--memory", metavar="GB", type=float, help="read counts from disk in every epoch if they need more (default: 1)"
+        "--memory", metavar="GB", type=float, help="if counts need more, read them from disk each epoch (default: 1)"
     )
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
     training.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="save the training here; go on from it if it is there"
+        "--checkpoint", metavar="FILE", type=Path, help="save the training state here; resume if the file exists"
     )
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
@@ -183,22 +183,27 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """Input and output."""
+    """Adds the input and the output."""
     add_input(parser)
     parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help="h5ad file to write, the input with results"
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        type=Path,
+        required=True,
+        help="h5ad file to write: a copy of the input with the results",
     )
     add_force(parser)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """One input or several, and an output that may be left out."""
+    """Adds one or more inputs, and an optional output."""
     parser.add_argument(
         "input",
         metavar="INPUT",
         type=Path,
         nargs="+",
-        help="h5ad file or zarr store, cells x genes; several, or a folder of them, are one set of cells",
+        help="h5ad file or zarr store, cells x genes; several, or a folder of them, are read as one data set",
     )
     parser.add_argument(
         "-o",
@@ -206,35 +211,35 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="OUTPUT",
         type=Path,
         default=None,
-        help="h5ad file to write: of one h5ad file a copy with the results, otherwise the cells with their columns and "
-        "the results, without values; left out, results go into the input itself",
+        help="h5ad file to write: a copy with the results if the input is one h5ad file, else the cells with their "
+        "columns and the results, without values; without OUTPUT, results are written into the input",
     )
     add_force(parser)
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
-    """Leave to replace files."""
-    parser.add_argument("--force", action="store_true", default=False, help="replace outputs that exist")
+    """Adds the option to replace files."""
+    parser.add_argument("--force", action="store_true", default=False, help="replace existing outputs")
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
-    """The file to read."""
+    """Adds the file to read."""
     parser.add_argument("input", metavar="INPUT", type=Path, help="h5ad file, cells x genes")
 
 
 def add_key_added(parser: argparse._ActionsContainer) -> None:
-    """The name of the slots."""
+    """Adds the name of the slots."""
     parser.add_argument(
         "--key-added",
         metavar="NAME",
         type=_slot_name,
         default=Keys().key_added,
-        help="name of the slots (default: scvae)",
+        help="name used in the slots written (default: scvae)",
     )
 
 
 def add_layer(parser: argparse._ActionsContainer, text: str) -> None:
-    """Where the data are."""
+    """Adds the layer of the data."""
     parser.add_argument("--layer", metavar="NAME", help=text)
 
 
@@ -244,7 +249,7 @@ def _n_latent(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor auto") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an integer nor 'auto'") from None
 
 
 def _slot_name(text: str) -> str:
