@@ -1,4 +1,4 @@
-"""Tools: each takes `adata` and a fitted model."""
+"""Tools: functions that take `adata` and a fitted model."""
 
 from ._beta_embeddings import beta_embeddings
 from ._denoise import denoise

@@ -1,4 +1,4 @@
-"""`beta_embeddings`: pictures of the cells at many β, laid out so that each cell moves little from one to the next."""
+"""`beta_embeddings`: UMAPs of the cells at many β, aligned so that each cell moves little from one β to the next."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ._layouts import aligned_layouts
 if TYPE_CHECKING:
     from anndata import AnnData
 
-N_BETAS = 17  # each of the nine of tune_beta, and one between any two
-LEAST_CELLS = 10  # for a picture to have neighbours in it
-SHOWN = 41  # stream of the random numbers that draw the cells
+N_BETAS = 17  # the nine of tune_beta and one between each two
+LEAST_CELLS = 10  # fewest cells for a neighbour graph
+SHOWN = 41  # random stream that draws the cells
 
 
 def beta_embeddings(
@@ -41,33 +41,33 @@ def beta_embeddings(
     copy: bool = False,
     verbose: bool = True,
 ) -> AnnData | None:
-    """UMAPs of the embedding at many β, aligned with each other, for `scvae.pl.beta_explorer`.
+    """Computes UMAPs of the embedding at many β, aligned with each other, for `scvae.pl.beta_explorer`.
 
-    A UMAP computed anew at each β turns, mirrors and shuffles its islands at will, so that what β does to the cells
-    cannot be told from what the algorithm does. Here all begin at one layout, that of the mean of their graphs, and
-    each goes on from there with small steps for its own graph (the objective of McInnes et al. 2018, "UMAP").
+    UMAPs computed independently rotate, mirror and rearrange clusters arbitrarily, which hides the effect of β. Here
+    all start from one layout, that of the mean of their neighbour graphs. Each is then refined on its own graph with
+    small steps (the objective of McInnes et al. 2018, "UMAP").
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name.
+        Cells with raw data, as in the fit; genes are matched by name.
     model
-        A model of many β: of ``scvae.fit(adata, beta=(low, high))`` or ``scvae.tune_beta(adata).model``.
+        A model with a range of β, from ``scvae.fit(adata, beta=(low, high))`` or ``scvae.tune_beta(adata).model``.
     betas
-        The β's to compute, at least two, within the range of the model; None takes 17 over all of it, evenly spaced on
-        a log scale. The explorer moves the cells on straight lines between them.
+        Values of β, at least two, within the model's range; None takes 17 that span the range, evenly spaced on a log
+        scale. The explorer moves the cells on straight lines between them.
     n_neighbors
-        Neighbours of a cell in the graphs behind the UMAPs, itself included, as in scanpy.
+        Neighbours per cell in the graphs behind the UMAPs, including the cell itself, as in scanpy.
     max_cells
-        Of more cells, so many are laid out, drawn at random; the others have no place (NaN).
+        Largest number of cells to lay out. If there are more, a random subset is taken; the others get NaN.
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     rng
-        Seed or numpy Generator: draws the cells, the noise of the likelihood and the steps of UMAP.
+        Seed or numpy Generator for the choice of cells, the posterior draws and UMAP's optimisation.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to return a copy with the results and leave `adata` unchanged.
     verbose
         Whether to show a progress bar. Nothing else is printed.
 
@@ -81,15 +81,15 @@ def beta_embeddings(
             ``scanpy.pl.embedding(adata, "X_<key_added>_umap_betas", dimensions=[(0, 1), (32, 33)])`` draws the first
             and the last of 17.
         ``uns["<key_added>"]["beta_embeddings"]``
-            ``beta`` (rising), ``rate`` and ``distortion`` at each in nats per cell, on at most 1,000 of the cells that
-            the fit held out (of all cells, if it was of other ones or held none out; ``judged_on`` says so),
-            ``n_cells`` laid out, ``n_neighbors``, ``seed``. What else is in ``uns["<key_added>"]`` stays.
+            ``beta`` (ascending); ``rate`` and ``distortion`` at each β in nats per cell, on at most 1,000 cells held
+            out in the fit (of all cells, if the fit used other cells or held none out; see ``judged_on``);
+            ``n_cells`` laid out; ``n_neighbors``; ``seed``. Other entries of ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
     ValueError
-        As `embed`; if `model` knows one β alone, a β lies outside its range, `n_neighbors` is below 2 or not below the
-        number of cells laid out, or there are fewer than 10 of these. `adata` is then as it was.
+        As for `embed`; if `model` has a single β, a β lies outside its range, fewer than 10 cells would be laid out, or
+        `n_neighbors` is below 2 or not below the number of cells laid out. `adata` is then unchanged.
 
     Examples
     --------
@@ -143,8 +143,8 @@ def beta_embeddings(
 def _points(model: FittedModel, betas: Sequence[float] | np.ndarray | None) -> list[float]:
     if not isinstance(model.beta, tuple):
         raise ValueError(
-            f"model was trained at β = {model.beta:g} alone, so there is no path to show; pass one of "
-            "scvae.fit(adata, beta=(low, high)), or of scvae.tune_beta(adata)"
+            f"model was trained at β = {model.beta:g} alone, so there is no path to show; pass a model from "
+            "scvae.fit(adata, beta=(low, high)) or scvae.tune_beta(adata)"
         )
     if betas is None:
         return evenly_spaced(*model.beta, N_BETAS)
@@ -153,9 +153,9 @@ def _points(model: FittedModel, betas: Sequence[float] | np.ndarray | None) -> l
 
 def _check_numbers(n_shown: int, n_neighbors: int) -> None:
     if n_shown < LEAST_CELLS:
-        raise ValueError(f"{n_shown} cells would be laid out; a UMAP needs {LEAST_CELLS} or more")
+        raise ValueError(f"only {n_shown} cells would be laid out; UMAP needs at least {LEAST_CELLS}")
     if not 2 <= n_neighbors < n_shown:
-        raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to below that of the cells, {n_shown:,}")
+        raise ValueError(f"n_neighbors is {n_neighbors}; pass at least 2, below the number of cells, {n_shown:,}")
 
 
 def _rate_and_distortion(model: FittedModel, judged: Cells, *, beta: float, seed: int) -> tuple[float, float]:

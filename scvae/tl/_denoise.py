@@ -1,4 +1,4 @@
-"""`denoise`: the expression that a model expects of each cell."""
+"""`denoise`: the expected expression of each cell under a model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ENDS = ("lower", "upper")
-SORTED_TWICE = 3  # tables for each draw of an interval: the draws, and what sorting them takes
+SORTED_TWICE = 3  # tables in memory per draw of an interval: the draw, and two while sorting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Request:
-    """What was asked for, checked."""
+    """The checked arguments."""
 
-    columns: np.ndarray  # of the modelled genes, in the order of the table
+    columns: np.ndarray  # positions of the genes wanted among the modelled genes, in the order of the table
     target: Target
     n_samples: int
     interval: float | None
@@ -69,86 +69,86 @@ def denoise(
     rng: SeedLike = 0,
     copy: bool = False,
 ) -> AnnData | None:
-    """Expected expression of each cell: what its counts would be without the noise of counting.
+    """Computes the expected expression of each cell, free of counting noise.
 
-    The expected value E[ρ | x] of the proportions ρ = softmax(decoder(z, s)) under the posterior q(z | x), averaged
-    over draws of z (Lopez et al. 2018, "Imputation"), at a library size of your choice. A gene that was 0 in a cell
-    gets what cells like it have. Values are only as good as the model, and cells become more alike than they are: test
-    differences with `scvae.tl.rank_genes` or on the counts, not on denoised values (Andrews & Hemberg 2018).
+    This is the expected value E[ρ | x] of the proportions ρ = softmax(decoder(z, s)) under the posterior q(z | x),
+    averaged over draws of z (Lopez et al. 2018, "Imputation"), at a library size of your choice. A gene with 0 counts
+    in a cell gets its expected value in similar cells. The values are only as good as the model, and cells become more
+    alike than they are: test for differences with `scvae.tl.rank_genes` or on the counts, not on denoised values
+    (Andrews & Hemberg 2018).
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name. Or files, as in `scvae.fit`, whose values stay on
-        disk; what is denoised then goes to a `path`.
+        Cells with raw data, as in the fit; genes are matched by name. Or files, as in `scvae.fit`: their values stay on
+        disk, and the denoised values go to `path`.
     model
         A fitted model.
     genes
-        Names of the genes wanted, in the order wanted; None for all that the model knows. Only these are kept, chunk by
-        chunk, and without a softmax (bernoulli, gaussian) only these are decoded.
+        Names of the genes to return, in this order; None for all modelled genes. Only these are kept, chunk by chunk,
+        and for heads without a softmax (bernoulli, gaussian) only these are decoded.
     library_size
-        Counts: the sum over the modelled genes that the values are expected at; None for 1, so that they are
-        proportions, which add up to 1. ``"observed"``: the cell's own (or its size factor), at which the genes measured
-        are expected; those that `adata` lacks come on top. Binary data: the depth at which a feature has the
-        probability given; None for the mean depth (geometric) of the training cells. Real values have none.
+        Counts: the total over the modelled genes that the values are scaled to; None for 1, which gives proportions.
+        ``"observed"``: the cell's own library size (or size factor), which covers the genes measured; genes that
+        `adata` lacks are added on top. Binary data: the depth at which to give each feature's probability; None for the
+        (geometric) mean depth of the training cells. Not used for real values.
     transform_batch
-        A batch of the model's, or several to be averaged over: what is expected of the cell had it been measured there.
-        None for its own batch. Other covariates stay as they are.
+        One of the model's batches, or several to average over: the expression expected had the cell been measured
+        there. None for its own batch. Other covariates stay unchanged.
     n_samples
-        Draws of z a cell; 0 for the decoder at the posterior mean, which is quicker and was about as close to the truth
+        Draws of z per cell; 0 decodes the posterior mean, which is faster and was about as close to the truth
         (benchmarks/denoise.py).
     interval
-        A probability, e.g. 0.9: also write the ends of the central interval that holds this share of the draws'
-        expected values (quantiles, linear between draws). It tells what is not known of the *expected* value because z
-        is known from one noisy profile only. It does not hold counts, whose own noise comes on top (`scvae.tl.sample`),
-        and takes the weights of the model as known.
+        A probability, e.g. 0.9: also write the bounds of the central interval that contains this share of the draws'
+        expected values (quantiles, interpolated linearly between draws). It measures the uncertainty of the *expected*
+        value that comes from knowing z only through one noisy profile. It is not an interval for counts, which have
+        noise of their own (see `scvae.tl.sample`), and it treats the model's weights as known.
     threshold
-        Values at or below it are dropped, and the table is sparse (CSR), built chunk by chunk. Interval ends are kept
-        where the expected value is. 0 or more; not for real values.
+        Drop values at or below it and build a sparse table (CSR), chunk by chunk. Interval bounds are kept where the
+        expected value is kept. 0 or more; not for real values.
     path
         Folder for a zarr store that `anndata.read_zarr` reads: cells x genes wanted in `X` (compressed; sparse with a
-        `threshold`), interval ends in ``layers["lower"]`` and ``layers["upper"]``. Written chunk by chunk; it appears
-        whole or not at all. `adata` is then not written to.
+        `threshold`), interval bounds in ``layers["lower"]`` and ``layers["upper"]``. It is written chunk by chunk and
+        appears only when complete. `adata` is then not changed.
     overwrite
-        Whether an existing store at `path` may be replaced.
+        Whether to replace an existing store at `path`.
     beta
-        Of a model of many β, that of the posterior and the decoder; None for 1 (or the geometric middle of a range
-        without 1).
+        For a model with a range of β, the β of posterior and decoder; None for 1 (if the range excludes 1, its
+        geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     rng
-        Seed or numpy Generator of the draws. The same seed gives a gene the same values whatever other genes are asked
-        for.
+        Seed or numpy Generator of the draws. The same seed gives a gene the same values whichever genes are requested.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to return a copy with the results and leave `adata` unchanged.
 
     Returns
     -------
     AnnData or None
-        The copy, or None. Where the table has just the genes of `adata`, in their order, it is a layer (so without
-        `genes`, if the model knows all that `adata` has, in whatever order); otherwise a layer would have to make
-        values up for the rest, and it is in `obsm`. Of the two, only the one written exists afterwards:
+        The copy, or None. A table with exactly the genes of `adata` in their order is written as a layer; without
+        `genes`, this is the case if the model has the same genes as `adata`, in any order. Any other table goes to
+        `obsm`. A table that an earlier call left in the other place is removed:
 
         ``layers["<key_added>_denoised"]``
             float32, cells x genes of `adata`; CSR with a `threshold`.
         ``obsm["<key_added>_denoised"]``
-            float32 DataFrame, cells x genes wanted, named in its columns; with a `threshold` a CSR matrix, its columns
-            named in ``uns["<key_added>"]["denoised"]["genes"]``.
+            float32 DataFrame, cells x genes wanted, with gene names as columns; with a `threshold` a CSR matrix, with
+            gene names in ``uns["<key_added>"]["denoised"]["genes"]``.
         ``…["<key_added>_denoised_lower"]``, ``…["<key_added>_denoised_upper"]``
-            Ends of the interval, likewise, with `interval` only.
+            Bounds of the interval in the same form, if `interval` is given.
         ``uns["<key_added>"]["denoised"]``
-            How it was made: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``,
+            The settings: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``,
             ``beta``, ``seed`` and ``genes``.
 
     Raises
     ------
     ValueError
-        As `embed`; if a gene or batch is unknown to the model, or an argument is out of range or would have no effect.
-        `adata` is then as it was.
+        As for `embed`; if the model does not know a gene or batch, or an argument is out of range or has no effect.
+        `adata` is then unchanged.
     FileExistsError, FileNotFoundError
-        If `path` is taken or its folder does not exist.
+        If `path` exists or its parent folder does not.
 
     Notes
     -----
@@ -180,10 +180,10 @@ def denoise(
     if place is None and overwrite:
         raise ValueError("overwrite=True has no effect without path; leave it out")
     if place is not None and copy:
-        raise ValueError("copy=True has no effect with path, which leaves adata alone; leave it out")
+        raise ValueError("copy=True has no effect with path, because adata is not changed; leave it out")
     if place is None and are_paths(adata):
         raise ValueError(
-            "denoised values of cells in files are not written into the files; pass path='denoised.zarr', or an AnnData"
+            "denoised values are not written into the files; pass path='denoised.zarr', or pass an AnnData"
         )
     with opened(adata, model.schema.layer_of(layer)) as source:
         cells_in = source.adata
@@ -221,7 +221,7 @@ def denoise(
 
 
 def _columns(adata: AnnData, model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray | None) -> np.ndarray:
-    """Which modelled genes are wanted: those named, or all, in the order of `adata` where it has just these."""
+    """Positions of the genes wanted: those named, or all modelled genes, in the order of `adata` if it has the same."""
     if genes is not None:
         return gene_positions(model, genes)
     columns: np.ndarray = model.genes.get_indexer(adata.var_names.astype(str))
@@ -253,7 +253,7 @@ def _mean(draws: Iterator[Float[Tensor, "cells chosen"]], n: int) -> Float[Tenso
 
 
 def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) -> dict[str, Tensor]:
-    """Mean over draws, and two of their quantiles."""
+    """Mean over draws, and the two quantiles that bound the interval."""
     ordered = draws.sort(dim=0).values
     ends = {}
     for name, probability in zip(ENDS, (0.5 - interval / 2, 0.5 + interval / 2), strict=True):
@@ -264,7 +264,7 @@ def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) 
 
 
 def _write(adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index, uns: dict[str, Any]) -> None:
-    """The tables as layers where the genes are those of `adata`, else in obsm; what an earlier call left goes."""
+    """Writes the tables as layers if the genes are those of `adata`, else to obsm; removes those of earlier calls."""
     as_layers = wanted.equals(pd.Index(adata.var_names.astype(str)))
     slots: dict[str, Any] = dict.fromkeys(_slot(keys, name) for name in (MEAN, *ENDS))
     nowhere = dict(slots)
@@ -280,7 +280,7 @@ def _slot(keys: Keys, name: str) -> str:
 
 
 def _record(model: FittedModel, request: _Request, library_size: object) -> dict[str, Any]:
-    """Types that h5ad files can hold."""
+    """The settings, in types that h5ad files can store."""
     known = model.schema.batch.categories if model.schema.batch else ()
     names = [known[code] for code in request.target.batches]
     return {
@@ -300,14 +300,14 @@ def _is_permutation(columns: np.ndarray, n: int) -> bool:
 
 
 def _chosen(columns: np.ndarray, model: FittedModel) -> Tensor | None:
-    """The columns on the device; None where they are all genes in the order of the model."""
+    """The columns on the device; None if they are all genes in the order of the model."""
     if np.array_equal(columns, np.arange(len(model.genes))):
         return None
     return torch.from_numpy(columns.astype(np.int64)).to(model.device)
 
 
 def _library(library_size: object, model: FittedModel) -> float | None:
-    """The library size to decode at; None for the cell's own."""
+    """The library size to decode at; None for each cell's own."""
     head = model.network.likelihood
     if model.schema.kind == "real":
         if library_size is not None:
@@ -323,7 +323,7 @@ def _library(library_size: object, model: FittedModel) -> float | None:
 
 
 def _checked_samples(n_samples: object, interval: float | None) -> int:
-    """`n_samples`, enough for `interval`, which is checked too."""
+    """Checks `interval`, and that `n_samples` is large enough for it; returns `n_samples`."""
     n_samples = check_positive_int(n_samples, "n_samples", least=0)
     if interval is not None:
         if not 0 < check_not_negative(interval, "interval") < 1:
@@ -331,7 +331,7 @@ def _checked_samples(n_samples: object, interval: float | None) -> int:
         least = math.ceil(round(2 / (1 - interval), 6))
         if n_samples < least:
             raise ValueError(
-                f"n_samples is {n_samples}, too few for the ends of a {interval:g} interval; pass at least {least}"
+                f"n_samples is {n_samples}, too few for the bounds of a {interval:g} interval; pass at least {least}"
             )
     return n_samples
 
@@ -339,6 +339,6 @@ def _checked_samples(n_samples: object, interval: float | None) -> int:
 def _checked_threshold(threshold: object, model: FittedModel) -> float:
     if model.schema.kind == "real":
         raise ValueError(
-            "threshold is for counts and binary data: real values at or below it are no zeros; leave it out"
+            "threshold is for counts and binary data, but the model is of real values (gaussian); leave it out"
         )
     return check_not_negative(threshold, "threshold")

@@ -1,4 +1,4 @@
-"""`diagnose`: what a fitted model makes of cells, and what is wrong with it, in words."""
+"""`diagnose`: measures how well a fitted model describes cells, and reports its problems in words."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from ..inference.fitted import FittedModel, check_model
 if TYPE_CHECKING:
     from anndata import AnnData
 
-WIDTH = 110  # characters of a line of the report
+WIDTH = 110  # characters per line of the report
 DIMENSIONS_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Diagnosis:
-    """What `scvae.tl.diagnose` found; prints as a short report.
+    """Result of `scvae.tl.diagnose`; prints as a short report.
 
     Parameters
     ----------
     findings
         What was found, a `Finding` each: diseases first, then remarks.
     measured
-        All measurements behind the findings.
+        All measurements.
     heads
-        How well nb, zinb and poisson fit, best first; empty without `compare_heads`.
+        How well nb, zinb and poisson fit, best first; empty unless `compare_heads` was set.
     n_cells
-        Cells passed to `scvae.tl.diagnose`.
+        Number of cells passed.
     training
         How training ended, in one sentence.
     """
@@ -55,7 +55,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether no disease was found; remarks do not count."""
+        """True if no disease was found; remarks do not count."""
         return not any(finding.severity == "disease" for finding in self.findings)
 
     @property
@@ -80,17 +80,17 @@ class Diagnosis:
         return page(f"scvae diagnosis: {self.verdict}", named_values(self._rows()), items(findings))
 
     def _rows(self) -> dict[str, str]:
-        """The report without its findings."""
+        """Rows of the report, without the findings."""
         seen = self.measured
         usage, told, decoder, draws = seen.usage, seen.information, seen.spectrum, seen.predictive
         n = len(usage.kl)
         capped = f", saturated (cap {told.cap:.1f})" if told.saturated else f" (cap {told.cap:.1f})"
         shown = " ".join(f"{kl:.2f}" for kl in np.sort(usage.kl)[::-1][:DIMENSIONS_SHOWN])
-        library = f", {draws.library_coverage:.0%} of the sums per cell" if np.ptp(draws.mean) else ""
+        library = f", {draws.library_coverage:.0%} of the totals per cell" if np.ptp(draws.mean) else ""
         rows = {
-            "cells": f"{seen.n_cells:,} of {self.n_cells:,}, at β = {seen.beta:g}; nats per cell throughout",
-            "dimensions": f"{usage.active} of {n} active, {usage.varying} vary, {usage.effective:.1f} in effect",
-            "KL by dimension": f"{shown}{' …' if n > DIMENSIONS_SHOWN else ''}; in all {told.kl:.2f}",
+            "cells": f"{seen.n_cells:,} of {self.n_cells:,}, at β = {seen.beta:g}; units are nats per cell",
+            "dimensions": f"{usage.active} of {n} active, {usage.varying} varying, {usage.effective:.1f} effective",
+            "KL by dimension": f"{shown}{' …' if n > DIMENSIONS_SHOWN else ''}; total {told.kl:.2f}",
             "mutual information": f"{_plus_minus(told.mutual_information, told.mutual_information_error)}{capped}, "
             f"at most {told.upper_bound:.2f}",
             "KL(q(z) || p(z))": f"{_plus_minus(told.marginal_kl, told.marginal_kl_error)}"
@@ -99,14 +99,14 @@ class Diagnosis:
             "variational gap": _gap(seen.gaps.variational),
             "decoder": f"{decoder.flat} of {n} directions flat; eigenvalues of JᵀJ {decoder.local[0]:.3g} to "
             f"{decoder.local[-1]:.2g}",
-            "draws": f"90 % intervals hold {draws.coverage:.0%} of the values{library}",
-            "draws, per gene": f"variance observed / drawn {draws.variance_ratio:.2f}, zero fractions off by "
+            "draws": f"90 % intervals cover {draws.coverage:.0%} of the values{library}",
+            "draws, per gene": f"variance observed / drawn {draws.variance_ratio:.2f}, error of zero fractions "
             f"{draws.zero_error:.3f}",
             "training": self.training,
             "train - held out": _generalization(seen),
         }
         if seen.leak is not None:
-            rows["batch told from z"] = f"{seen.leak.accuracy:.0%} right, {seen.leak.chance:.0%} by chance"
+            rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
         if self.heads:
             rows["heads, held out"] = "; ".join(_head(fit) for fit in self.heads)
         return rows
@@ -124,53 +124,53 @@ def diagnose(
     rng: SeedLike = 0,
     verbose: bool = True,
 ) -> Diagnosis:
-    """Examines a fitted model on cells and says in words what is wrong with it, why, and what to do.
+    """Examines a fitted model on cells and reports in words what is wrong with it, why, and what to do.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name. On the cells of the fit, in their order, training
-        and held-out cells are told apart; on others the gap between them is read from the history of the fit.
+        Cells with raw data, as in the fit; genes are matched by name. For the cells of the fit, in the same order, the
+        gap between training and held-out cells is measured; for other cells it is taken from the history of the fit.
     model
         A fitted model.
     beta
-        For a model of many β's, the one to examine; None as in `scvae.tl.embed`.
+        For a model with a range of β, the β to examine; None as in `scvae.tl.embed`.
     n_cells
-        At most so many cells, drawn at random, are looked at (fewer in the costly parts). They are also the cap of the
-        mutual information: log n.
+        Largest number of cells to examine, drawn at random (fewer in the expensive parts). Their number also caps the
+        estimate of the mutual information at log n.
     compare_heads
-        Whether to fit nb, zinb and poisson anew, with the settings of the model, and compare the log-likelihoods of
-        held-out cells. Takes three fits.
+        Whether to fit nb, zinb and poisson with the model's settings and compare the log-likelihoods of held-out cells.
+        Takes three fits.
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slot written.
+        Name used in the slot written.
     rng
         Seed or numpy Generator.
     verbose
-        Whether to show the progress of the fits of `compare_heads`. Nothing else is printed: the result prints itself.
+        Whether to show progress bars for the fits of `compare_heads`. Nothing else is printed; print the result.
 
     Returns
     -------
     Diagnosis
-        ``verdict``, ``healthy``, ``findings`` (name, severity, sentence, cause, remedy), ``measured`` and ``heads``;
-        printed, a short report. Written to `adata`:
+        ``verdict``, ``healthy``, ``findings`` (name, severity, sentence, cause, remedy), ``measured`` and ``heads``.
+        It prints as a short report. Slot written to `adata`:
 
         ``uns["<key_added>"]["diagnosis"]``
-            the same as strings, numbers and arrays: ``verdict``; ``findings``, one array a field; ``likelihood``;
+            The same as strings, numbers and arrays: ``verdict``; ``findings``, one array per field; ``likelihood``;
             ``training`` (how it ended);
             ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent);
             ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
             each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
-            (latent); of the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
+            (latent); from the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
-            ``heads``. What else is in ``uns["<key_added>"]`` stays.
+            ``heads``. Other entries of ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
     ValueError
-        As `embed`; if fewer than 2 cells have a count, or `compare_heads` is asked of a model that is not of counts.
-        `adata` is then as it was.
+        As for `embed`; if fewer than 2 cells have a count, or `compare_heads` is set and the model is not of counts.
+        `adata` is then unchanged.
 
     Notes
     -----
@@ -209,7 +209,7 @@ def diagnose(
 
 
 def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
-    """Types that h5ad files can hold."""
+    """The diagnosis in types that h5ad files can store."""
     seen, findings = diagnosis.measured, diagnosis.findings
     told, draws, gap = seen.information, seen.predictive, seen.generalization
     fields = ("name", "severity", "sentence", "cause", "remedy")
@@ -280,5 +280,5 @@ def _generalization(seen: Examination) -> str:
 
 
 def _head(fit: HeadFit) -> str:
-    lacks = f" ({_plus_minus(fit.difference, fit.error)} short)" if fit.difference else " (best)"
+    lacks = f" ({_plus_minus(fit.difference, fit.error)} lower)" if fit.difference else " (best)"
     return f"{fit.likelihood} {fit.log_likelihood:.1f}{lacks}"

@@ -1,4 +1,4 @@
-"""`embed`: the latent embedding of any cells."""
+"""`embed`: the latent embedding of training cells or new cells."""
 
 from __future__ import annotations
 
@@ -34,44 +34,44 @@ def embed(
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit. Genes are matched by name, in any order; genes that the model does not know
-        are ignored. The model's covariate columns must be there, with categories it knows. Or files, as in `scvae.fit`,
-        whose values stay on disk.
+        Cells with raw data, as in the fit. Genes are matched by name, in any order; genes that the model does not know
+        are ignored. `obs` must have the model's covariate columns, with categories it knows. Or files, as in
+        `scvae.fit`: their values stay on disk.
     model
         A fitted model.
     beta
-        Of a model of many β, that of the embedding; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     n_samples
-        Draws from each cell's posterior to write besides, for a look at how far a result hangs on what the counts of a
-        cell leave open: ``adata.obsm["X_scvae_samples"][:, i]`` is an embedding of all cells. `scvae.tl.neighbors`
-        makes one graph of several draws.
+        Posterior draws per cell to write as well, to check how much a result depends on the uncertainty of the latent
+        positions: ``adata.obsm["X_scvae_samples"][:, i]`` is one embedding of all cells. `scvae.tl.neighbors` combines
+        several draws in one graph.
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     rng
         Seed or numpy Generator of the draws.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     copy
-        Whether to leave `adata` alone and return a copy with the results; of files, an AnnData of the cells without
-        values and genes.
+        Whether to return a copy with the results and leave `adata` unchanged; for files, an AnnData of the
+        cells without values and genes.
 
     Returns
     -------
     AnnData or None
-        The copy, or None. Slots written, to files into themselves:
+        The copy, or None. Slots written to `adata`, or into the files:
 
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent.
         ``obsm["X_<key_added>_samples"]``
-            float32 draws, cells x n_samples x n_latent, if any were asked for.
+            float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
 
     Raises
     ------
     ValueError
-        If fewer than half of the model's genes are there, a batch is unknown, the data do not suit the likelihood, or
-        `beta` is none that the model was trained for.
+        If fewer than half of the model's genes are found, a batch is unknown, the data do not suit the likelihood, or
+        the model was not trained for `beta`.
 
     Examples
     --------

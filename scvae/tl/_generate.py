@@ -1,4 +1,4 @@
-"""`generate`: new cells from the prior, or like given ones."""
+"""`generate`: new cells drawn from the prior, or similar to given cells."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from ..kernels.context import working_on
 if TYPE_CHECKING:
     from anndata import AnnData
 
-PRIOR, MIXTURE, VALUES = 52, 53, 54  # streams of random numbers
-FEWEST = 10  # draws per column that a mixture is fitted to
-# Of the log library size against a column of z, in the distance to the cell that gives the covariates: depth is one
-# column of many, and covariates often follow it.
+PRIOR, MIXTURE, VALUES = 52, 53, 54  # random streams
+FEWEST = 10  # fewest points per column to fit a mixture to
+# Weight of the log library size relative to a column of z in the search for the cell whose covariates are copied:
+# covariates often depend on depth, which is one column of many.
 LIBRARY_WEIGHT = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Origin:
-    """What new cells are decoded from: as in `Cells`, with the latent in place of the values."""
+    """Inputs that new cells are decoded from: as in `Cells`, with z in place of the values."""
 
     z: Float[np.ndarray, "cells latent"]
     library: Float[np.ndarray, " cells"]
@@ -50,7 +50,7 @@ class _Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Given:
-    """Covariates that the user has chosen: codes and standardised numbers by place among the model's columns."""
+    """Covariates given by the user: codes and standardised numbers by position among the model's columns."""
 
     codes: dict[int, Int[np.ndarray, " cells"]]
     numeric: dict[int, Float[np.ndarray, " cells"]]
@@ -68,62 +68,62 @@ def generate(
     key_added: str = "scvae",
     rng: SeedLike = 0,
 ) -> AnnData:
-    """Draws new cells from a model: of the prior, or of the cloud that given cells form in the latent space.
+    """Draws new cells from a model: from the prior, or from the region of latent space that given cells occupy.
 
-    z, library size and batch are drawn, then x ~ p(x | z, s). Without `like`, z ~ N(0, I), and library sizes are those
-    of the fit (of a mapped batch, of its query), batch by batch, whatever z is. The prior also covers what lies between
-    cell types, where no cells are, and the library of a cell follows from its type; so cells drawn `like` those of the
-    fit resemble real ones more.
+    z, library size and batch are drawn, then x ~ p(x | z, s). Without `like`, z ~ N(0, I), and library sizes are drawn
+    independently of z from those of the fit (for a mapped batch, of its query), batch by batch. The prior also covers
+    the gaps between cell types, and in real data the library size depends on the cell type. Cells drawn `like` those of
+    the fit are therefore more realistic.
 
-    With `like`, a mixture of normal distributions over z and the log library size together is fitted in each batch to
-    one draw of the posterior of each cell, i.e. to the aggregate posterior (Makhzani et al. 2016; Ghosh et al. 2020
-    likewise fit a density after training). The number of components, 1 to 64, is the one with the lowest AIC.
+    With `like`, a Gaussian mixture over z and the log library size is fitted in each batch to one posterior draw per
+    cell, i.e. to the aggregate posterior (Makhzani et al. 2016; Ghosh et al. 2020 also fit a density after training).
+    The number of components, 1 to 64, is the one with the lowest AIC.
 
     Parameters
     ----------
     model
         A fitted model.
     n
-        New cells.
+        Number of new cells.
     like
-        Cells with raw data as at the fit, e.g. those of the fit or one type of cells; genes are matched by name. To the
-        library sizes of cells that lack some, what the model expects of these is added.
+        Cells with raw data, as in the fit, e.g. those of the fit or of one cell type; genes are matched by name. If
+        genes are missing, the counts that the model expects for them are added to the library sizes.
     batch
-        Batch of the model's that the new cells are drawn for, or several; None for all that `like` (or the fit) has.
-        Each gets its share by the number of its cells there. With `like`, the cells of a batch are like those of it.
+        One or more of the model's batches to draw new cells for; None for all batches in `like` (or in the fit). Each
+        batch gets new cells in proportion to its cells there. With `like`, new cells resemble those of their batch.
     covariates
-        Values of the model's other covariates: {column: one value, or one for each new cell}. With `like`, those not
-        given are those of the cell that is nearest in z and library size; without, all must be given.
+        Values of the model's other covariates: {column: one value, or one for each new cell}. With `like`, a covariate
+        not given is copied from the cell nearest in z and library size; without `like`, all must be given.
     beta
-        Of a model of many β, that of the posterior and the decoder; None for 1 (or the geometric middle of a range
-        without 1). Only at β = 1 is the prior the model's own; well above or below, it fits the cells less.
+        For a model with a range of β, the β of posterior and decoder; None for 1 (if the range excludes 1, its
+        geometric mean). The prior matches the model only at β = 1; it fits the cells less well far from there.
     layer
-        Layer of `like` that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer of `like` with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     rng
         Seed or numpy Generator.
 
     Returns
     -------
     AnnData
-        n cells x modelled genes, which `scvae.tl.embed` and the other tools take. Slots:
+        n cells x modelled genes, suitable for `scvae.tl.embed` and the other tools. Slots:
 
         ``X``
             float32 values drawn, CSR (dense for real values); also in the layer that the model reads, if it has one.
         ``obs``
-            the model's batch column, covariates and size factors, by their names at the fit.
+            The model's batch column, covariates and size factors, named as in the fit.
         ``obsm["X_<key_added>"]``
-            float32 z drawn, cells x n_latent (no posterior means).
+            float32 draws of z, cells x n_latent (not posterior means).
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("prior" or "aggregate posterior"), ``components`` of the mixture by batch, ``beta``, ``seed``.
 
     Raises
     ------
     ValueError
-        If a batch or category is unknown, `like` has no cells of a batch asked for, a covariate is neither given nor
-        in `like`, an argument would have no effect, or the model was saved before library sizes were recorded; with
-        `like` as `embed`.
+        If a batch or category is unknown, `like` has no cells of a batch in `batch`, a covariate is neither given nor
+        in `like`, an argument has no effect, or the model was saved before library sizes were recorded. With `like`,
+        also as for `embed`.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def generate(
     keys = Keys(key_added)
     n, seed = check_positive_int(n, "n"), seed_of(rng)
     if like is None and layer is not None:
-        raise ValueError("layer has no effect without like, whose layer it is; leave it out")
+        raise ValueError("layer has no effect without like, because it names a layer of like; leave it out")
     at = model.beta_of(beta)
     chosen = None if batch is None else batch_codes(model, batch, "batch")
     given = _read_covariates(model, covariates or {}, n)
@@ -172,7 +172,7 @@ def generate(
 
 
 def _from_prior(model: FittedModel, n: int, chosen: tuple[int, ...] | None, given: _Given, seed: int) -> _Origin:
-    """z ~ N(0, I); the batch by its share of the cells of the fit, the library from those of that batch."""
+    """z ~ N(0, I); batches in proportion to their cells in the fit; library sizes from those of the batch."""
     schema, sizes, rng = model.schema, model.libraries, numpy_generator(seed, PRIOR)
     columns = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
     n_batches = len(schema.batch.categories) if schema.batch else 0
@@ -181,15 +181,15 @@ def _from_prior(model: FittedModel, n: int, chosen: tuple[int, ...] | None, give
     absent = [key for key in columns if key not in there]
     if absent:
         raise ValueError(
-            f"the model has the covariates {listing(columns)}, and nothing says what {listing(absent)} of the new "
-            "cells should be; pass covariates={column: value}, or like=, cells to draw them from"
+            f"the model has the covariates {listing(columns)}, but {listing(absent)} of the new cells is not given; "
+            "pass covariates={column: value}, or pass cells to copy it from as like="
         )
     known = set() if sizes is None else {code for code, count in enumerate(sizes.n_cells) if count > 0}
     wanted = chosen or tuple(sorted(known)) or tuple(range(max(1, n_batches)))
     if schema.kind != "real" and not known.issuperset(wanted):
         raise ValueError(
-            "the model does not know the library sizes of the cells to draw (it was saved before they were recorded, "
-            "or its last training had no cells of these batches); pass like=, cells to be like"
+            "the model has no library sizes for the new cells (it was saved before they were recorded, or its last "
+            "training had no cells of these batches); pass like=, cells that the new ones should resemble"
         )
     counts = np.ones(len(wanted)) if sizes is None else np.array([sizes.n_cells[code] for code in wanted], float)
     batch = np.array(wanted)[rng.choice(len(wanted), size=n, p=counts / counts.sum())]
@@ -213,7 +213,7 @@ def _from_cells(
     beta: float,
     seed: int,
 ) -> _Origin:
-    """From a mixture over z and log library in each batch; covariates from the nearest cell."""
+    """z and log library size from a mixture in each batch; covariates from the nearest cell."""
     rng = numpy_generator(seed, MIXTURE)
     groups = cells.group
     wanted = tuple(np.unique(groups).tolist()) if chosen is None else chosen
@@ -221,7 +221,7 @@ def _from_cells(
     if not sizes.all():
         assert model.schema.batch is not None
         lacking = [model.schema.batch.categories[code] for code in np.array(wanted)[sizes == 0]]
-        raise ValueError(f"like has no cells of the batch {listing(lacking)}, so none can be drawn like them")
+        raise ValueError(f"like has no cells of the batch {listing(lacking)}; add such cells or leave it out of batch")
     origin = np.empty(n, np.int64)
     z, library = np.empty((n, model.n_latent), np.float32), np.ones(n, np.float32)
     components = {}
@@ -235,7 +235,7 @@ def _from_cells(
         if model.schema.kind != "real":
             low, high = points[:, -1].min(), points[:, -1].max()
             library[new] = np.exp(drawn[:, -1].clip(low, high))
-        origin[new] = members[0]  # of whom only the batch is taken, where there are no covariates
+        origin[new] = members[0]  # without covariates, only its batch is used
         if len(new) and (model.schema.categorical or model.schema.numeric):
             origin[new] = members[_nearest(mixture, points, drawn, model.n_latent) % len(members)]
         name = model.schema.batch.categories[code] if model.schema.batch else "all cells"
@@ -250,7 +250,7 @@ def _from_cells(
 
 
 def _points(model: FittedModel, cells: Cells, beta: float, seed: int) -> Float[np.ndarray, "points columns"]:
-    """Draws of z beside the log library size, one a cell or, of few cells, as many as a covariance needs."""
+    """Draws of z with the log library size: one per cell, or, for few cells, as many as a covariance needs."""
     has_library = model.schema.kind != "real"
     n_draws = math.ceil(FEWEST * (model.n_latent + has_library) / len(cells))
     z = np.empty((n_draws, len(cells), model.n_latent))
@@ -270,7 +270,7 @@ def _nearest(
     drawn: Float[np.ndarray, "drawn columns"],
     n_latent: int,
 ) -> Int[np.ndarray, " drawn"]:
-    """For each new cell the nearest of the points: by z and, above all, the log library size."""
+    """For each new cell the nearest of the points by z and the log library size, which has more weight."""
     from sklearn.neighbors import NearestNeighbors
 
     unit = mixture.scale.copy()
@@ -281,7 +281,7 @@ def _nearest(
 
 
 def _read_covariates(model: FittedModel, covariates: Mapping[str, Any], n: int) -> _Given:
-    """The covariates given, as codes and standardised numbers."""
+    """The given covariates as codes and standardised numbers."""
     schema = model.schema
     places = {column.key: i + (schema.batch is not None) for i, column in enumerate(schema.categorical)}
     numbers = {column.key: i for i, column in enumerate(schema.numeric)}
@@ -290,7 +290,7 @@ def _read_covariates(model: FittedModel, covariates: Mapping[str, Any], n: int) 
         raise TypeError(f"covariates is a {type(covariates).__name__}; pass {{column: value}}")
     for key, value in covariates.items():
         if schema.batch is not None and key == schema.batch.key:
-            raise ValueError(f"covariates names {key!r}, which is the batch of the model; pass batch= instead")
+            raise ValueError(f"covariates has {key!r}, which is the model's batch column; pass batch= instead")
         if key in places:
             codes[places[key]] = _codes(schema.categoricals[places[key]], value, n)
         elif key in numbers:
@@ -306,7 +306,7 @@ def _codes(column: Categorical, value: Any, n: int) -> Int[np.ndarray, " cells"]
     if (codes < 0).any():
         unknown = dict.fromkeys(str(name) for name, code in zip(names, codes, strict=True) if code < 0)
         raise ValueError(
-            f"covariates[{column.key!r}] has {listing(unknown)}, unknown to the model; possible are "
+            f"covariates[{column.key!r}] has {listing(unknown)}, unknown to the model; pass one of "
             f"{listing(column.categories)}"
         )
     known: Int[np.ndarray, " cells"] = codes.astype(np.int64)
@@ -317,9 +317,9 @@ def _numbers(column: Numeric, value: Any, n: int) -> Float[np.ndarray, " cells"]
     try:
         numbers = _spread(column.key, value, n).astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"covariates[{column.key!r}] is {value!r}; the model needs numbers there") from error
+        raise ValueError(f"covariates[{column.key!r}] is {value!r}, but the column is numeric; pass numbers") from error
     if not np.isfinite(numbers).all():
-        raise ValueError(f"covariates[{column.key!r}] is not finite; the model needs numbers there")
+        raise ValueError(f"covariates[{column.key!r}] is not finite; pass finite numbers")
     return ((numbers - column.mean) / column.scale).astype(np.float32)
 
 
@@ -334,7 +334,7 @@ def _spread(key: str, value: Any, n: int) -> np.ndarray:
 
 
 def _replaced(columns: np.ndarray, given: dict[int, np.ndarray]) -> np.ndarray:
-    """The columns, some of them replaced."""
+    """The columns with the given ones replaced."""
     columns = columns.copy()
     for place, values in given.items():
         columns[:, place] = values
@@ -342,7 +342,7 @@ def _replaced(columns: np.ndarray, given: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def _obs(model: FittedModel, origin: _Origin) -> pd.DataFrame:
-    """The model's columns, as they were named at the fit."""
+    """The model's columns, named as in the fit."""
     schema = model.schema
     obs = pd.DataFrame(index=[f"generated_{i}" for i in range(len(origin.z))])
     for place, column in enumerate(schema.categoricals):

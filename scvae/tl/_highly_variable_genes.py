@@ -1,4 +1,4 @@
-"""`highly_variable_genes`: genes to model, chosen without holding the counts in memory."""
+"""`highly_variable_genes`: selects genes to model without loading the counts into memory."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ def highly_variable_genes(
     layer: str | None = None,
     span: float = 0.3,
 ) -> None:
-    """Marks the genes that vary more between cells than others of their mean, from raw counts.
+    """Marks the genes that vary more between cells than other genes of the same mean, from raw counts.
 
-    The measure of Stuart et al. (2019), as in ``scanpy.pp.highly_variable_genes(flavor="seurat_v3")``, in two passes
-    over counts that may stay on disk. `scvae.fit` models the marked genes by default.
+    Uses the measure of Stuart et al. (2019), as ``scanpy.pp.highly_variable_genes(flavor="seurat_v3")`` does, in two
+    passes over counts that may stay on disk. `scvae.fit` models the marked genes by default.
 
     Parameters
     ----------
     adata
         Raw counts, cells x genes, or files, as in `scvae.fit`.
     n_top_genes
-        How many genes to mark.
+        Number of genes to mark.
     batch_key
-        Column of `adata.obs`: genes are ranked within each batch, and taken by the median of their ranks among those of
-        batches in which they are among the first `n_top_genes`; ties go to the gene that is so in more batches. Of
-        several files, ``"file"`` ranks within each.
+        Column of `adata.obs` with the batch. Genes are ranked within each batch and selected by their median rank over
+        the batches in which they are among the first `n_top_genes`; ties go to the gene with more such batches. With
+        several files, ``"file"`` ranks genes within each file.
     layer
-        Layer that holds the counts; None for `X`.
+        Layer with the counts; None for `X`.
     span
-        Share of the genes that the curve of variance against mean looks at around each mean.
+        Share of the genes used at each point of the smooth fit of variance against mean.
 
     Returns
     -------
     None
-        Columns written to ``adata.var`` (of files, into the files; genes that others lack are not marked):
+        Columns written to ``adata.var``, or into the files (where genes not found in all files are not marked):
 
         ``highly_variable``
             bool.
         ``highly_variable_rank``
-            float, 0 for the most variable; NaN for genes not among the first of any batch.
+            float, 0 for the most variable; NaN for genes not among the first `n_top_genes` of any batch.
         ``means``, ``variances``
             float, of the counts.
         ``variances_norm``
-            float, variance of the standardised counts, the mean over batches.
+            float, variance of the standardised counts, averaged over batches.
 
     Raises
     ------
     ValueError
-        If the values are no raw counts, a batch has a single cell, or an argument is out of range; MissingKeyError if a
-        column or layer does not exist.
+        If the values are not raw counts, a batch has a single cell, or an argument is out of range; MissingKeyError if
+        a column or layer does not exist.
 
     Examples
     --------
@@ -110,10 +110,10 @@ def highly_variable_genes(
 
 
 def _batches(adata: AnnData, key: str | None) -> np.ndarray:
-    """Batch of each cell; all are one without a key."""
+    """Batch of each cell; a single batch without a key."""
     if key is None:
         if adata.n_obs < 2:
-            raise ValueError("there is a single cell, which has no variance; pass more")
+            raise ValueError("adata has a single cell, so genes have no variance; pass more cells")
         return np.zeros(adata.n_obs, np.int64)
     names, codes = np.unique(check_obs_column(adata, key).astype(str), return_inverse=True)
     single = np.flatnonzero(np.bincount(codes) < 2)

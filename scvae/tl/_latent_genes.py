@@ -1,4 +1,4 @@
-"""`latent_genes`: what each latent dimension means, in genes."""
+"""`latent_genes`: the genes that change along each latent dimension."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..inference.fitted import FittedModel, check_model
 if TYPE_CHECKING:
     from anndata import AnnData
 
-ENDS = (0.05, 0.95)  # quantiles of the cells between which a dimension is traversed
+ENDS = (0.05, 0.95)  # quantiles over cells between which a dimension is traversed
 
 
 def latent_genes(
@@ -30,40 +30,40 @@ def latent_genes(
     layer: str | None = None,
     key_added: str = "scvae",
 ) -> pd.DataFrame:
-    """The genes that each latent dimension raises and lowers, for any decoder.
+    """Lists the genes that each latent dimension raises and lowers, for any decoder.
 
-    The effect of a dimension on a gene is the derivative of the decoder along it, at the posterior mean of each cell,
-    averaged over the cells, times the standard deviation of the posterior means along the dimension: the change for a
-    step of one standard deviation, so that dimensions compare, and one that is not used has none. Beside it stands the
-    traversal: every cell is moved from the 5th to the 95th percentile of the dimension, the rest of it as it is. Where
-    the two disagree in sign, the gene rises and falls along the dimension.
+    The effect of a dimension on a gene is the derivative of the decoder along it, averaged over the posterior means of
+    the cells, times the standard deviation of these means along the dimension. It is the change for a step of one
+    standard deviation, so dimensions are comparable and an unused one has no effect. The traversal is the change when
+    every cell is moved from the 5th to the 95th percentile of the dimension, with its other dimensions fixed. If the
+    two differ in sign, the gene does not change monotonically along the dimension.
 
     Changes are of the log proportion, base e, relative to its mean over the modelled genes (nb, zinb, poisson); of the
-    logit (bernoulli); or of the value, in the units of the data (gaussian). For a linear decoder a derivative is the
-    loading. A dimension has no sign of its own, z and -z being one model; the signs here are those of the embedding
-    ``obsm["X_<key_added>"]`` of this model: cells that have more of it have more of the genes that it raises.
+    logit (bernoulli); or of the value, in the units of the data (gaussian). For a linear decoder the derivative is the
+    loading. The sign of a dimension is arbitrary, since z and -z give the same model. Signs here follow the embedding
+    ``obsm["X_<key_added>"]`` of this model: cells with a larger value express more of the genes that it raises.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit, over which is averaged; genes are matched by name.
+        Cells to average over, with raw data, as in the fit; genes are matched by name.
     model
         A fitted model.
     n_genes
-        Genes to list in each direction of each dimension.
+        Number of genes to list for each direction of each dimension.
     beta
-        Of a model of many β, the one to look at; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to use; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
 
     Returns
     -------
     pandas.DataFrame
         A row for each dimension, direction and rank: ``dimension`` (from 0, as the columns of ``obsm``), ``direction``
         ("up" or "down"), ``rank`` (from 1), ``gene``, ``effect`` (per standard deviation) and ``traversal``. Strongest
-        first; genes that go the other way are not listed. Slots written to `adata`:
+        effects come first; genes with an effect of the other sign are not listed. Slots written to `adata`:
 
         ``varm["<key_added>_effects"]``
             float32 effects per standard deviation, genes x n_latent; 0 for genes not modelled.
@@ -73,7 +73,7 @@ def latent_genes(
     Raises
     ------
     ValueError
-        As `embed`; or if no cell has a count in the modelled genes. `adata` is then as it was.
+        As for `embed`; if no cell has a count in the modelled genes. `adata` is then unchanged.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def latent_genes(
     cells = read_cells(adata, model, layer)
     filled = np.flatnonzero(cells.library > 0)
     if len(filled) == 0:
-        raise ValueError("no cell of adata has a count in the modelled genes; pass cells that have some")
+        raise ValueError("no cell of adata has a count in the modelled genes; pass cells with counts")
     cells = cells if len(filled) == len(cells) else cells.taken(filled)
     found = directions(model, cells, quantiles=ENDS, beta=beta)
     effects = found.slope * found.sd
@@ -107,7 +107,7 @@ def latent_genes(
 def _table(
     effects: Float[np.ndarray, "genes latent"], found: Directions, genes: pd.Index, n_listed: int
 ) -> pd.DataFrame:
-    """The first genes up and down each dimension."""
+    """The genes with the strongest effects up and down each dimension."""
     parts = []
     for dimension in range(effects.shape[1]):
         for direction, sign in (("up", 1.0), ("down", -1.0)):

@@ -1,8 +1,4 @@
-"""Layouts of the same cells in two dimensions, one for each of several embeddings, that resemble each other.
-
-UMAP's objective and its optimiser are used as they are (McInnes et al. 2018); what is chosen here is where each layout
-begins, and how long the steps are.
-"""
+"""Aligned UMAP layouts of the same cells, one for each of several embeddings."""
 
 from __future__ import annotations
 
@@ -17,13 +13,13 @@ from jaxtyping import Float
 from ..common.rng import numpy_generator
 from ..diagnostics.neighbours import graph_of, nearest
 
-STEPS = 42  # stream of the random numbers of the optimiser
-SPREAD, MIN_DIST = 1.0, 0.5  # scanpy's
-NEGATIVE_SAMPLES = 5  # and its
+STEPS = 42  # random stream of the optimiser
+SPREAD, MIN_DIST = 1.0, 0.5  # scanpy's defaults
+NEGATIVE_SAMPLES = 5  # scanpy's default
 FIRST_EPOCHS, FIRST_RATE = 500, 1.0
 NEXT_EPOCHS, NEXT_RATE = 100, 0.25
-EXTENT = 10.0  # of the layout to begin with
-NOISE = 1e-3  # of that extent: equal cells must not start at one place
+EXTENT = 10.0  # of the starting layout
+NOISE = 1e-3  # of that extent: identical cells must not start at the same point
 Layout = Float[np.ndarray, "cells 2"]
 
 
@@ -34,26 +30,27 @@ def aligned_layouts(
     seed: int,
     done: Callable[[], object],
 ) -> Float[np.ndarray, "embeddings cells 2"]:
-    """One layout an embedding, in their order; neighbours in that order are near each other.
+    """One layout per embedding, in the same order; consecutive layouts are similar.
 
-    The mean of all graphs is laid out first, from two principal components. From there each embedding's own graph is,
-    for a fifth of the epochs and with steps of a quarter, which is enough for it to keep as many neighbours as a layout
-    of its own. In the end all are turned together, so that they are wider than high.
+    UMAP's objective and optimiser are unchanged (McInnes et al. 2018); only the starting layouts and step sizes differ.
+    The mean of all graphs is laid out first, starting from two principal components. Each embedding's own graph is then
+    laid out from there with a fifth of the epochs and a quarter of the step size, which preserves as many neighbours as
+    an independent layout. Finally all layouts are rotated by the same angle, so that they are wider than high.
 
     Parameters
     ----------
     embeddings
-        The same cells, in the same order, several times.
+        Embeddings of the same cells in the same order.
     n_neighbors
-        Neighbours of a cell, itself included.
+        Neighbours per cell, including the cell itself.
     seed
-        Of the optimiser's steps.
+        Seed of the optimiser.
     done
-        Called after each layout: once more than there are embeddings.
+        Called after each layout, so once more than there are embeddings.
 
     Returns
     -------
-    Array, embeddings x cells x 2, float32, with its centre at 0.
+    Array, embeddings x cells x 2, float32, centred at 0.
     """
     graphs = [graph_of(nearest(embedding, n_neighbors)) for embedding in embeddings]
     optimiser = _Optimiser(*_curve(), seed)
@@ -70,7 +67,7 @@ def aligned_layouts(
 
 @dataclass(frozen=True, slots=True)
 class _Optimiser:
-    """UMAP's stochastic gradient descent; `a` and `b` are those of its curve of similarity 1 / (1 + a d^2b)."""
+    """UMAP's stochastic gradient descent; `a` and `b` are the parameters of its similarity 1 / (1 + a d^2b)."""
 
     a: float
     b: float
@@ -82,7 +79,7 @@ class _Optimiser:
 
         epochs, rate = (FIRST_EPOCHS, FIRST_RATE) if first else (NEXT_EPOCHS, NEXT_RATE)
         edges = sp.coo_array(graph)
-        often = edges.data * epochs >= edges.data.max()  # the others would have no turn
+        often = edges.data * epochs >= edges.data.max()  # weaker edges would never be sampled
         layout = np.array(start, dtype=np.float32, order="C")
         optimize_layout_euclidean(
             layout,
@@ -105,14 +102,14 @@ class _Optimiser:
 def _curve() -> tuple[float, float]:
     """`a` and `b` of scanpy's UMAPs."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # that a part of umap is not there, which needs TensorFlow
+        warnings.simplefilter("ignore", ImportWarning)  # umap warns that its TensorFlow part is missing
         from umap.umap_ import find_ab_params
     a, b = find_ab_params(SPREAD, MIN_DIST)
     return float(a), float(b)
 
 
 def _principal(embedding: Float[np.ndarray, "cells latent"], seed: int) -> Layout:
-    """The two principal components of largest variance, scaled together, with a little noise."""
+    """The first two principal components, scaled by one factor, with a little noise."""
     centred = embedding.astype(np.float64) - embedding.mean(axis=0, dtype=np.float64)
     values, axes = np.linalg.eigh(centred.T @ centred)
     components = np.zeros((len(embedding), 2))
@@ -124,7 +121,7 @@ def _principal(embedding: Float[np.ndarray, "cells latent"], seed: int) -> Layou
 
 
 def _lying(layouts: Float[np.ndarray, "embeddings cells 2"]) -> Float[np.ndarray, "embeddings cells 2"]:
-    """All layouts turned by one angle, their largest variance along the first axis: screens are wider than high."""
+    """Rotates all layouts by one angle so that the largest variance is along the first axis: screens are wide."""
     points = layouts.reshape(-1, 2).astype(np.float64)
     axes = np.linalg.eigh(points.T @ points)[1][:, ::-1]
     return np.asarray(layouts @ axes, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`log_likelihood`: how probable the model finds each cell."""
+"""`log_likelihood`: a bound on the log-likelihood of each cell."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def log_likelihood(
     layer: str | None = None,
     rng: SeedLike = 0,
 ) -> pd.Series:
-    """Lower bound on the log-likelihood log p(x) of each cell, all constants included.
+    """Computes a lower bound on the log-likelihood log p(x) of each cell, with all constants.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name.
+        Cells with raw data, as in the fit; genes are matched by name.
     model
         A fitted model.
     kind
-        ``"iw"``: importance-weighted (Burda et al. 2016, equation 8), which tends to log p(x) as `n_samples` grows;
-        ``"elbo"``: evidence lower bound, its KL with a weight of 1 whatever β the model was trained with.
+        ``"iw"``: importance-weighted bound (Burda et al. 2016, equation 8), which approaches log p(x) as `n_samples`
+        grows; ``"elbo"``: evidence lower bound, with KL weight 1 whatever β the model was trained with.
     n_samples
-        Draws of the latent per cell. Memory does not grow with them.
+        Posterior draws per cell. Memory use does not depend on their number.
     beta
-        Of a model of many β, the one to judge; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to evaluate; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     rng
         Seed or numpy Generator.
 
@@ -54,7 +54,7 @@ def log_likelihood(
     Raises
     ------
     ValueError
-        As `embed`.
+        As for `embed`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`map_query`: cells of unseen batches brought into the latent space of a fitted model."""
+"""`map_query`: maps cells of unseen batches into the latent space of a fitted model."""
 
 from __future__ import annotations
 
@@ -33,57 +33,56 @@ def map_query(
     key_added: str = "scvae",
     verbose: bool = True,
 ) -> FittedModel:
-    """Maps cells of batches that a model does not know onto the cells it does know, which stay where they are.
+    """Maps cells of new batches into the latent space of a model, without changing the embedding of known batches.
 
-    A batch that the model was not fitted on gets parameters of its own: the decoder's weights for it (with
-    ``NetworkConfig(dispersion="gene-batch")`` its inverse dispersions, too) and a shift of the encoder's first layer.
-    They alone are trained, by the objective of the fit on the query's cells (after Lotfollahi et al. 2022, "Mapping
-    single-cell data to reference atlases by transfer learning"); every other weight stays as it is to the bit, and so
-    do the embedding and the decoded expression of all cells of known batches. New categories of the other categorical
+    Each new batch gets its own parameters: the decoder's weights for the batch (with
+    ``NetworkConfig(dispersion="gene-batch")`` also its inverse dispersions) and a shift of the encoder's first layer.
+    Only these are trained, with the objective of the fit on the cells of the query (after Lotfollahi et al. 2022,
+    "Mapping single-cell data to reference atlases by transfer learning"). All other weights stay the same to the bit,
+    and so do the embedding and decoded expression of cells of known batches. New categories of other categorical
     covariates are learnt in the same way.
 
-    A cell of a new batch is embedded ten steps of the gradient from where the encoder puts it, towards the best
-    posterior by the decoder, here and wherever the model returned meets it, as in `scvae.tl.embed`: the encoder was
-    trained on no cell of the batch, and its one shift does not make up for another technology. With 2,000 genes this
-    takes about thirty times as long as the encoder alone.
+    The embedding of a cell of a new batch is refined by ten gradient steps from the encoder's posterior, towards the
+    best posterior under the decoder. This happens here and in every tool that uses the returned model, such as
+    `scvae.tl.embed`: the encoder has seen no cell of the batch, and a shift alone does not correct for another
+    technology. With 2,000 genes this takes about thirty times as long as the encoder alone.
 
-    Genes are matched by name. Genes that the query lacks are no zeros: they have no part in the likelihood nor in those
-    steps, and in training the encoder is given what the decoder expects of them.
+    Genes are matched by name. Genes missing from the query are not treated as zeros: they are left out of the
+    likelihood and of the gradient steps, and in training the encoder receives their expected values from the decoder.
 
     Parameters
     ----------
     adata
-        The query: cells with raw data as at the fit, and the model's batch and covariate columns in `obs`. Cells of
-        batches that the model knows may be among them: they are embedded, and nothing is learnt from them.
+        The query: cells with raw data, as in the fit, and the model's batch and covariate columns in `obs`. Cells of
+        known batches may be included: they are embedded but not trained on.
     model
-        A model fitted with a `batch_key` or a categorical covariate. It stays as it is.
+        A model fitted with a `batch_key` or a categorical covariate. It is not changed.
     batch_key
-        Column of `adata.obs` with the batch, where it is named otherwise than at the fit; None for the name of the fit.
-        The model returned keeps that name: for `scvae.tl.embed` and other tools the column has to be there under it.
+        Column of `adata.obs` with the batch, if its name differs from that in the fit; None if it is the same.
+        The returned model keeps the name of the fit: `scvae.tl.embed` and other tools need the column under that name.
     epochs
         Passes over the cells of new batches; None for as many as make 400 steps, but at least two.
     beta
-        β at which the embedding is written, of a model of many; None for 1 (or the geometric middle of a range
-        without 1).
+        For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     verbose
         Whether to show one progress bar.
 
     Returns
     -------
     FittedModel
-        A new model on the same device that knows old and new batches. It can be saved, used for both, and be mapped
-        onto again. Its history, outcome and `trained_on` are those of the reference. Slots written to `adata`:
+        A new model on the same device that knows old and new batches. It can be saved, used for both, and used to map
+        further queries. Its history, outcome and `trained_on` are those of the reference. Slots written to `adata`:
 
         ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
             float32 posterior means and variances, cells x n_latent, in the space of the reference.
         ``varm["<key_added>_loadings"]``
-            As `scvae.fit`, with a linear decoder.
+            As written by `scvae.fit` for a linear decoder.
         ``uns["<key_added>"]``
-            The reference's record, and under ``mapping``: ``new`` (the new categories of each column),
+            The reference's record, plus ``mapping`` with ``new`` (the new categories of each column),
             ``genes_found`` and ``genes_missing``, ``coverage`` (share of the modelled genes found), ``epochs``,
             ``converged``, ``reason``, ``held_out_elbo`` (nats per cell over query cells not trained on) and
             ``history``.
@@ -91,13 +90,13 @@ def map_query(
     Warns
     -----
     UserWarning
-        If genes of the model are missing, with how many were found.
+        If genes of the model are missing; the message tells how many were found.
 
     Raises
     ------
     ValueError
-        If no category is new, so that there is nothing to learn (`scvae.tl.embed` embeds such cells), if `batch_key` is
-        given for a model without batches or names a covariate, or as `embed`. `adata` is then as it was.
+        As for `embed`; if no category is new (use `scvae.tl.embed` for such cells); if `batch_key` names a covariate or
+        the model has no batches. `adata` is then unchanged.
     NonFiniteLossError
         If training diverges.
 
@@ -128,24 +127,24 @@ def map_query(
 
 
 def _with_new(adata: AnnData, known: Schema) -> Schema:
-    """The schema with the new categories of `adata`, of which there must be some."""
+    """The schema with the new categories of `adata` added; raises ValueError if there are none."""
     if not known.categoricals:
         raise ValueError(
-            "the model was fitted without batch_key and without categorical covariates, so a new batch has nothing to "
-            "learn; embed these cells with scvae.tl.embed, or fit the reference with batch_key"
+            "the model was fitted without batch_key and without categorical covariates, so it has no batch parameters "
+            "to learn; embed these cells with scvae.tl.embed, or fit the reference with batch_key"
         )
     schema = widened(adata, known, mapped=True)
     if schema == known:
         keys = listing(f"adata.obs[{column.key!r}]" for column in schema.categoricals)
         raise ValueError(
             f"the model knows every category in {keys}, so there is nothing to learn; embed these cells with "
-            "scvae.tl.embed, or give those of a new batch a name of its own"
+            "scvae.tl.embed, or give new batches new names"
         )
     return schema
 
 
 def _record(model: FittedModel, training: FittedModel, cells: Cells) -> dict[str, Any]:
-    """What mapping adds to the record of the reference."""
+    """The entries that mapping adds to the reference's record."""
     n_genes, n_missing = len(model.genes), 0 if cells.missing is None else len(cells.missing)
     pairs = zip(model.schema.categoricals, training.schema.categoricals, strict=True)
     outcome = training.outcome

@@ -1,4 +1,4 @@
-"""`neighbors`: a graph of the cells that knows how sure each cell's place is."""
+"""`neighbors`: a neighbour graph that accounts for the uncertainty of the embedding."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ def neighbors(
     key_added: str = "scvae",
     copy: bool = False,
 ) -> AnnData | None:
-    """Neighbours of the cells over draws from their posteriors, in place of `scanpy.pp.neighbors`.
+    """Computes a neighbour graph averaged over posterior draws, in place of `scanpy.pp.neighbors`.
 
-    Each draw of all cells has its graph (exact neighbours, weights as those of UMAP: McInnes et al. 2018, section 3.1),
-    and the graph written is the mean of them. Two cells whose posteriors overlap are joined by an edge even where their
-    means are not the nearest, and an edge that rests on one draw weighs little. `scanpy.tl.leiden`, `umap`, `paga`,
-    `diffmap` and `dpt` take the graph as it is.
+    For each draw of all cells a graph is built (exact neighbours, UMAP weights: McInnes et al. 2018, section 3.1), and
+    the mean of these graphs is written. Cells with overlapping posteriors are connected even if their means are not
+    nearest neighbours, and an edge found in a single draw has a low weight. `scanpy.tl.leiden`, `umap`, `paga`,
+    `diffmap` and `dpt` can use the graph directly.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name.
+        Cells with raw data, as in the fit; genes are matched by name.
     model
         A fitted model.
     n_neighbors
-        Neighbours of a cell in each draw, itself included, as in scanpy.
+        Neighbours per cell in each draw, including the cell itself, as in scanpy.
     n_samples
-        Draws.
+        Posterior draws to average over, at least two.
     beta
-        Of a model of many β, that of the embedding; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     rng
         Seed or numpy Generator.
     neighbors_key
-        Where the graph goes, as `key_added` of `scanpy.pp.neighbors`; by default where its tools look for it.
+        Name of the graph, like `key_added` in `scanpy.pp.neighbors`; scanpy's tools find the default.
     key_added
-        Name of the other slots.
+        Name used in the other slots.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to return a copy with the results and leave `adata` unchanged.
 
     Returns
     -------
@@ -70,19 +70,19 @@ def neighbors(
         The copy, or None. Slots written:
 
         ``obsp["connectivities"]``, ``obsp["distances"]``, ``uns["neighbors"]``
-            The mean of the graphs; the mean distance of each pair over the draws that make them neighbours; parameters.
-            With another `neighbors_key`: under ``"<neighbors_key>_connectivities"`` and so on.
+            The mean graph; the mean distance of each pair over the draws in which they are neighbours; the parameters.
+            With another `neighbors_key`: ``"<neighbors_key>_connectivities"`` and so on.
         ``obs["<key_added>_stability"]``
-            Share of a cell's neighbours that two draws have in common, on average over pairs of draws: 1 where what is
-            unknown of the cell and its surroundings changes nothing; for two draws at least.
+            Share of a cell's neighbours that two draws have in common, averaged over pairs of draws: 1 if the
+            uncertainty of the cell and its surroundings does not change its neighbours.
         ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
-            The embedding, as `embed` writes it.
+            The embedding, as written by `embed`.
 
     Raises
     ------
     ValueError
-        As `embed`; if `neighbors_key` cannot be a name in a file, or is `key_added`; if `n_neighbors` is below 2 or
-        above the number of cells, or `n_samples` below 2.
+        As for `embed`; if `neighbors_key` is not a valid name in a file or equals `key_added`; if `n_neighbors` is
+        below 2 or above the number of cells, or `n_samples` is below 2.
 
     Examples
     --------
@@ -97,12 +97,12 @@ def neighbors(
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")
     if check_slot_name(neighbors_key, "neighbors_key") == keys.uns:
-        raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}, and uns has one place of this name")
+        raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}; pass two different names")
     if n_samples < 2:
-        raise ValueError("n_samples is 1, and stability compares draws; pass 2 or more")
+        raise ValueError("n_samples is 1, but stability compares draws; pass at least 2")
     cells = read_cells(adata, model, layer)
     if not 2 <= n_neighbors <= len(cells):
-        raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to that of the cells, {len(cells):,}")
+        raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to the number of cells, {len(cells):,}")
     seed = seed_of(rng)
     mean, variance = posterior_moments(model, cells, beta=beta)
     draws = latent_draws(mean, variance, n_samples, seed)
@@ -135,7 +135,7 @@ def neighbors(
 def _sums_of_graphs(
     draws: Float[np.ndarray, "cells draws latent"], n_neighbors: int
 ) -> tuple[sp.csr_matrix, sp.csr_matrix, sp.csr_matrix]:
-    """Over the draws: summed edge weights; how often a cell is another's neighbour; and their summed distances."""
+    """Sums over the draws: edge weights; how often a cell is a neighbour of another; and their distances."""
     n, others = len(draws), n_neighbors - 1
     weights, times, distances = (sp.csr_matrix((n, n), dtype=np.float32) for _ in range(3))
     starts = np.arange(0, n * others + 1, others)
@@ -149,6 +149,6 @@ def _sums_of_graphs(
 
 
 def _stability(times: sp.csr_matrix, n_samples: int, n_neighbors: int) -> Float[np.ndarray, " cells"]:
-    """Neighbours in common of two draws, over how many there are, on average over the pairs of draws."""
-    pairs = times.multiply(times - times.sign()).sum(1)  # a neighbour in t draws is common to t (t - 1) ordered pairs
+    """Share of the neighbours that two draws have in common, averaged over pairs of draws."""
+    pairs = times.multiply(times - times.sign()).sum(1)  # a neighbour in t draws is shared by t (t - 1) ordered pairs
     return np.asarray(pairs, dtype=np.float64).ravel() / (n_samples * (n_samples - 1) * (n_neighbors - 1))

@@ -1,4 +1,4 @@
-"""`prune`: a model without the latent dimensions it does not use."""
+"""`prune`: removes the latent dimensions that a model does not use."""
 
 from __future__ import annotations
 
@@ -27,55 +27,55 @@ def prune(
     key_added: str = "scvae",
     verbose: bool = True,
 ) -> FittedModel:
-    """Drops the latent dimensions that a model does not use, and fine-tunes what is left.
+    """Removes the latent dimensions that a model does not use, and fine-tunes the rest.
 
-    A dimension is unused if its KL, averaged over the cells held out at the fit, is at most 0.05 nats: its posterior is
-    then nearly the prior for every cell. Of a model of many β, that must hold at the smallest. The weights of all
-    others are kept; what an unused dimension adds on average to the decoder's first layer goes into that layer's bias.
-    Fine-tuning goes on at the final β, with a one-cycle schedule up to 0.3 of the fit's learning rate, on the cells
-    that the fit was trained on: the same cells are held out, since all random numbers follow from the model's seed.
+    A dimension is unused if its KL, averaged over the cells held out in the fit, is at most 0.05 nats: its posterior is
+    then close to the prior for every cell. For a model with a range of β, this must hold at the smallest β. The weights
+    of the other dimensions are kept, and the mean contribution of an unused dimension to the decoder's first layer is
+    added to that layer's bias. Fine-tuning uses the final β, a one-cycle schedule up to 0.3 of the fit's learning rate,
+    and the same training and held-out cells, because all random numbers derive from the model's seed.
 
     Parameters
     ----------
     adata
         The cells that the model was fitted on; genes are matched by name.
     model
-        A fitted model. It stays as it is.
+        A fitted model. It is not changed.
     epochs
-        Passes over the training cells; None for a quarter of those of the fit.
+        Passes over the training cells; None for a quarter of the epochs of the fit.
     beta
-        β at which the embedding is written, of a model of many; None for the β of the fit.
+        For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     verbose
         Whether to show one progress bar.
 
     Returns
     -------
     FittedModel
-        A new model on the same device, with fewer latent dimensions; `outcome.pruned_from` says how many there were.
-        Its history and its outcome are those of the fit and the fine-tuning together, its `training_config` is that of
-        the fit. If no dimension is unused, a copy of `model`. Slots written to `adata`, as by `scvae.fit`:
+        A new model on the same device, with fewer latent dimensions; `outcome.pruned_from` is the earlier number.
+        Its history and outcome cover the fit and the fine-tuning; its `training_config` is that of the fit.
+        If all dimensions are in use, a copy of `model`. Slots written to `adata`, as by `scvae.fit`:
 
         ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
-            float32 posterior means and variances, cells x dimensions left.
+            float32 posterior means and variances, cells x remaining dimensions.
         ``varm["<key_added>_loadings"]``
-            float32 loadings, genes x dimensions left, if the decoder is linear.
+            float32 loadings, genes x remaining dimensions, if the decoder is linear.
         ``uns["<key_added>"]``
             Settings, history and outcome, with ``pruned_from``.
 
     Warns
     -----
     UserWarning
-        If all dimensions are in use, so that none was dropped, or none is, so that the posterior has collapsed and only
-        the dimension with the largest KL was kept.
+        If all dimensions are in use and none was removed, or if none is in use (posterior collapse) and only the
+        dimension with the largest KL was kept.
 
     Raises
     ------
     ValueError
-        As `embed`; if `epochs` is below 1; or if these are not the cells of the fit in their order.
+        As for `embed`; if `epochs` is below 1; if `adata` does not hold the cells of the fit in the same order.
     NonFiniteLossError
         If the fine-tuning diverges.
 
@@ -96,8 +96,8 @@ def prune(
     cells = read_cells(adata, model, layer)
     if cells.fingerprint() != model.trained_on:
         raise ValueError(
-            "adata does not hold the cells that the model was fitted on, in their order; pass those: of others, it is "
-            "not known which the fit held out, and some of these would be trained on"
+            "adata does not hold the cells that the model was fitted on, in the same order; pass those cells, so that "
+            "the cells held out in the fit are held out again"
         )
     pruned, _ = prune_cells(model, cells, epochs=epochs, verbose=verbose)
     write_results(adata, pruned, cells, keys, beta=beta)

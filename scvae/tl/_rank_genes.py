@@ -29,7 +29,7 @@ HELD = {
     "method": "scvae",
     "corr_method": "Bayesian FDR",
     "pvals_hold": "posterior error probability: that the gene does not change in the direction of its score (by more "
-    "than lfc_threshold); no p-value",
+    "than lfc_threshold); not a p-value",
     "pvals_adj_hold": "Bayesian FDR: mean of these probabilities over all genes at least as certain",
     "scores_hold": "signed root of the likelihood ratio against no change",
     "logfoldchanges_hold": "posterior mean, base 2, relative to centre",
@@ -38,7 +38,7 @@ HELD = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Ranking:
-    """Columns of one group, best score first, and what all its genes share."""
+    """Columns of one group, best score first, and values that apply to the whole group."""
 
     columns: dict[str, np.ndarray]
     detected: np.ndarray
@@ -66,73 +66,74 @@ def rank_genes(
 ) -> AnnData | None:
     """Ranks genes by how the mean expression of a group of cells differs from a reference (differential expression).
 
-    What is asked is whether two group means differ, cells being a sample from each group. A group's mean proportion is
-    that of the model (at the posterior means of z) plus the weighted mean of what the counts have beyond it, so that
-    neither the decoder's smoothing nor its errors are taken for a difference (`scvae.inference.differential`); its
-    variance is that over cells, moderated by the model's. With a batch, groups are compared within each batch that
-    holds at least two cells of both, and batches count n_a n_b / (n_a + n_b) for both sides alike: a batch effect
-    cancels. All genes together give the prior of the log fold changes, no change at all being one of its parts
-    (adaptive shrinkage, Stephens 2017), and the posterior gives error probabilities, and a false discovery rate that
-    does not have to be corrected any further.
+    The test asks whether two group means differ, with the cells as a sample from each group. A group's mean proportion
+    is the model's (at the posterior means of z) plus the weighted mean of the residuals of the counts, so that neither
+    smoothing nor errors of the decoder appear as differences (`scvae.inference.differential`). Its variance is the
+    variance over cells, moderated by the model's. With batches, groups are compared within each batch that has at least
+    two cells of both; batches are weighted by n_a n_b / (n_a + n_b) on both sides, so that batch effects cancel. The
+    prior of the log fold changes is estimated from all genes and includes a component for no change (adaptive
+    shrinkage, Stephens 2017). The posterior gives error probabilities and a false discovery rate that needs no further
+    correction.
 
-    Proportions add up to 1, so that genes that rise make all others fall. A change is therefore measured from that of
-    the typical gene, the mode of the prior (recorded as `centre`), as size factors do it for bulk data.
+    Proportions add up to 1, so genes that rise make all others fall. Changes are therefore measured relative to the
+    typical gene, the mode of the prior (recorded as `centre`), as size factors do for bulk data.
 
-    Groups found by clustering the very same cells differ by construction: the cells were parted where they differ. The
-    rates then hold for labels that do not come from these counts, and are too small otherwise, here as in every test.
+    Groups found by clustering the same cells differ by construction, because clustering separates cells where their
+    counts differ. As in every test, the error rates are valid only for labels that do not come from these counts; they
+    are too small otherwise.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name. Cells without a count in the modelled genes, or
+        Cells with raw data, as in the fit; genes are matched by name. Cells without a count in the modelled genes, or
         without a value in the column, are left out.
     model
         A fitted model of counts (nb, zinb or poisson).
     groupby
         Column of `adata.obs` with the group of each cell.
     groups
-        Groups to rank genes for; ``"all"`` for each but the reference.
+        Groups to rank genes for; ``"all"`` for each group except the reference.
     reference
         A group to compare with, or ``"rest"``: the cells of all other groups, whether in `groups` or not.
     lfc_threshold
-        Smallest log fold change (base 2) that counts as one, in either direction.
+        Smallest log fold change (base 2) that counts as a change, in either direction.
     min_counts
-        Genes with fewer counts in group and reference together are not judged: their error probability is 1.
+        Genes with fewer counts in group and reference together are not tested: their error probability is 1.
     n_genes
         Number of genes to store; None for all modelled genes that `adata` has.
     beta
-        Of a model of many β, the one to use; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to use; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slot written, by default where scanpy's tools look. Those that look up a gene's values
-        (``values_to_plot="logfoldchanges"``) want one for each gene of the AnnData: pass them `adata` with the genes of
-        the model, ``adata[:, model.genes]``.
+        Name of the slot written; scanpy's tools find the default. Plots that look up values of genes
+        (``values_to_plot="logfoldchanges"``) need a value for every gene of the AnnData: pass them only the model's
+        genes, ``adata[:, model.genes]``.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to return a copy with the results and leave `adata` unchanged.
 
     Returns
     -------
     AnnData or None
-        The copy, or None. Slot written, of the form that `scanpy.tl.rank_genes_groups` gives it:
+        The copy, or None. Slot written, in the format of `scanpy.tl.rank_genes_groups`:
 
         ``uns["<key_added>"]``
-            Records with one column a group, genes sorted by falling score: ``names``; ``scores`` (signed root of the
-            likelihood ratio against no change); ``logfoldchanges`` (posterior mean, base 2) and
-            ``logfoldchanges_sd``; ``pvals``, which hold the posterior error probability (with `lfc_threshold` = 0 the
-            local false sign rate); ``pvals_adj``, which hold the Bayesian FDR (mean error probability of all genes at
-            least as certain; Käll et al. 2008); ``means`` and ``means_reference`` (mean proportion). Tables ``pts`` and
-            ``pts_rest``, genes x groups: share of the cells with a count in the group, and in the reference, both in
-            batches that hold two cells of either. ``params`` says what the columns hold, and has an entry a group of
-            ``centre`` (base 2), ``unchanged``, the estimated share of genes without a change, and ``n_cells`` and
-            ``n_cells_reference``, the cells compared.
+            Records with one column per group, genes sorted by descending score: ``names``; ``scores`` (signed root of
+            the likelihood ratio against no change); ``logfoldchanges`` (posterior mean, base 2) and
+            ``logfoldchanges_sd``; ``pvals``, which contain the posterior error probability (with `lfc_threshold` = 0
+            the local false sign rate); ``pvals_adj``, which contain the Bayesian FDR (mean error probability of all
+            genes at least as certain; Käll et al. 2008); ``means`` and ``means_reference`` (mean proportion). Tables
+            ``pts`` and ``pts_rest``, genes x groups: share of cells with a count in the group and in the reference,
+            both in batches with two cells of each. ``params`` describes the columns and has one entry per group of
+            ``centre`` (base 2), ``unchanged`` (estimated share of genes without a change), and ``n_cells`` and
+            ``n_cells_reference`` (numbers of cells compared).
 
     Raises
     ------
     ValueError
-        As `embed`; if the model is not one of counts, a group does not exist, has fewer than two cells or is the
-        reference, or no batch holds two cells of both sides (MissingKeyError if there is no such column). `adata` is
-        then as it was.
+        As for `embed`; if the model is not of counts, a group does not exist, has fewer than two cells or is the
+        reference, or no batch has two cells of both sides (MissingKeyError if the column does not exist). `adata` is
+        then unchanged.
 
     Examples
     --------
@@ -151,15 +152,15 @@ def rank_genes(
     n_stored = _checked_n_genes(n_genes, model)
     earlier = getattr(adata, "uns", {}).get(check_slot_name(key_added, "key_added"))
     if earlier is not None and not (isinstance(earlier, Mapping) and "names" in earlier):
-        raise ValueError(f"adata.uns[{key_added!r}] is no ranking of genes; pass another key_added to keep it")
+        raise ValueError(f"adata.uns[{key_added!r}] is not a ranking of genes; pass another key_added to keep it")
     if model.schema.kind != "counts":
         raise ValueError(
-            f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions; the model has "
-            f"likelihood={model.likelihood!r}: use scanpy.tl.rank_genes_groups on the values"
+            f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions, but the model has "
+            f"likelihood={model.likelihood!r}; use scanpy.tl.rank_genes_groups on the values"
         )
     used_beta = model.beta_of(beta)
     codes, names = _groups_of(adata, groupby)
-    reference = str(reference)  # the name of a group, as in `groups`; a column of numbers has numbers for names
+    reference = str(reference)  # a group's name, as in `groups`; it may be a number if the column has numbers
     chosen = _chosen(names, np.bincount(codes[codes >= 0], minlength=len(names)), groupby, groups, reference)
     cells = read_cells(adata, model, layer)
     measured = np.setdiff1d(np.arange(len(model.genes)), cells.missing_genes)
@@ -196,7 +197,7 @@ def _ranked(
     threshold: float,
     least: float,
 ) -> _Ranking:
-    """Shrinks the estimates of the genes with enough counts; others that were measured rank as unchanged."""
+    """Shrinks the estimates of genes with enough counts; other measured genes rank as unchanged."""
     judged = tested(contrast, least) & np.isin(np.arange(len(genes)), measured)
     values = {name: np.zeros(len(genes)) for name in ("scores", "logfoldchanges", "logfoldchanges_sd")}
     values |= {name: np.ones(len(genes)) for name in ("pvals", "pvals_adj")}
@@ -224,7 +225,7 @@ def _ranked(
 
 
 def _record(rankings: dict[str, _Ranking], params: dict[str, Any], genes: pd.Index) -> dict[str, Any]:
-    """As scanpy stores it: a record array for each column, with a field for each group."""
+    """The results in scanpy's format: a record array for each column, with a field for each group."""
     groups = list(rankings)
     record: dict[str, Any] = {"params": params}
     for name, column in rankings[groups[0]].columns.items():
@@ -255,7 +256,7 @@ def _chosen(
     groups: Sequence[str] | str | None,
     reference: str,
 ) -> list[str]:
-    """The groups to rank genes for, all of them such that there is something to compare."""
+    """The groups to rank genes for, checked."""
     place = f"adata.obs[{groupby!r}]"
     if "" in names:
         raise ValueError(f"{place} has a group without a name, ''; rename it")
@@ -271,19 +272,19 @@ def _chosen(
     wanted = [name for name in names if name != reference] if isinstance(groups, str) else [str(g) for g in groups]
     unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise ValueError(f"groups has {listing(unknown)}, and {place} has no such group; it has {listing(names)}")
+        raise ValueError(f"groups has {listing(unknown)}, not found in {place}; it has {listing(names)}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{place} has several values that are written {listing(twice)}; rename all but one")
+        raise ValueError(f"{place} has several values with the same text {listing(twice)}; rename all but one")
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"groups is {listing(wanted)}; name at least one group, and each once")
     if reference in wanted:
-        raise ValueError(f"{reference!r} is the reference and in groups; leave it out of one of them")
+        raise ValueError(f"{reference!r} is both the reference and in groups; leave it out of groups")
     for name in wanted if reference == REST else [*wanted, reference]:
         if sizes[names.index(name)] < 2:
             raise ValueError(
-                f"group {name!r} of {place} has 1 cell, which says nothing of how cells differ; leave it out of "
-                "groups, or merge it with another"
+                f"group {name!r} of {place} has 1 cell, too few to estimate a variance; leave it out of groups, or "
+                "merge it with another group"
             )
     return wanted
 
@@ -295,7 +296,7 @@ def _checked_n_genes(n_genes: int | None, model: FittedModel) -> int:
 
 
 def _nothing_to_compare(model: FittedModel, group: str, reference: str) -> str:
-    where = f"no batch (adata.obs[{model.schema.batch.key!r}]) holds" if model.schema.batch else "there are not"
+    where = f"no batch (adata.obs[{model.schema.batch.key!r}]) has" if model.schema.batch else "there are not"
     return (
         f"{where} two cells of {group!r} and two of {reference!r} with counts in the modelled genes; compare groups "
         "that share a batch, or fit without batch_key"

@@ -1,4 +1,4 @@
-"""`sample`: posterior predictive draws of given cells."""
+"""`sample`: posterior predictive draws for given cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..kernels.context import working_on
 if TYPE_CHECKING:
     from anndata import AnnData
 
-VALUES = 51  # stream of the random numbers that draw values
+VALUES = 51  # random stream that draws values
 
 
 def sample(
@@ -33,50 +33,50 @@ def sample(
     key_added: str = "scvae",
     rng: SeedLike = 0,
 ) -> AnnData:
-    """Draws cells like given ones: x' ~ p(x | z, s) with z ~ q(z | x), the posterior predictive distribution.
+    """Draws new values for given cells, x' ~ p(x | z, s) with z ~ q(z | x): the posterior predictive distribution.
 
-    What the model takes each cell to be, measured once more, at the same library size and in the same batch. Compared
-    with the cells themselves it shows what the model misses (Gelman, Meng & Stern 1996); `scvae.tl.diagnose` does so.
+    This simulates a repeated measurement of each cell under the model, with the same library size and batch. Comparing
+    draws with the cells shows what the model misses (Gelman, Meng & Stern 1996), as `scvae.tl.diagnose` does.
 
     Parameters
     ----------
     adata
-        Cells with raw data as at the fit; genes are matched by name. Genes that they lack are drawn on top of the
-        library size, which is that of the measured ones. Not written to.
+        Cells with raw data, as in the fit; genes are matched by name. The library size covers the measured genes;
+        missing genes are drawn on top of it. `adata` is not changed.
     model
         A fitted model.
     n_samples
-        Draws a cell, each with a z of its own.
+        Draws per cell, each with its own z.
     beta
-        Of a model of many β, that of the posterior and the decoder; None for 1 (or the geometric middle of a range
-        without 1).
+        For a model with a range of β, the β of posterior and decoder; None for 1 (if the range excludes 1, its
+        geometric mean).
     layer
-        Layer that holds the data, ``"X"`` for `X`; None for where the fit found them.
+        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     rng
         Seed or numpy Generator.
 
     Returns
     -------
     AnnData
-        New cells, n_samples x cells of `adata` x modelled genes: all cells once, all cells again, and so on. Extra
-        zeros of ``"zinb"`` are drawn too. Slots:
+        (n_samples x cells of `adata`) x modelled genes: all cells of the first draw, then of the second, and so on.
+        Extra zeros of ``"zinb"`` are drawn too. Slots:
 
         ``X``
             float32 values drawn, CSR (dense for real values); also in the layer that the model reads, if it has one.
         ``obs``
-            that of `adata`, and ``"<key_added>_cell"`` and ``"<key_added>_draw"``: the cell, and the number of the draw
-            from 0. Names are those of the cells, with ``_0``, ``_1``, … for several draws.
+            Columns of `adata`, plus ``"<key_added>_cell"`` (name of the cell) and ``"<key_added>_draw"`` (number of the
+            draw, from 0). Names are those of the cells, with ``_0``, ``_1``, … appended for several draws.
         ``obsm["X_<key_added>"]``
-            float32 z drawn, cells x n_latent.
+            float32 draws of z, cells x n_latent.
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("posterior"), ``n_samples``, ``beta`` and ``seed``.
 
     Raises
     ------
     ValueError
-        As `embed`; or if `n_samples` is below 1.
+        As for `embed`; if `n_samples` is below 1.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def sample(
 
 
 def _obs(adata: AnnData, n_samples: int, keys: Keys) -> pd.DataFrame:
-    """`adata.obs` for every draw."""
+    """`adata.obs` repeated for every draw."""
     names = adata.obs_names.astype(str)
     obs = pd.concat([adata.obs] * n_samples)
     obs[keys.cell] = np.tile(names.to_numpy(object), n_samples)

@@ -1,4 +1,4 @@
-"""`transfer_labels`: cell types of a reference for the cells of a query."""
+"""`transfer_labels`: labels the cells of a query with the cell types of a reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 UNKNOWN = "unknown"
-FEW_LABELS = 20  # that any number of cells may have
+FEW_LABELS = 20  # up to this many labels are accepted for any number of cells
 
 
 def transfer_labels(
@@ -39,46 +39,45 @@ def transfer_labels(
     key_added: str = "scvae",
     copy: bool = False,
 ) -> AnnData | None:
-    """Labels cells by the labelled cells that are nearest to them in the latent space.
+    """Labels cells by their nearest labelled cells in the latent space.
 
-    Where either side lacks genes, both are embedded by those that both have.
+    If the query or the reference lacks genes, both are embedded with the genes they have in common.
 
-    The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a prior that knows
-    nothing, so that it falls with the distance from them. Bandwidth and weight of the prior are those under which the
-    labels of the reference's own cells are most likely, each judged by all others, and counted as often as query cells
-    have it for a neighbour. So of cells with an uncertainty of 0.2 about 1 in 5 is labelled wrongly, as far as the
-    query lies on the reference.
+    The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a uniform prior, so
+    it decreases with the distance from them. Bandwidth and prior weight maximise the leave-one-out likelihood of the
+    reference's own labels, with each reference cell weighted by how often it is a neighbour of a query cell. If the
+    query overlaps with the reference, about 1 in 5 cells with an uncertainty of 0.2 is therefore labelled wrongly.
 
-    A cell is called unknown together with those like it. Its outlier score is averaged over the query cells that are
-    nearest to it in principal components of their own expression, 20 with itself, which no model has looked at: one
-    cell of another technology may lie as far off the reference as a cell of a type that it lacks, but a whole group of
-    them does so for a reason. By what all cells of the query are farther off, up to a factor of 1.5, is taken from
-    their distances first.
+    A cell is called unknown together with similar cells. Its outlier score is averaged over the 20 query cells nearest
+    to it (itself included) in principal components of the query's own expression, independent of any model. A single
+    cell of another technology can be as far from the reference as a cell of a missing type; a whole group of distant
+    cells points to a missing type. Before scoring, a distance excess shared by all query cells is divided out, up to a
+    factor of 1.5.
 
     Parameters
     ----------
     adata
-        The query, of batches that the model knows: after `scvae.tl.map_query`, with the model it returned.
+        The query. The model must know its batches: for new batches, use the model that `scvae.tl.map_query` returns.
     model
         A fitted model.
     reference
-        Labelled cells, with raw data as at the fit: those of the fit, say. Not changed.
+        Labelled cells with raw data, as in the fit; for example, the cells of the fit. Not changed.
     labels_key
-        Column of `reference.obs` with the labels; cells without one are left out.
+        Column of `reference.obs` with the labels; cells without a label are left out.
     batch_key
-        Column of `adata.obs` with the batch, where it is named otherwise than at the fit, as in `scvae.tl.map_query`.
+        Column of `adata.obs` with the batch, if its name differs from that in the fit, as in `scvae.tl.map_query`.
     unknown_above
-        Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 for none.
+        Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 calls no cell unknown.
     beta
-        Of a model of many β, that of the embeddings; None for 1 (or the geometric middle of a range without 1).
+        For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer that holds the data of `adata`, ``"X"`` for `X`; None for where the fit found them.
+        Layer of `adata` with the data, or ``"X"`` for `X`; None for the layer used in the fit.
     reference_layer
-        The same of `reference`; None for the one of `adata`.
+        The same for `reference`; None for the layer of `adata`.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     copy
-        Whether to leave `adata` alone and return a copy with the results.
+        Whether to return a copy with the results and leave `adata` unchanged.
 
     Returns
     -------
@@ -88,21 +87,21 @@ def transfer_labels(
         ``obs["<key_added>_label"]``
             The most probable label, or ``"unknown"``; categorical.
         ``obs["<key_added>_label_uncertainty"]``
-            1 - probability of the most probable label, in [0, 1]: how often it is wrong.
+            1 - probability of the most probable label, in [0, 1]: the probability that the label is wrong.
         ``obs["<key_added>_outlier"]``
-            Share of the reference cells that are nearer to their five nearest neighbours than a cell is to its five
-            nearest reference cells, in [0, 1]; of all of them, or of those of its most probable label, if that is more:
-            the mean over this cell and the 19 query cells most like it. Of 37 types held out of eight references the
-            default limit called half of the cells unknown, nearly all of a distinct type and hardly one of a type
-            like another, and 6 % of the cells of other types; sort by this column where the question matters.
+            Share of the reference cells that are nearer to their five nearest neighbours than the cell is to its five
+            nearest reference cells, in [0, 1]. It is taken over all reference cells or over those with the cell's most
+            probable label, whichever is larger, and averaged over the cell and the 19 query cells most like it. In a
+            test with 37 types held out of eight references, the default limit called half of their cells unknown
+            (nearly all of distinct types, hardly any of types similar to another) and 6 % of the cells of other types.
+            Sort by this column if unknown types matter.
 
     Raises
     ------
     ValueError
-        If `reference` has fewer than two labelled cells, nearly as many labels as cells, or a label ``"unknown"``, if
-        it and `adata` have fewer than half of the modelled genes in common, or as `embed`; MissingKeyError (also a
-        KeyError) if it has no such column.
-        `adata` is then as it was.
+        As for `embed`; if `reference` has fewer than two labelled cells, nearly as many labels as cells, or a label
+        ``"unknown"``; if it has fewer than half of the modelled genes in common with `adata`; MissingKeyError (also a
+        KeyError) if it has no column `labels_key`. `adata` is then unchanged.
 
     Examples
     --------
@@ -124,7 +123,7 @@ def transfer_labels(
         column = check_obs_column(check_adata(reference), labels_key)
     labelled = np.flatnonzero(column.notna().to_numpy())
     if len(labelled) < 2:
-        raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass two at least")
+        raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass at least two")
     codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
     if len(names) > max(FEW_LABELS, len(labelled) // 2):
         raise ValueError(
@@ -133,8 +132,8 @@ def transfer_labels(
         )
     if UNKNOWN in names:
         raise ValueError(
-            f"reference.obs[{labels_key!r}] has the label {UNKNOWN!r} ({listing(names)}), which is what cells without "
-            "a counterpart are called; rename it, or set it to NaN to leave these cells out"
+            f"reference.obs[{labels_key!r}] has the label {UNKNOWN!r} ({listing(names)}), which is reserved for cells "
+            "without a counterpart; rename it, or set it to NaN to leave these cells out"
         )
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
@@ -161,13 +160,13 @@ def transfer_labels(
 
 
 def _alike(query: Cells, known: Cells, model: FittedModel) -> tuple[Cells, Cells]:
-    """Both without the genes that either lacks: distances compare only what is seen through the same genes."""
+    """Both without the genes that either lacks: distances are comparable only between the same genes."""
     missing = np.union1d(query.missing_genes, known.missing_genes)
     n_genes = len(model.genes)
     if n_genes - len(missing) < LEAST_COVERAGE * n_genes:
         raise ValueError(
-            f"adata and reference have {n_genes - len(missing):,} of the {n_genes:,} modelled genes in common, and at "
-            "least half are needed; pass data that hold more of them"
+            f"adata and reference have {n_genes - len(missing):,} of the {n_genes:,} modelled genes in common, but at "
+            "least half are needed; pass data with more of these genes"
         )
     has_factors = model.schema.size_factor_key is not None
     return query.lacking(missing, size_factors=has_factors), known.lacking(missing, size_factors=has_factors)

@@ -1,4 +1,4 @@
-"""`tune_beta`: what β does to a model of these cells, in one table, and which β to take."""
+"""`tune_beta`: measures the effect of β on a model of given cells, and recommends a β."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
-LEAST_CELLS = 20  # for neighbours and clusters to mean anything
+LEAST_CELLS = 20  # fewest cells for meaningful neighbours and clusters
 
 HEEDED = {"layer", "rng", "verbose"}  # with a fitted model, too
 WARM_EPOCHS = 0.5  # of a fit's, for the later models of a sweep
@@ -48,18 +48,18 @@ Method = Literal["path", "sweep"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BetaPath:
-    """What `tune_beta` found.
+    """Result of `tune_beta`.
 
     Parameters
     ----------
     table
         One row per β; see `tune_beta`.
     recommended
-        The β recommended, one of those in the table.
+        The recommended β, one of those in the table.
     models
         The path model alone, or the models of a sweep in the order of the table.
     judged_on
-        What the cells behind the columns of likelihoods were to the model, and how many they are.
+        Number of cells behind the likelihood columns, and whether the fit held them out.
     """
 
     table: pd.DataFrame
@@ -69,7 +69,7 @@ class BetaPath:
 
     @property
     def model(self) -> FittedModel:
-        """The model to use at the β recommended, as in ``scvae.tl.embed(adata, path.model, beta=path.recommended)``."""
+        """The model to use at the recommended β, as in ``scvae.tl.embed(adata, path.model, beta=path.recommended)``."""
         return self.models[0] if len(self.models) == 1 else self.models[int(self.table["recommended"].argmax())]
 
     def __repr__(self) -> str:
@@ -109,83 +109,83 @@ def tune_beta(
     checkpoint: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> BetaPath:
-    """Measures what β does to a model of these cells, recommends one, and writes the embedding at it into `adata`.
+    """Measures the effect of β on a model of these cells, recommends a β, and writes the embedding at it to `adata`.
 
-    Small β favours fidelity, large β structure: rate R = KL(q(z | x) || p(z)) against distortion
-    D = -E_q[log p(x | z)] along β is the curve that a choice moves on (Alemi et al. 2018, "Fixing a broken ELBO").
+    Small β favours fidelity, large β favours structure. Choosing β means choosing a point on the curve of rate
+    R = KL(q(z | x) || p(z)) against distortion D = -E_q[log p(x | z)] (Alemi et al. 2018, "Fixing a broken ELBO").
 
-    The β recommended is, among those whose held-out ELBO is below the best by no more than a fifth of the rate there,
-    the one whose Leiden clusters are the most stable under resampling (averaged with the β's beside it).
+    Only β with a held-out ELBO below the best by at most a fifth of the rate there are considered. Among these, the
+    recommended β has the Leiden clusters most stable under resampling (averaged with the neighbouring β).
 
     Parameters
     ----------
     adata
         Cells x genes, raw data as for `scvae.fit`.
     model
-        A path model, of ``scvae.fit(adata, beta=(low, high))``; None fits one. With a model only `layer` of the
-        arguments of the fit may be given.
+        A path model, from ``scvae.fit(adata, beta=(low, high))``; None fits one. If a model is given, `layer` is the
+        only argument of the fit that may be set.
     betas
-        The β's to look at, at least two; None takes 9 between 0.1 and 10, or over the range of `model`, evenly spaced
-        on a log scale. A path is fitted over the range that they span.
+        Values of β to evaluate, at least two; None takes 9 from 0.1 to 10, or over the range of `model`, evenly spaced
+        on a log scale. A path model is fitted over the range that they span.
     labels_key
-        Column of `adata.obs` with known labels to compare with; cells without one (missing) are left out there. The
-        labels have no part in the recommendation.
+        Column of `adata.obs` with known labels to compare with; cells with a missing label are left out of the
+        comparison. The labels do not affect the recommendation.
     method
-        ``"path"``: one model for every β, trained once (Bae et al. 2023, "Multi-rate VAE"); ``"sweep"``: a model for
-        each of `betas`, from the largest down, each but the first trained from the weights of the one before for half
-        as many epochs.
+        ``"path"``: one model for every β, trained once (Bae et al. 2023, "Multi-rate VAE"); ``"sweep"``: one model for
+        each of `betas`, from the largest to the smallest; each after the first starts from the weights of the previous
+        one and trains for half as many epochs.
     layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, device, network, training
         As in `scvae.fit`.
     rng
-        Seed or numpy Generator, for the fit and for the scores; None takes the seed of `model`, or draws one.
+        Seed or numpy Generator for the fit and the scores; None takes the seed of `model`, or draws one.
     key_added
-        Name of the slots written.
+        Name used in the slots written.
     checkpoint
-        As in `scvae.fit`; for one path only.
+        As in `scvae.fit`; with ``method="path"`` only.
     verbose
         Whether to show progress bars. Nothing else is printed.
 
     Returns
     -------
     BetaPath
-        ``table``, ``recommended``, ``model``. The table has one row per β in rising order, with the columns
+        ``table``, ``recommended``, ``model``. The table has one row per β in ascending order, with the columns
 
         ``beta``
             and ``recommended``, true in one row;
         ``distortion``, ``rate``, ``objective``, ``elbo``, ``log_likelihood``
             D, R, D + βR, -(D + R) and the importance-weighted bound on log p(x), each in nats per cell, on at most
-            1,000 of the cells that the fit held out (of all cells, if `model` was fitted to other ones or held none
-            out; ``judged_on`` says so);
+            1,000 cells held out in the fit (of all cells, if `model` was fitted to other cells or held none out; see
+            ``judged_on``);
         ``active_dimensions``
             latent dimensions with a mean KL above 0.05 nats on these cells;
         ``mutual_information``, ``mutual_information_bound``
-            I_q(x; z) in nats of these cells, and so at most the logarithm of their number; and an upper bound on it
-            that has no such cap;
+            I_q(x; z) of these cells in nats, at most the logarithm of their number; and an upper bound on it without
+            this cap;
         ``leiden_stability``, ``graph_agreement``, ``modularity``, ``trustworthiness``, ``n_clusters``
             structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
             index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of
-            z ~ q(z | x) have in common; modularity of the Leiden clusters; how far neighbours in the embedding are
-            neighbours in principal components of log-normalised expression (2,000 cells at most); and the number of
+            z ~ q(z | x) have in common; modularity of the Leiden clusters; how well neighbours in the embedding match
+            neighbours in principal components of log-normalised expression (at most 2,000 cells); and the number of
             Leiden clusters at resolution 1;
         ``nmi``, ``ari``, ``silhouette``
-            with `labels_key`: agreement of Leiden clusters with the labels, best over the resolutions 0.1 to 2, and the
+            with `labels_key`: agreement of Leiden clusters with the labels, best over resolutions 0.1 to 2, and the
             silhouette of the labels.
 
-        Slots written to `adata`, all at the end: those of `scvae.fit`, the embedding at the β recommended, and
+        Slots written to `adata`, all at the end: those of `scvae.fit`, with the embedding at the recommended β, and
 
         ``uns["<key_added>"]["beta_path"]``
-            the table.
+            The table.
         ``uns["<key_added>"]["beta_path_judged_on"]``
-            what the held-out columns rest on.
+            The cells behind the held-out columns.
 
     Raises
     ------
     ValueError
-        As `scvae.fit`; if there are fewer than 20 cells, β's are not positive, or lie outside the range of `model`.
-        `adata` is then as it was.
+        As for `scvae.fit`; if there are fewer than 20 cells, or a β is not positive or outside the range of `model`.
+        `adata` is then unchanged.
     KeyboardInterrupt
-        After Ctrl-C during the trainings of a sweep, or while measuring: nothing is written. Ctrl-C during the training
-        of a path ends that training only, as in `scvae.fit`.
+        After Ctrl-C during the training of a sweep or during the measurements: nothing is written. Ctrl-C during the
+        training of a path model ends only the training, as in `scvae.fit`.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def tune_beta(
     check_adata(adata)
     check_choice(method, ("path", "sweep"), "method")
     if adata.n_obs < LEAST_CELLS:
-        raise ValueError(f"adata has {adata.n_obs} cells; β can be judged from {LEAST_CELLS} cells on")
+        raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
     data = DataKeys(
@@ -241,20 +241,20 @@ def tune_beta(
 
 
 def _label_codes(adata: AnnData, key: str) -> Int[np.ndarray, " cells"]:
-    """Number of the label of each cell, -1 where it is missing."""
+    """Code of each cell's label, -1 if it is missing."""
     codes, names = pd.factorize(check_obs_column(adata, key))
     if len(names) < 2:
-        raise ValueError(f"adata.obs[{key!r}] has {len(names)} label(s); comparing needs at least 2")
+        raise ValueError(f"adata.obs[{key!r}] has {len(names)} label(s); pass a column with at least 2")
     return np.asarray(codes, dtype=np.int64)
 
 
 def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | None) -> list[float]:
-    """The β's to look at, rising; those not chosen by the user have four digits."""
+    """The β to evaluate, ascending; those not chosen by the user have four digits."""
     span = DEFAULT_RANGE if model is None else model.beta
     if not isinstance(span, tuple):
         raise ValueError(
-            f"model was trained at β = {span:g} alone; pass one of scvae.fit(adata, beta=(low, high)), "
-            "or leave model out to have one fitted"
+            f"model was trained at β = {span:g} alone; pass a model from scvae.fit(adata, beta=(low, high)), "
+            "or leave model out to fit one"
         )
     if betas is None:
         return evenly_spaced(*span, N_BETAS)
@@ -272,13 +272,13 @@ def _refuse_without_effect(method: Method, data: DataKeys, request: Request) -> 
     ]
     given += ["method"] if method != "path" else []
     if given:
-        raise ValueError(f"{', '.join(given)} can have no effect on a fitted model; leave out model or these")
+        raise ValueError(f"{', '.join(given)} cannot be set for a fitted model; leave out either model or these")
 
 
 def _fit_all(
     adata: AnnData, method: Method, points: list[float], data: DataKeys, request: Request
 ) -> tuple[tuple[FittedModel, ...], Cells]:
-    """The path model, or the models of the sweep in the order of `points`; and the cells as they were read."""
+    """The path model, or the models of the sweep in the order of `points`; and the cells as read."""
     if method == "path":
         model, cells = read_and_train(adata, data, replace(request, beta=(points[0], points[-1])))
         return (model,), cells
@@ -299,7 +299,7 @@ def _fit_all(
 
 
 def _was_interrupted(model: FittedModel) -> bool:
-    """Whether training ended for no reason of its own: part of a sweep would pass for the whole."""
+    """Whether training was interrupted: a partial sweep must not be returned as a complete one."""
     return not model.outcome.converged and model.outcome.epochs < (model.training_config.epochs or 0)
 
 

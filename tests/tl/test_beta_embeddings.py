@@ -120,9 +120,9 @@ def test_a_view_becomes_actual_and_its_parent_stays_as_it_was(path):
         ({"betas": [0.01, 1]}, r"beta is 0.01, but the model was trained for β from 0.1 to 10"),
         ({"betas": [1]}, r"betas has 1 different value\(s\); pass at least 2"),
         ({"betas": [-1, 1]}, r"each of betas is -1"),
-        ({"n_neighbors": 1}, r"n_neighbors is 1; pass a number from 2 to below that of the cells, 120"),
+        ({"n_neighbors": 1}, r"n_neighbors is 1; pass at least 2, below the number of cells, 120"),
         ({"n_neighbors": 120}, r"n_neighbors is 120"),
-        ({"max_cells": 5}, r"5 cells would be laid out; a UMAP needs 10 or more"),
+        ({"max_cells": 5}, r"only 5 cells would be laid out; UMAP needs at least 10"),
         ({"max_cells": 8.5}, r"max_cells is 8.5"),
         ({"layer": "none"}, r"adata.layers has no 'none'"),
         ({"key_added": "a/b"}, r"key_added is 'a/b'"),
@@ -142,6 +142,6 @@ def test_a_model_of_one_beta_is_refused_with_what_to_do_instead(path):
     adata, _ = path
     model = fitted(adata.copy(), 1.0)
     with pytest.raises(
-        ValueError, match=r"trained at β = 1 alone, so .*; pass one of scvae.fit\(adata, beta=\(low, high\)"
+        ValueError, match=r"trained at β = 1 alone, so .*; pass a model from scvae.fit\(adata, beta=\(low, high\)"
     ):
         scvae.tl.beta_embeddings(adata, model)

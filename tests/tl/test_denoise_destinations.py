@@ -199,7 +199,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
             "nb",
             {"interval": 0.9, "n_samples": 19},
             ValueError,
-            "too few for the ends of a 0.9 .* at least 20",
+            "too few for the bounds of a 0.9 .* at least 20",
         ),
         ("nb", {"interval": 1.0}, ValueError, "interval is 1.0; pass a probability"),
         ("nb", {"threshold": -0.1}, ValueError, "threshold is -0.1"),

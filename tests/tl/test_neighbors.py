@@ -101,9 +101,9 @@ def test_a_graph_of_another_name_leaves_that_of_scanpy_alone(fitted):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_samples": 1}, "n_samples is 1, and stability compares draws; pass 2 or more"),
-        ({"n_neighbors": 1}, "n_neighbors is 1; pass a number from 2 to that of the cells, 150"),
-        ({"n_neighbors": 151}, "n_neighbors is 151; pass a number from 2 to that of the cells, 150"),
+        ({"n_samples": 1}, "n_samples is 1, but stability compares draws; pass at least 2"),
+        ({"n_neighbors": 1}, "n_neighbors is 1; pass a number from 2 to the number of cells, 150"),
+        ({"n_neighbors": 151}, "n_neighbors is 151; pass a number from 2 to the number of cells, 150"),
         ({"beta": 2.0}, "trained at β = 1 alone"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_copy_leaves_the_data_alone_and_genes_are_found_by_name(fitted, digest
         ({"groups": "a"}, "pass 'all' or a list"),
         ({"groups": []}, "at least one group"),
         ({"reference": "c"}, "reference is 'c'"),
-        ({"groups": ["a"], "reference": "a"}, "'a' is the reference and in groups"),
+        ({"groups": ["a"], "reference": "a"}, "'a' is both the reference and in groups"),
         ({"groupby": "lonely"}, "group 'one' of adata.obs\\['lonely'\\] has 1 cell"),
         ({"groupby": "same"}, "at least two are needed"),
         ({"groupby": "number"}, "float64; pass a column of categories"),
@@ -139,8 +139,8 @@ def test_a_copy_leaves_the_data_alone_and_genes_are_found_by_name(fitted, digest
         ({"n_genes": 0}, "n_genes"),
         ({"beta": 3.0}, "trained at β = 1 alone"),
         ({"key_added": "a/b"}, "key_added"),
-        ({"key_added": "taken"}, r"adata.uns\['taken'\] is no ranking of genes; pass another key_added"),
-        ({"groupby": "twice"}, r"adata.obs\['twice'\] has several values that are written '1'; rename all but one"),
+        ({"key_added": "taken"}, r"adata.uns\['taken'\] is not a ranking of genes; pass another key_added"),
+        ({"groupby": "twice"}, r"adata.obs\['twice'\] has several values with the same text '1'; rename all but one"),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_is_written(fitted, digest, options, message):
@@ -182,7 +182,7 @@ def test_the_cells_compared_are_those_of_batches_that_hold_both_sides():
 def test_groups_that_share_no_batch_are_refused():
     adata = planted(2, shares=(0.0, 1.0), n_genes=30)
     model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
-    with pytest.raises(ValueError, match=r"no batch .*'batch'.* holds two cells of 'a' and two of 'rest'"):
+    with pytest.raises(ValueError, match=r"no batch .*'batch'.* has two cells of 'a' and two of 'rest'"):
         scvae.tl.rank_genes(adata, model, groupby="group")
     assert "rank_genes_groups" not in adata.uns
 

@@ -268,7 +268,7 @@ def test_ctrl_c_in_a_sweep_ends_it_and_nothing_is_written(monkeypatch, digest):
         ({"labels_key": "alike"}, "1 label(s)"),
         ({"likelihood": "nbb"}, "did you mean 'nb'"),
         ({"method": "sweep", "n_latent": "auto"}, "pass a number to a sweep"),
-        ({"method": "sweep", "checkpoint": "run.ckpt"}, "method='sweep' has several"),
+        ({"method": "sweep", "checkpoint": "run.ckpt"}, "method='sweep' trains several"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_and_nothing_is_written(options, said, digest):
@@ -288,14 +288,14 @@ def test_a_model_that_does_not_fit_the_call_is_refused():
         tune(adata, model=plain)
     with pytest.raises(ValueError, match="10"):
         tune(adata, model=path, betas=[1, 10])
-    with pytest.raises(ValueError, match="n_latent can have no effect on a fitted model"):
+    with pytest.raises(ValueError, match="n_latent cannot be set for a fitted model"):
         tune(adata, model=path, n_latent=4)
-    with pytest.raises(ValueError, match="method can have no effect"):
+    with pytest.raises(ValueError, match="method cannot be set for a fitted model"):
         tune(adata, model=path, method="sweep")
 
 
 def test_too_few_cells_are_refused():
-    with pytest.raises(ValueError, match="10 cells; β can be judged from 20"):
+    with pytest.raises(ValueError, match="10 cells; tune_beta needs at least 20"):
         tune(simulated(10))
 
 
