@@ -40,8 +40,8 @@ DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
 LEAST_CELLS = 20  # fewest cells for meaningful neighbours and clusters
 
-HEEDED = {"layer", "rng", "verbose"}  # with a fitted model, too
-WARM_EPOCHS = 0.5  # of a fit's, for the later models of a sweep
+ALLOWED_WITH_MODEL = {"layer", "rng", "verbose"}
+WARM_EPOCHS = 0.5  # share of the epochs of a fit, for the later models of a sweep
 
 Method = Literal["path", "sweep"]
 
@@ -263,12 +263,12 @@ def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | Non
 
 
 def _refuse_without_effect(method: Method, data: DataKeys, request: Request) -> None:
-    """Refuses what only a fit could heed, when a fitted model is given."""
+    """Refuses settings of a fit if a fitted model is given."""
     given = [
         field.name
         for record in (data, request)
         for field in fields(record)
-        if field.name not in HEEDED and getattr(record, field.name) is not field.default
+        if field.name not in ALLOWED_WITH_MODEL and getattr(record, field.name) is not field.default
     ]
     given += ["method"] if method != "path" else []
     if given:
@@ -283,10 +283,10 @@ def _fit_all(
         model, cells = read_and_train(adata, data, replace(request, beta=(points[0], points[-1])))
         return (model,), cells
     if request.checkpoint is not None:
-        raise ValueError("checkpoint is for one training, and method='sweep' has several; leave it out")
+        raise ValueError("checkpoint is for one training, but method='sweep' trains several models; leave it out")
     if request.n_latent == "auto":
-        raise ValueError("n_latent='auto' would keep for every β what the largest needs; pass a number to a sweep")
-    # downwards: what was over-fitted at a small β would stay, and held-out cells be worse described than from scratch
+        raise ValueError("n_latent='auto' keeps only the dimensions that the largest β needs; pass a number to a sweep")
+    # from large to small β: overfitting at a small β would persist and make held-out cells worse than from scratch
     model, cells = read_and_train(adata, data, replace(request, beta=points[-1]))
     models = [model]
     epochs = max(1, round(WARM_EPOCHS * (model.training_config.epochs or 1)))
