@@ -40,20 +40,8 @@ class InPlace(io.RawIOBase):
         self._pages: dict[int, bytearray] = {}
         self.failure: OSError | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
-
-    def tell(self) -> int:
         return self._place
 
     def truncate(self, size: int | None = None, /) -> int:
@@ -69,47 +57,48 @@ class InPlace(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         n = max(0, min(len(view), self._size - self._place))
         self._file.seek(self._place)
-        found = self._file.read(n) or b""
-        view[: len(found)] = found
-        view[len(found) : n] = bytes(n - len(found))
-        for number in range(self._place // PAGE, (self._place + n - 1) // PAGE + 1) if n else ():
+        found = self._file.readinto(view[:n]) or 0
+        view[found:n] = bytes(n - found)
+        for number, within, here in self._touched(n):
             if number in self._pages:
-                page, start = self._pages[number], number * PAGE
-                first, last = max(self._place, start), min(self._place + n, start + len(page))
-                if first < last:
-                    view[first - self._place : last - self._place] = page[first - start : last - start]
+                view[here] = self._pages[number][within]
         self._place += n
         return n
 
     def write(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
-        begin, end = self._place, self._place + len(view)
-        while self._place < min(end, self._old_size):
-            number, within = divmod(self._place, PAGE)
-            page = self._page(number)
-            n = min(len(page) - within, end - self._place)
-            page[within : within + n] = view[self._place - begin : self._place - begin + n]
-            self._place += n
-        if self._place < end:
-            self._append(view[self._place - begin :])
-            self._place = end
-        self._size = max(self._size, end)
+        for number, within, here in self._touched(len(view)):
+            if number not in self._pages:
+                self._pages[number] = bytearray(self._stored(number))
+            self._pages[number][within] = view[here]
+        self._append(view[max(0, self._old_size - self._place) :])
+        self._place += len(view)
+        self._size = max(self._size, self._place)
         return len(view)
 
-    def flush(self) -> None:
-        """Nothing waits here that could go on its way before `commit`."""
+    def _touched(self, n: int) -> Iterator[tuple[int, slice, slice]]:
+        """The old pages that the next n bytes lie in, and where they lie: in the page, and among the n."""
+        begin, end = self._place, min(self._place + n, self._old_size)
+        for number in range(begin // PAGE, -(-end // PAGE)):
+            start = number * PAGE
+            first, last = max(begin, start), min(end, start + PAGE)
+            yield number, slice(first - start, last - start), slice(first - begin, last - begin)
+
+    def _stored(self, number: int) -> bytes:
+        """A page of the old file as it still is."""
+        self._file.seek(number * PAGE)
+        return self._file.read(min(PAGE, self._old_size - number * PAGE)) or b""
 
     def _append(self, view: memoryview) -> None:
-        """Writes behind the old end.
+        """Writes what goes behind the old end.
 
         HDF5 would stumble over an error here, and over its own attempts to tidy up after it: so it is told that all is
         well, and the error is kept until it is done.
         """
-        done = 0
         try:
-            self._file.seek(self._place)
-            while done < len(view) and self.failure is None:
-                done += self._file.write(view[done:]) or 0
+            self._file.seek(max(self._place, self._old_size))
+            while len(view) and self.failure is None:
+                view = view[self._file.write(view) or 0 :]
         except OSError as error:
             self.failure = error
 
@@ -122,7 +111,7 @@ class InPlace(io.RawIOBase):
     def commit(self) -> None:
         """Makes the changes."""
         os.fsync(self._file.fileno())
-        old = {number: self._read(number * PAGE, len(page)) for number, page in self._pages.items()}
+        old = {number: self._stored(number) for number in self._pages}
         _put_aside(self.path, old, self._old_size)
         for number, page in self._pages.items():
             self._file.seek(number * PAGE)
@@ -136,16 +125,6 @@ class InPlace(io.RawIOBase):
         """Leaves the file as it was."""
         self._file.truncate(self._old_size)
         self._file.close()
-
-    def _page(self, number: int) -> bytearray:
-        if number not in self._pages:
-            start = number * PAGE
-            self._pages[number] = bytearray(self._read(start, min(PAGE, self._old_size - start)))
-        return self._pages[number]
-
-    def _read(self, start: int, n: int) -> bytes:
-        self._file.seek(start)
-        return self._file.read(n) or b""
 
 
 @contextmanager
