@@ -29,11 +29,16 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         If `path` is a folder.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be written there.")
+    check_folder(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; pass the name of a file in it.")
     return path
+
+
+def check_folder(path: Path) -> None:
+    """Raises FileNotFoundError if the folder that `path` is to be in does not exist."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be written there.")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from ..common.files import folder_written_whole
+from ..common.files import check_folder, folder_written_whole
 
 Tables = Mapping[str, Float[np.ndarray, "cells genes"]]  # by name: expected values, and the ends of their intervals
 
@@ -76,7 +76,7 @@ class Store(Destination):
 
         self.threshold = threshold
         self.places = {name: "X" if name == MEAN else f"layers/{name}" for name in names}
-        version: dict[str, Any] = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
+        version = zarr_version(2)
         self.root: Any = zarr.open_group(str(folder), mode="w", **version)
         write_elem(self.root, "/", AnnData(obs=pd.DataFrame(index=cells), var=pd.DataFrame(index=genes)))
         self.arrays: dict[str, Any] = {}
@@ -137,14 +137,24 @@ def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         import zarr  # noqa: F401
     except ImportError as error:
         raise ImportError("path= needs zarr, which is not installed; run: pip install zarr") from error
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist, so {path.name} cannot be written there.")
-    is_store = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
-    if path.exists() and not is_store:
+    check_folder(path)
+    if path.exists() and not is_store(path):
         raise FileExistsError(f"{path} exists and is not a zarr store; pass another path.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
     return path
+
+
+def is_store(path: Path) -> bool:
+    """Whether this folder is a zarr store."""
+    return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def zarr_version(number: int) -> dict[str, Any]:
+    """Arguments for zarr to write its format 2 or 3; without a choice before its own version 3."""
+    import zarr
+
+    return {"zarr_format": number} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
 
 
 @contextmanager

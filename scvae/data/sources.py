@@ -16,6 +16,7 @@ from anndata import AnnData
 
 from ..common.checks import check_adata, check_layer, listing, warn
 from .containers import matrix_of, name_of
+from .destinations import is_store
 from .in_place import restore
 from .on_disk import Joined, on_disk
 
@@ -123,11 +124,6 @@ def listed(given: Paths) -> tuple[Path, ...]:
             "cell names, so rename all but one (or pass the file once)"
         )
     return tuple(files)
-
-
-def is_store(path: Path) -> bool:
-    """Whether `path` is a zarr store."""
-    return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
 
 
 def small(source: Source) -> AnnData:

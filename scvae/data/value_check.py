@@ -138,27 +138,26 @@ class ValueCheck:
         """
         if self._n_fractions == 0:
             return
-        where = self.name
-        for name, sums in self._sums.items():
-            if (name == "normalised" or self._could_be_logarithms) and _nearly_constant(sums):
+        possible = [name for name in BEFORE_LOGARITHM if name == "normalised" or self._could_be_logarithms]
+        for name in possible:
+            sums = self._sums[name]
+            if _nearly_constant(sums):
                 total = float(np.median(sums[sums > 0]))
-                raise ValueError(
-                    f"{where} looks {name}: {_before(name)} sum to about {total:.6g} in every cell "
-                    f"(e.g. {self._fraction}); {self._advice()}"
-                )
+                raise self._looks(name, f"{_before(name)} sum to about {total:.6g} in every cell")
         tested = rows.take(np.unique(np.linspace(0, rows.n_cells - 1, TESTED_CELLS).astype(np.int64)))
         assert isinstance(tested, CSR)
         indptr, values = tested.indptr.numpy(), tested.values.numpy()
-        for name, transform in BEFORE_LOGARITHM.items():
-            if (name == "normalised" or self._could_be_logarithms) and _are_multiples(indptr, values, transform):
-                raise ValueError(
-                    f"{where} looks {name}: in each cell, {_before(name)} are whole multiples of a number that differs "
-                    f"between cells (e.g. {self._fraction}); {self._advice()}"
-                )
+        for name in possible:
+            if _are_multiples(indptr, values, BEFORE_LOGARITHM[name]):
+                multiples = "are whole multiples of a number that differs between cells"
+                raise self._looks(name, f"in each cell, {_before(name)} {multiples}")
         warn(
-            f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {where} are not integers "
+            f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {self.name} are not integers "
             f"(e.g. {self._fraction}); this is expected after correction for ambient RNA; otherwise, pass raw counts"
         )
+
+    def _looks(self, name: str, sign: str) -> ValueError:
+        return ValueError(f"{self.name} looks {name}: {sign} (e.g. {self._fraction}); {self._advice()}")
 
     def _look_for_fractions(self, block: Block) -> None:
         values = block.values

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .destinations import zarr_version
 from .in_place import changed_in_place
 from .sources import Source
 
@@ -98,9 +99,7 @@ def _write_zarr(path: Path, results: Results) -> None:
 
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
         aside = Path(name)
-        version: dict[str, Any] = {}
-        if int(zarr.__version__.partition(".")[0]) >= 3:
-            version["zarr_format"] = 3 if (path / "zarr.json").is_file() else 2
+        version = zarr_version(3 if (path / "zarr.json").is_file() else 2)
         made = zarr.open_group(str(aside / "new"), mode="w", **version)
         if results["var"]:
             shutil.copytree(path / "var", aside / "new" / "var")

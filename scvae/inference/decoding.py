@@ -7,7 +7,6 @@ grow with cells x genes.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,12 +138,6 @@ def placed(batch: Batch, target: Target) -> list[Batch]:
     if target.library is not None:
         batch = dataclasses.replace(batch, library=torch.full_like(batch.library, target.library))
     return [_in_batch(batch, code) for code in target.batches] or [batch]
-
-
-def at_beta(model: FittedModel, batch: Batch, beta: float | None) -> Batch:
-    """The cells at a β of the model, as `batches_of` returns them."""
-    betas, at = model.network.betas, model.beta_of(beta)
-    return batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))
 
 
 def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray) -> Int[np.ndarray, " chosen"]:

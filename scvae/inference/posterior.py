@@ -131,7 +131,11 @@ def batches_of(
 
 
 def _planned(model: FittedModel, cells: Cells, plan: Batches, beta: float | None) -> Iterator[tuple[np.ndarray, Batch]]:
-    at = model.beta_of(beta)
     for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
-        betas = model.network.betas
-        yield positions, batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))
+        yield positions, at_beta(model, batch, beta)
+
+
+def at_beta(model: FittedModel, batch: Batch, beta: float | None) -> Batch:
+    """The cells at the model's β, or at another of a model of many."""
+    betas, at = model.network.betas, model.beta_of(beta)
+    return batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))

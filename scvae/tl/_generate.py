@@ -19,11 +19,11 @@ from ..data.batches import Batch, chunks
 from ..data.intake import Cells
 from ..data.schema import Categorical, Numeric
 from ..inference.cells import read_cells
-from ..inference.decoding import TABLE, at_beta, batch_codes, posterior_draws
+from ..inference.decoding import TABLE, batch_codes, posterior_draws
 from ..inference.drawing import TABLES, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
 from ..inference.mixture import Mixture, fit_mixture
-from ..inference.posterior import whole_libraries
+from ..inference.posterior import at_beta, whole_libraries
 from ..kernels.block import Dense
 from ..kernels.context import working_on
 
