@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.distributed import is_launched, process_group
 from ..common.keys import Keys
 from .files import (
     check_input,
@@ -84,25 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     """Runs a command, in all processes together if torchrun has started several."""
     run = COMMANDS[given.command]
-    if not _is_launched():
+    if not is_launched():
         run(given)
         return
     if given.command not in {"fit", "tune-beta"}:
         raise ValueError(f"{given.command} runs in one process only; start it without torchrun")
 
-    from ..common.distributed import process_group
-
     with process_group():
         run(given)
 
 
-def _is_launched() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def _is_first() -> bool:
     """Whether this process writes files and prints."""
-    return not _is_launched() or os.environ.get("RANK", "0") == "0"
+    return not is_launched() or os.environ.get("RANK", "0") == "0"
 
 
 def _fit(given: argparse.Namespace) -> None:

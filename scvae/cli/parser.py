@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn, final
 
 from .._version import __version__
-from ..common.keys import Keys
+from ..common.keys import Keys, check_slot_name
 
 USAGE_ERROR = 2
 
@@ -37,15 +37,35 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
+def _add_command(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    *,
+    summary: str,
+    description: str,
+    epilog: str | None = None,
+) -> Parser:
+    """Adds a command; options that are not given are left out of the result."""
     parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _add_command(
+        commands,
         "fit",
-        help="train a model on h5ad files or zarr stores and write the embedding",
+        summary="train a model on h5ad files or zarr stores and write the embedding",
         description="Trains a model on raw counts and writes the embedding into the input files or to OUTPUT.",
         epilog="Defaults are those of scvae.fit; see help(scvae.fit) in Python. For several processes: torchrun "
         "--nproc-per-node 2 -m scvae fit in.h5ad -o out.h5ad",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add_sources(parser)
     model = add_settings(parser)
@@ -57,18 +77,17 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
         help="weight of the KL term, at least 0; two values, LOW HIGH, train one model for every β between them",
     )
     add_more_output(parser)
-    parser.set_defaults(command="fit", model=None)
+    parser.set_defaults(model=None)
 
 
 def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "tune-beta",
-        help="compare weights of the KL term, and write the embedding at the recommended one",
+        summary="compare weights of the KL term, and write the embedding at the recommended one",
         description="Trains a model for a range of weights β of the KL term, measures the embedding at several β, and "
         "writes a copy of the file with a table of the results and the embedding at the recommended β.",
         epilog="Defaults are those of scvae.tune_beta; see help(scvae.tune_beta) in Python.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add_files(parser)
     model = add_settings(parser)
@@ -80,34 +99,32 @@ def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
     output.add_argument(
         "--explorer", metavar="FILE", type=Path, help="write an interactive page with UMAPs along β (html)"
     )
-    parser.set_defaults(command="tune-beta", model=None, plot=None, explorer=None)
+    parser.set_defaults(model=None, plot=None, explorer=None)
 
 
 def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "embed",
-        help="embed the cells of h5ad files or zarr stores with a saved model",
+        summary="embed the cells of h5ad files or zarr stores with a saved model",
         description="Embeds cells with a saved model and writes the embedding into the input files or to OUTPUT.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add_sources(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
     add_key_added(parser)
-    parser.set_defaults(command="embed", beta=None)
+    parser.set_defaults(beta=None)
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "diagnose",
-        help="report problems of a saved model, with causes and remedies",
+        summary="report problems of a saved model, with causes and remedies",
         description="Examines a saved model on the cells of an h5ad file and prints a report: the verdict, the "
         "measurements behind it, and the cause and remedy of each disease.",
         epilog="Defaults are those of scvae.tl.diagnose; see help(scvae.tl.diagnose) in Python.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add_input(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
@@ -119,29 +136,19 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     add_key_added(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUTPUT",
-        type=Path,
-        default=None,
-        help="h5ad file to write: a copy of the input with the report",
-    )
-    add_force(parser)
-    parser.set_defaults(command="diagnose")
+    _add_output(parser, "h5ad file to write: a copy of the input with the report")
 
 
 def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
+    parser = _add_command(
+        commands,
         "demo",
-        help="fit, cluster and plot the bundled 2,700 blood cells",
+        summary="fit, cluster and plot the bundled 2,700 blood cells",
         description="Fits, clusters and plots the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--out-dir", metavar="FOLDER", type=Path, default=Path("demo"), help="where to write (default: demo)"
     )
-    parser.set_defaults(command="demo")
 
 
 def one_line(message: object) -> str:
@@ -185,15 +192,7 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_files(parser: argparse.ArgumentParser) -> None:
     """Adds the input and the output."""
     add_input(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUTPUT",
-        type=Path,
-        required=True,
-        help="h5ad file to write: a copy of the input with the results",
-    )
-    add_force(parser)
+    _add_output(parser, "h5ad file to write: a copy of the input with the results", required=True)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -205,20 +204,16 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="h5ad file or zarr store, cells x genes; several, or a folder of them, are read as one data set",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUTPUT",
-        type=Path,
-        default=None,
-        help="h5ad file to write: a copy with the results if the input is one h5ad file, else the cells with their "
+    _add_output(
+        parser,
+        "h5ad file to write: a copy with the results if the input is one h5ad file, else the cells with their "
         "columns and the results, without values; without OUTPUT, results are written into the input",
     )
-    add_force(parser)
 
 
-def add_force(parser: argparse.ArgumentParser) -> None:
-    """Adds the option to replace files."""
+def _add_output(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+    """Adds the output file and the option to replace it."""
+    parser.add_argument("-o", "--output", metavar="OUTPUT", type=Path, default=None, required=required, help=text)
     parser.add_argument("--force", action="store_true", default=False, help="replace existing outputs")
 
 
@@ -253,6 +248,7 @@ def _n_latent(text: str) -> int | str:
 
 
 def _slot_name(text: str) -> str:
-    if not text or "/" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot of an h5ad file; leave out '/'")
-    return text
+    try:
+        return check_slot_name(text, "the name")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a slot: {error}") from None

@@ -268,7 +268,8 @@ def process_group() -> Iterator[None]:
     if _inside.get():
         yield
         return
-    made = not (dist.is_available() and dist.is_initialized()) and _is_launched()
+    made = dist.is_available() and not dist.is_initialized() and is_launched()
+    made = made and all(name in os.environ for name in ENVIRONMENT)
     token, level, hook = _inside.set(True), logger.level, sys.excepthook
     try:
         if made:
@@ -289,9 +290,9 @@ def process_group() -> Iterator[None]:
             sys.excepthook = hook  # each group lets torch add one more rank prefix to every line of a traceback
 
 
-def _is_launched() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
-    return dist.is_available() and all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def _initialise() -> None:

@@ -75,7 +75,7 @@ def test_commands_for_one_process_are_refused_under_torchrun(monkeypatch, capsys
         monkeypatch.setenv(name, value)
     output = ["-o", str(tmp_path / "out.h5ad")]
     assert cli.main([command, str(tmp_path / "in.h5ad"), "--model", str(tmp_path / "model"), *output]) == 2
-    assert "this command runs in one process" in capsys.readouterr().err
+    assert f"{command} runs in one process only" in capsys.readouterr().err
 
 
 def test_only_the_first_process_complains(monkeypatch, capsys, tmp_path):
