@@ -103,7 +103,7 @@ def map_query(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=600, n_genes=100, n_batches=3, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=60, n_batches=3, rng=0)
     >>> is_new = adata.obs["batch"] == "batch_2"
     >>> reference, query = adata[~is_new].copy(), adata[is_new].copy()
     >>> model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False)

@@ -106,14 +106,14 @@ def transfer_labels(
     Examples
     --------
     >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=600, n_genes=100, n_batches=3, rng=0)
+    >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=60, n_batches=3, rng=0)
     >>> is_new = adata.obs["batch"] == "batch_2"
     >>> reference, query = adata[~is_new].copy(), adata[is_new].copy()
     >>> model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False)
     >>> mapped = scvae.tl.map_query(query, model, verbose=False)
     >>> scvae.tl.transfer_labels(query, mapped, reference=reference, labels_key="cell_type")
     >>> query.obs[["scvae_label", "scvae_label_uncertainty", "scvae_outlier"]].shape
-    (200, 3)
+    (100, 3)
     """
     check_model(model)
     keys = Keys(key_added)

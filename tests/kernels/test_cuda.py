@@ -16,6 +16,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+CASES = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "limit=inf", str(HERE / "triton_cases.py"))
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="there is no triton for this platform")
 
@@ -59,7 +60,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 def test_the_kernels_agree_with_their_definitions_in_the_interpreter():
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_cases.py"), TRITON_INTERPRET="1")
+    done = run(*CASES, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -74,6 +75,6 @@ def test_the_kernels_compile_for_a_card_without_one_at_hand(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_the_kernels_agree_with_their_definitions_on_a_device():
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_cases.py"))
+    done = run(*CASES)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

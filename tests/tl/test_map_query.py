@@ -16,7 +16,8 @@ from scvae.common.checks import MissingKeyError
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, posterior_of
 
-SHORT = TrainingConfig(epochs=60)
+SHORT, HARDLY = TrainingConfig(epochs=60), TrainingConfig(epochs=5)
+MAPPED = 60  # epochs of mapping, of 200 by default
 
 
 @functools.cache
@@ -29,6 +30,14 @@ def example(**options):
     reference, query = bare(adata[~is_new]), bare(adata[is_new])
     model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **{"training": SHORT} | options)
     return reference, query, model
+
+
+@functools.cache
+def mapped_query():
+    """The query of the example, and its model after `map_query`; not to be changed."""
+    _, query, model = example()
+    full = query.copy()
+    return full, scvae.tl.map_query(full, model, epochs=MAPPED, verbose=False)
 
 
 def bare(adata):
@@ -56,7 +65,7 @@ def decoded(model, adata):
     ids=["plain", "encoder sees batches", "dispersion per batch, batch norm"],
 )
 def test_only_what_belongs_to_the_new_batch_moves_and_the_reference_stays_to_the_bit(network):
-    reference, query, model = example(network=network)
+    reference, query, model = example(network=network, training=HARDLY)
     query, before = query.copy(), {name: t.clone() for name, t in model.network.state_dict().items()}
     mapped = scvae.tl.map_query(query, model, epochs=3, verbose=False)
     after = mapped.network.state_dict()
@@ -84,13 +93,12 @@ def test_only_what_belongs_to_the_new_batch_moves_and_the_reference_stays_to_the
 
 def test_a_strong_batch_effect_is_taken_off_also_with_genes_shuffled_and_a_fifth_missing():
     reference, query, model = example()
-    full, frozen = query.copy(), query.copy()
-    scvae.tl.map_query(full, model, verbose=False)
+    (full, _), frozen = mapped_query(), query.copy()
     frozen.obs["batch"] = "batch_0"
     scvae.tl.embed(frozen, model)
     some = query[:, np.random.default_rng(0).permutation(150)[:120]].copy()
     with pytest.warns(UserWarning, match=r"120 of the 150 modelled genes \(80.0 %\)"):
-        scvae.tl.map_query(some, model, verbose=False)
+        scvae.tl.map_query(some, model, epochs=MAPPED, verbose=False)
     assert accuracy(reference, full) > accuracy(reference, frozen) + 0.01
     assert accuracy(reference, full) > 0.96
     assert accuracy(reference, some) > accuracy(reference, full) - 0.03
@@ -100,8 +108,7 @@ def test_a_strong_batch_effect_is_taken_off_also_with_genes_shuffled_and_a_fifth
 
 def test_the_elbo_of_the_query_is_better_than_as_a_known_batch():
     _, query, model = example()
-    query = query.copy()
-    mapped = scvae.tl.map_query(query, model, verbose=False)
+    query, (_, mapped) = query.copy(), mapped_query()
     new = scvae.tl.log_likelihood(query, mapped, kind="elbo", n_samples=5)
     query.obs["batch"] = "batch_0"
     assert new.mean() > scvae.tl.log_likelihood(query, model, kind="elbo", n_samples=5).mean() + 10
@@ -167,7 +174,7 @@ def test_known_cells_in_the_query_are_embedded_as_they_were_and_teach_nothing():
 
 
 def test_a_model_of_many_betas_is_mapped_onto_at_every_beta():
-    reference, query, model = example(beta=(0.5, 5.0))
+    reference, query, model = example(beta=(0.5, 5.0), training=HARDLY)
     query = query.copy()
     mapped = scvae.tl.map_query(query, model, epochs=3, beta=2.0, verbose=False)
     at_two = query.obsm["X_scvae"].copy()
@@ -185,10 +192,9 @@ def typical_library(adata):
 def test_cells_are_drawn_for_a_mapped_batch_with_the_library_sizes_of_its_query_whatever_genes_it_lacks(tmp_path):
     _, query, model = example()
     real = typical_library(query)
-    full, some = query.copy(), query[:, 30:].copy()
-    mapped = scvae.tl.map_query(full, model, verbose=False)
+    (_, mapped), some = mapped_query(), query[:, 30:].copy()
     with pytest.warns(UserWarning, match="120 of the 150") as seen:
-        of_some = scvae.tl.map_query(some, model, verbose=False)
+        of_some = scvae.tl.map_query(some, model, epochs=MAPPED, verbose=False)
     assert [warning.filename for warning in seen] == [__file__], "a warning points at the line of the user"
     assert mapped.libraries.n_cells == (*model.libraries.n_cells, 300)
     assert mapped.libraries.log_quantiles[:2] == model.libraries.log_quantiles
