@@ -64,31 +64,24 @@ class Alone:
     failed = False
 
     def part(self, n: int) -> slice:
-        """All of n things."""
         return slice(0, n)
 
     def gather(self, content: T) -> list[T]:
-        """The content of this process."""
         return [content]
 
     def first(self, make: Callable[[], T]) -> T:
-        """Runs `make` and returns its result."""
         return make()
 
     def agree(self, properties: dict[str, str]) -> None:
-        """Nothing to compare."""
         return
 
     def all_or_none(self) -> AbstractContextManager[None]:
-        """A block as it is."""
         return nullcontext()
 
     def take_from_first(self, tensors: list[Tensor]) -> None:
-        """Leaves the tensors as they are."""
         return
 
     def give_up(self, error: Exception) -> None:
-        """Nobody to report to."""
         return
 
 

@@ -12,13 +12,7 @@ from torch import Tensor
 
 
 class Block(ABC):
-    """What every layout can do.
-
-    Attributes
-    ----------
-    n_columns
-        Number of columns.
-    """
+    """What every layout can do."""
 
     __slots__ = ()
     n_columns: int
@@ -47,19 +41,12 @@ class Block(ABC):
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class Dense(Block):
-    """All values, zeros included.
-
-    Parameters
-    ----------
-    values
-        float32, rows x columns.
-    """
+    """All values, zeros included: float32, rows x columns."""
 
     values: Float[Tensor, "rows columns"]
 
     @property
     def n_columns(self) -> int:  # type: ignore[override]
-        """Number of columns."""
         return self.values.shape[1]
 
     def __len__(self) -> int:
