@@ -79,7 +79,7 @@ class InPlace(io.RawIOBase):
     def _touched(self, n: int) -> Iterator[tuple[int, slice, slice]]:
         """The old pages that the next n bytes lie in, and where they lie: in the page, and among the n."""
         begin, end = self._place, min(self._place + n, self._old_size)
-        for number in range(begin // PAGE, -(-end // PAGE)):
+        for number in range(begin // PAGE, -(-end // PAGE)) if begin < end else ():
             start = number * PAGE
             first, last = max(begin, start), min(end, start + PAGE)
             yield number, slice(first - start, last - start), slice(first - begin, last - begin)
