@@ -143,7 +143,7 @@ class Cells:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class DataKeys:
     """The layer, genes and columns of an AnnData that a fit reads.
 

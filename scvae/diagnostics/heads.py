@@ -86,14 +86,7 @@ def compare_heads(
         network = model.network_config
         if name == "poisson":
             network = dataclasses.replace(network, dispersion="gene")  # poisson has no dispersion
-        settings = Settings(
-            schema=model.schema,
-            likelihood=name,
-            beta=model.beta_of(beta),
-            seed=model.seed,
-            network_config=network,
-            training_config=training,
-        )
+        settings = Settings(model.schema, name, model.beta_of(beta), model.seed, network, training)
         with passing():
             fitted, _ = fit_cells(
                 cells, settings, model.n_latent, device=model.device, checkpoint=None, verbose=verbose

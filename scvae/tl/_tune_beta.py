@@ -204,13 +204,7 @@ def tune_beta(
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
-    data = DataKeys(
-        layer=layer,
-        mask_var=mask_var,
-        batch_key=batch_key,
-        covariate_keys=covariate_keys,
-        size_factor_key=size_factor_key,
-    )
+    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
     request = Request(
         likelihood=likelihood,
         n_latent=n_latent,

@@ -181,25 +181,8 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
-    data = DataKeys(
-        layer=layer,
-        mask_var=mask_var,
-        batch_key=batch_key,
-        covariate_keys=covariate_keys,
-        size_factor_key=size_factor_key,
-    )
-    request = Request(
-        likelihood=likelihood,
-        n_latent=n_latent,
-        beta=beta,
-        rng=rng,
-        device=device,
-        network=network,
-        training=training,
-        init=init,
-        checkpoint=checkpoint,
-        verbose=verbose,
-    )
+    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
+    request = Request(likelihood, n_latent, beta, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
     with opened(adata, layer if init is None else init.schema.layer_of(layer)) as source:
@@ -222,22 +205,12 @@ def read_and_train(
     training_config = check_settings(request.training, TrainingConfig, "training")
     if request.init is not None:
         check_agreement(request.init, data, request)
-    device, checkpoint, verbose = resolve_device(request.device), request.checkpoint, request.verbose
+    device, checkpoint = resolve_device(request.device), request.checkpoint
     if checkpoint is not None:
         ranks().first(lambda: check_place(checkpoint))
     seed = shared_seed(request.rng, checkpoint)
     if request.init is not None:
-        return continue_fit(
-            adata,
-            request.init,
-            data.layer,
-            training_config,
-            seed=seed,
-            device=device,
-            checkpoint=checkpoint,
-            verbose=verbose,
-            matrix=matrix,
-        )
+        return continue_fit(adata, data.layer, request, seed=seed, device=device, matrix=matrix)
 
     likelihood, n_latent = request.likelihood, _checked_n_latent(request.n_latent)
     check_choice(likelihood, NAMES, "likelihood")
@@ -246,21 +219,14 @@ def read_and_train(
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)
-    settings = Settings(
-        schema=schema,
-        likelihood=likelihood,
-        beta=beta,
-        seed=seed,
-        network_config=network_config,
-        training_config=training_config,
-    )
+    settings = Settings(schema, likelihood, beta, seed, network_config, training_config)
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
-    model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=verbose)
+    model, ended = fit_cells(cells, settings, n_first, device=device, checkpoint=checkpoint, verbose=request.verbose)
     for done in range(AUTO_ROUNDS if n_latent == "auto" else 0):
         if ended == "interrupted" or (done > 0 and in_use(usage(model, cells)).all()):
             break
         with passing():
-            model, ended = prune_cells(model, cells, epochs=None, verbose=verbose)
+            model, ended = prune_cells(model, cells, epochs=None, verbose=request.verbose)
     return model, cells
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -82,26 +81,19 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
 
 
 def continue_fit(
-    adata: AnnData,
-    model: FittedModel,
-    layer: str | None,
-    training_config: TrainingConfig | None,
-    *,
-    seed: int,
-    device: torch.device,
-    checkpoint: str | os.PathLike[str] | None,
-    verbose: bool,
-    matrix: Joined | None,
+    adata: AnnData, layer: str | None, request: Request, *, seed: int, device: torch.device, matrix: Joined | None
 ) -> tuple[FittedModel, Cells]:
-    """Trains a model on `adata` from the weights of `model`, without a warm-up.
+    """Trains a model on `adata` from the weights of `request.init`, without a warm-up; returns the cells too.
 
-    Returns the new model, and the cells as it read them. Where the settings leave it open, the number of cells decides
-    as at a fit, but with a share of the epochs and of the learning rate.
+    Settings that are left open follow from the number of cells, as in a fit, but with a share of the epochs and of the
+    learning rate.
     """
-    config = training_config or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
+    model = request.init
+    assert model is not None
+    config = request.training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
     schema = widened(adata, model.schema, mapped=False)
     schema = replace(schema, layer=schema.layer_of(layer))
-    cells = read_query(adata, schema, matrix=matrix, memory=1e9 * (training_config or model.training_config).memory)
+    cells = read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory)
     settings = replace(settings_of(model), schema=schema, seed=seed, training_config=config)
     trained_on, _ = split(len(cells), config.validation_fraction, seed)
     settings = settings.following(settings.recipe(len(trained_on)))
@@ -109,9 +101,9 @@ def continue_fit(
     fine = replace(fine, learning_rate=config.learning_rate or fine.learning_rate)
     settings = replace(settings, training_config=fine)
     network = grown(model, schema).network.to(device)
-    start = _digest_of(network) if checkpoint is not None else None
-    recipe = Recipe.of(fine)
-    progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=verbose)
+    start = None if request.checkpoint is None else _digest_of(network)
+    recipe, checkpoint = Recipe.of(fine), request.checkpoint
+    progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=request.verbose)
     return fitted_model(network, cells, settings, progress), cells
 
 

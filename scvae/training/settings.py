@@ -17,7 +17,7 @@ from ..likelihoods import LikelihoodName
 from .recipe import Recipe, make_recipe
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """Arguments of `scvae.fit` that say what to train, and how, as the user gave them: nothing is checked yet."""
 
@@ -33,7 +33,7 @@ class Request:
     verbose: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that a training is told besides the network and the cells.
 
@@ -76,11 +76,5 @@ class Settings:
 
 def settings_of(model: FittedModel) -> Settings:
     """What a model was fitted with."""
-    return Settings(
-        schema=model.schema,
-        likelihood=model.likelihood,
-        beta=model.beta,
-        seed=model.seed,
-        network_config=model.network_config,
-        training_config=model.training_config,
-    )
+    configs = model.network_config, model.training_config
+    return Settings(model.schema, model.likelihood, model.beta, model.seed, *configs)
