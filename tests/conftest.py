@@ -59,7 +59,6 @@ def _sparingly(function=None, *, typechecker):
 jaxtyping.jaxtyped = _sparingly  # before the package is imported
 
 
-@pytest.hookimpl
 def pytest_runtest_setup(item):
     _calls.clear()
 
@@ -79,15 +78,14 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    compiling = []
-    with event.install_timer("numba:compile", compiling.append):
-        before = _clocks()
-        try:
+    compiling, before = [], _clocks()
+    try:
+        with event.install_timer("numba:compile", compiling.append):
             return (yield)
-        finally:
-            # the lesser of the two: other programs stretch the one, threads of its own the other
-            took = min(after - then for after, then in zip(_clocks(), before, strict=True))
-            item.stash[_spent] = took - sum(compiling)
+    finally:
+        # the lesser of the two: other programs stretch the one, threads of its own the other
+        took = min(after - then for after, then in zip(_clocks(), before, strict=True))
+        item.stash[_spent] = took - sum(compiling)
 
 
 @pytest.hookimpl(wrapper=True)

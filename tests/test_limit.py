@@ -29,6 +29,12 @@ def test_long():
 def test_long_by_nature():
     works(0.5)
 
+def test_compiling():
+    from numba.core import event
+
+    with event.trigger_event("numba:compile"):
+        works(0.5)
+
 def test_long_and_wrong():
     works(0.5)
     raise ValueError("wrong")
@@ -41,7 +47,7 @@ def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_s
     shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
     pytester.makepyfile(test_cases=CASES)
     done = pytester.runpytest_inprocess("-o", "limit=0.3", "-o", "markers=slow", "-p", "no:cacheprovider")
-    done.assert_outcomes(passed=3, failed=2)
+    done.assert_outcomes(passed=4, failed=2)
     done.stdout.fnmatch_lines(["took * s, over 0.3: make it smaller, or mark it slow"])
     done.stdout.fnmatch_lines(["FAILED test_cases.py::test_long*", "FAILED test_cases.py::test_long_and_wrong*"])
 
