@@ -1,5 +1,6 @@
 """The suite holds its own tests to a limit: one that takes longer is marked slow or fails."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,15 +42,25 @@ def test_long_and_wrong():
 """
 
 
-def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_slow(pytester, monkeypatch):
+def outcomes(pytester, monkeypatch, load):
+    """What comes of the cases on a machine with so much to do."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0), raising=False)
     monkeypatch.setattr(jaxtyping, "jaxtyped", jaxtyping.jaxtyped)  # which the copy replaces as well
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
     pytester.makepyfile(test_cases=CASES)
-    done = pytester.runpytest_inprocess("-o", "limit=0.3", "-o", "markers=slow", "-p", "no:cacheprovider")
+    return pytester.runpytest_inprocess("-o", "limit=0.3", "-o", "markers=slow", "-p", "no:cacheprovider")
+
+
+def test_a_test_that_works_for_longer_than_the_limit_fails_unless_it_is_marked_slow(pytester, monkeypatch):
+    done = outcomes(pytester, monkeypatch, load=1.0)
     done.assert_outcomes(passed=4, failed=2)
     done.stdout.fnmatch_lines(["took * s, over 0.3: make it smaller, or mark it slow"])
     done.stdout.fnmatch_lines(["FAILED test_cases.py::test_long*", "FAILED test_cases.py::test_long_and_wrong*"])
+
+
+def test_where_much_else_runs_no_test_is_judged_by_its_time(pytester, monkeypatch):
+    outcomes(pytester, monkeypatch, load=3.0).assert_outcomes(passed=5, failed=1)
 
 
 def test_the_limit_is_ten_seconds(pytestconfig):

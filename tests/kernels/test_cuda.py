@@ -65,6 +65,7 @@ def test_the_kernels_agree_with_their_definitions_in_the_interpreter():
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_card_without_one_at_hand(tmp_path):
     """The interpreter accepts more than the compiler: types that change within a loop, for one."""
     done = run("-W", "error", "-c", COMPILE, TRITON_CACHE_DIR=str(tmp_path))

@@ -80,11 +80,12 @@ def test_several_categories_and_numbers_at_once_leave_the_embedding():
         lanes = cross_val_score(LogisticRegression(max_iter=2000), z, lane, cv=5).mean()
         return lanes, 1 - np.var(age - guess) / np.var(age)
 
-    scvae.fit(adata, batch_key="batch", rng=0, verbose=False)
+    training = scvae.TrainingConfig(epochs=60)
+    scvae.fit(adata, batch_key="batch", training=training, rng=0, verbose=False)
     lanes, ages = told(adata.obsm["X_scvae"])
     assert lanes > 0.7
     assert ages > 0.4
-    scvae.fit(adata, batch_key="batch", covariate_keys=["lane", "age"], rng=0, verbose=False)
+    scvae.fit(adata, batch_key="batch", covariate_keys=["lane", "age"], training=training, rng=0, verbose=False)
     lanes, ages = told(adata.obsm["X_scvae"])
     assert lanes < 0.45
     assert ages < 0.1

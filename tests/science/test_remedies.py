@@ -74,7 +74,7 @@ def fit_of_noise_free_cells(minimum_scale, epochs):
 def test_the_scale_bound_ends_the_run_of_a_gaussian_scale_to_zero():
     gain, kl = {}, {}
     for minimum_scale in (0.0, 0.3):
-        short, long = (fit_of_noise_free_cells(minimum_scale, epochs) for epochs in (60, 180))
+        short, long = (fit_of_noise_free_cells(minimum_scale, epochs) for epochs in (40, 120))
         gain[minimum_scale] = long.outcome.held_out_elbo - short.outcome.held_out_elbo
         kl[minimum_scale] = sum(long.outcome.kl_per_dimension)
         head = long.network.likelihood
