@@ -89,7 +89,8 @@ def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
         "writes a copy of the file with a table of the results and the embedding at the recommended β.",
         epilog="Defaults are those of scvae.tune_beta; see help(scvae.tune_beta) in Python.",
     )
-    add_files(parser)
+    add_input(parser)
+    _add_output(parser, "h5ad file to write: a copy of the input with the results", required=True)
     model = add_settings(parser)
     model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to compare, at least two")
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
@@ -187,12 +188,6 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
     model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
     return model
-
-
-def add_files(parser: argparse.ArgumentParser) -> None:
-    """Adds the input and the output."""
-    add_input(parser)
-    _add_output(parser, "h5ad file to write: a copy of the input with the results", required=True)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
