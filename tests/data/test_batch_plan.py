@@ -1,6 +1,6 @@
 """The split, the epoch plan and the batch record."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 
 from scvae.data.batches import Batch, Shuffle, WindowedPlan, chunks, epoch_plan, share_of, split
 from scvae.kernels.block import Dense
+from scvae.kernels.csr import CSR
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,22 @@ def test_group_is_the_batch_column_only_if_there_is_a_batch():
     assert Batch(**parts, has_batch=True).group.tolist() == [1, 2]
     assert Batch(**parts).group.tolist() == [0, 0]
     assert len(Batch(**parts)) == 2
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.selected(), lambda x: Dense(x.to_dense())])
+def test_a_batch_forgets_no_tensor_on_its_way_to_a_device(layout):
+    rows = CSR.from_numpy(np.array([0, 1, 3]), np.array([2, 0, 1]), np.array([5.0, 6.0, 7.0]), 3)
+    two, codes = torch.ones(2), torch.zeros(2, 1, dtype=torch.int64)
+    batch = Batch(layout(rows), two, codes, torch.ones(2, 1), True, two, torch.ones(2, 3), torch.tensor([1]))
+    seen = []
+    moved = batch.map(lambda tensor: seen.append(tensor) or tensor.clone())
+    assert moved.has_batch
+    assert torch.equal(moved.x.to_dense(), rows.to_dense())
+    for field in fields(Batch):
+        before, after = getattr(batch, field.name), getattr(moved, field.name)
+        if isinstance(before, torch.Tensor):
+            assert torch.equal(before, after)
+            assert any(tensor is before for tensor in seen), field.name
 
 
 SHUFFLE = Shuffle(block=8, window=100)
