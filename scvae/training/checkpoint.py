@@ -27,7 +27,7 @@ from .settings import Settings
 
 CHECKPOINT = "scvae checkpoint"
 COUNTERS = ("epoch", "history", "best_objective", "best_epoch", "skipped_steps", "failures_in_a_row", "seconds")
-LOOKED_AT = 512  # cells at once; of cells on disk, cells in all
+LOOKED_AT = 512  # cells read at a time for the digest; for cells on disk, the total number
 
 Identity = Mapping[str, Any]
 Ending = Literal["finished", "stopped early", "interrupted"]
@@ -35,18 +35,18 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 @dataclass(eq=False, slots=True)
 class Progress:
-    """Everything that changes while training runs, besides the network and the optimizer.
+    """Everything that changes during training, besides the network and the optimizer.
 
     Parameters
     ----------
     epoch
-        Epochs done.
+        Number of completed epochs.
     history
-        One list per column of the history, an entry an epoch.
+        One list per column of the history, one entry per epoch.
     best_objective, best_epoch, best_weights
-        Of the epoch to keep: the latest until β is attained, from then on the one with the best validation objective.
+        Those of the epoch to keep: the latest until β is reached, then the one with the best validation objective.
     skipped_steps, failures_in_a_row
-        Steps whose loss or gradient was not finite.
+        Number of steps whose loss or gradient was not finite: in total, and the latest ones in a row.
     seconds
         Wall-clock seconds so far.
     ended
@@ -69,9 +69,9 @@ class Progress:
             self.history.setdefault(name, []).append(value)
 
     def keep_weights(self, network: VAE, objective: float, *, ranked: bool) -> None:
-        """Keeps the latest weights; once epochs are `ranked` (β was attained), those with the best objective."""
+        """Keeps the latest weights or, once epochs are `ranked` (β was reached), those with the best objective."""
         if ranked and not (math.isnan(objective) and self.best_objective == -math.inf):
-            if not objective > self.best_objective:  # nor if it is not a number
+            if not objective > self.best_objective:  # also if it is NaN
                 return
             self.best_objective = objective
         self.best_epoch = self.epoch
@@ -82,23 +82,23 @@ class Progress:
                 self.best_weights[name] = tensor.detach().clone()
 
     def give_weights(self, network: VAE) -> None:
-        """Puts the weights that were kept into the network; where there are several processes, those of the first."""
+        """Copies the kept weights to the network; several processes all take those of rank 0."""
         network.load_state_dict(self.best_weights or network.state_dict())
         ranks().take_from_first(list(network.state_dict().values()))
         self.seconds, self.history = ranks().first(lambda: (self.seconds, self.history))
 
 
 def identity_of(network: VAE, cells: Cells, settings: Settings, start: str | None, *, with_data: bool) -> Identity:
-    """What a checkpoint and its run must have in common, and several processes with each other.
+    """What must agree between a checkpoint and the run that resumes it, and between several processes.
 
     Parameters
     ----------
     start
-        Tells weights to start from that do not follow from the seed.
+        Identifies the initial weights if they do not follow from the seed.
     with_data
-        Whether to look at the cells, which takes a pass over them.
+        Whether to include a digest of the cells, which takes one pass over them.
     """
-    beta = list(settings.beta) if isinstance(settings.beta, tuple) else settings.beta  # as JSON gives it back
+    beta = list(settings.beta) if isinstance(settings.beta, tuple) else settings.beta  # as read from JSON
     identity = {
         "likelihood": settings.likelihood,
         "n_latent": network.n_latent,
@@ -117,7 +117,7 @@ def identity_of(network: VAE, cells: Cells, settings: Settings, start: str | Non
 def save_checkpoint(
     path: str | os.PathLike[str], progress: Progress, network: VAE, optimizer: Adam, identity: Identity
 ) -> None:
-    """Writes all that `resume` needs to go on exactly where this epoch ended; of several processes the first does."""
+    """Writes everything `resume` needs to continue exactly where this epoch ended; only rank 0 writes."""
     with ranks().all_or_none():
         if ranks().is_first:
             tensors = {f"model/{name}": t for name, t in network.state_dict().items()}
@@ -128,14 +128,14 @@ def save_checkpoint(
 
 
 def resume(path: str | os.PathLike[str] | None, network: VAE, optimizer: Adam, identity: Identity) -> Progress:
-    """The progress of the run whose file this is, with its weights and optimizer; a new one where there is no file.
+    """Loads weights and optimizer state from the file and returns the run's progress; new progress without a file.
 
-    Of several processes the first reads the file, which the others need not have.
+    If there are several processes, only rank 0 reads the file; the others do not need it.
 
     Raises
     ------
     ValueError
-        If the checkpoint belongs to another run.
+        If the checkpoint was written by another run.
     """
     progress = Progress()
     if path is None or not ranks().first(Path(path).exists):
@@ -150,7 +150,7 @@ def resume(path: str | os.PathLike[str] | None, network: VAE, optimizer: Adam, i
 
 
 def _read(path: str | os.PathLike[str], identity: Identity) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of the checkpoint of this very run."""
+    """Tensors and record of a checkpoint, which must belong to this run."""
     tensors, saved = read_tensors(path, CHECKPOINT)
     differing = sorted(name for name in identity if saved["identity"].get(name) != identity[name])
     if differing:
@@ -166,7 +166,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _content(settings: Settings, cells: Cells) -> str:
-    """A digest of every value a model is trained on, so that a checkpoint is not resumed with other data."""
+    """A digest of the training data, so that a checkpoint is not resumed with other data."""
     digest = hashlib.blake2b(json.dumps(settings.schema.to_json()).encode(), digest_size=16)
     for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -181,7 +181,7 @@ def _content(settings: Settings, cells: Cells) -> str:
 
 
 def _looked_at(cells: Cells) -> list[Int[np.ndarray, " cells"]]:
-    """All cells in pieces; of cells on disk, whose sums are known, only some: to read all takes as long as an epoch."""
+    """All cells in chunks. For cells on disk, only some: their sums are known, and reading all takes a whole epoch."""
     if not isinstance(cells.rows, StoredRows):
         return chunks(len(cells), LOOKED_AT)
     return [np.unique(np.linspace(0, len(cells) - 1, LOOKED_AT).astype(np.int64))]

@@ -1,4 +1,4 @@
-"""What sets batches apart has no place in z: a cell must lie where it would lie under the conditions of another."""
+"""A penalty that keeps batch effects out of z: a cell should get the same embedding whatever its batch label."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from ..kernels.shared_batch import Shared, shared, total
 from ..model.blocks import statistics_kept
 from ..model.vae import VAE
 
-ONE_PAIR_IN = 4  # looked at in a step: with all pairs, steps took three times as long and batches mixed no better
+ONE_PAIR_IN = 4  # is used in a step: with all pairs, steps took three times as long and batches mixed no better
 
 
 def inconsistency(
     network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, weight: Float[Tensor, " cells"]
 ) -> Float[Tensor, ""]:
-    """By how far the encoder moves a cell of which the conditions alone change: nats, weighted over cells.
+    """How far the encoder moves a cell if only its conditions change: nats, weighted over cells.
 
-    Neighbours in the batch exchange their conditions (batch and covariates). The decoder says what a cell at z is
-    expected to show under either's, and the encoder where it puts these two; their distance counts as the KL between
-    two posteriors of one width, (difference of the means)^2 / (2 variance) summed over dimensions. As both are the same
-    cell, no two types of cells are drawn together, as they can be where whole batches are made alike. After the "latent
-    cycle-consistency" of Hrovatin et al. 2023 (bioRxiv 2023.11.03.565463), which compares z itself with what becomes
-    of it under other conditions.
+    Neighbours in the batch exchange their conditions (batch and covariates). The decoder predicts the expected values
+    at z under both sets of conditions, and the encoder embeds both predictions. Their distance is the KL between two
+    posteriors of equal width, (difference of the means)^2 / (2 variance) summed over dimensions. Both are the same
+    cell, so different cell types are not pulled together, as can happen when entire batches are aligned. After the
+    "latent cycle-consistency" of Hrovatin et al. 2023 (bioRxiv 2023.11.03.565463), which compares z itself with its
+    image under other conditions.
 
-    Only the encoder's means learn from it: the decoder, and a wider posterior, could end the penalty without any gain.
+    Only the encoder's means get a gradient: the decoder or a wider posterior could remove the penalty without any gain.
 
     Parameters
     ----------
     z
         A draw of the latent of each cell.
     weight
-        What a nat of each cell costs.
+        Factor of the penalty of each cell.
     """
     chosen, partner = pairs(len(batch), shared(), batch.library.device)
     double = twice(batch, chosen, *(column[partner] for column in everyones(batch)))
-    with statistics_kept(network):  # those of normalisation are for real cells
+    with statistics_kept(network):  # of normalisation: they are for real cells only
         posterior = network.encode_expected(z[chosen].repeat(2, 1), double)
     n = len(chosen)
     moved = posterior.mean[:n] - posterior.mean[n:]
@@ -51,9 +51,9 @@ def inconsistency(
 def pairs(
     n_cells: int, share: Shared | None, device: torch.device
 ) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"]]:
-    """Which cells at hand are looked at, and each one's neighbour, as its position in the whole batch.
+    """Which cells of this process are used, and the position of each one's partner in the complete batch.
 
-    The same pairs wherever the cells of a batch lie: the step of several processes is that of one.
+    The pairs do not depend on how a batch is split, so that several processes take the same step as one.
     """
     part, n = (slice(0, n_cells), n_cells) if share is None else (share.part, share.n_cells)
     first = _every(2 * ONE_PAIR_IN, 0, part.start, min(part.stop, n - 1), device)
@@ -62,13 +62,13 @@ def pairs(
 
 
 def _every(step: int, remainder: int, start: int, stop: int, device: torch.device) -> Int[Tensor, " positions"]:
-    """Positions in [start, stop) that leave this remainder; no mask, which a CUDA graph could not hold."""
+    """Positions in [start, stop) with this remainder, without a mask, which a CUDA graph cannot capture."""
     least = start + (remainder - start) % step
     return torch.arange(least, max(least, stop), step, device=device)
 
 
 def everyones(batch: Batch) -> tuple[Int[Tensor, "all categoricals"], Float[Tensor, "all numerics"]]:
-    """The conditions of all cells of the batch, from wherever they are."""
+    """The conditions of all cells of the batch, collected from all processes."""
     share = shared()
     if share is None:
         return batch.codes, batch.numeric
@@ -86,7 +86,7 @@ def twice(
     codes: Int[Tensor, "chosen categoricals"],
     numeric: Float[Tensor, "chosen numerics"],
 ) -> Batch:
-    """Some cells without their values: as they are, and once more with other conditions."""
+    """The chosen cells without their values, first with their own conditions, then with the given ones."""
     return replace(
         batch,
         x=Dense(batch.library.new_zeros(2 * len(chosen), 0)),

@@ -1,4 +1,4 @@
-"""Training steps replayed as one CUDA graph: the host starts a step by one call instead of a hundred."""
+"""Training steps replayed as a CUDA graph: the host launches a step by one call instead of a hundred."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WARM_UP = 3  # steps before the capture, which fill the caches of torch's librar
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Inputs:
-    """What differs between two steps, always at the same place in memory."""
+    """Everything that changes between steps, always at the same place in memory."""
 
     positions: Int[Tensor, " cells"]
     cell_weight: Float[Tensor, " cells"]
@@ -39,8 +39,8 @@ class Inputs:
 class CapturedStep:
     """Runs the same step as `EagerStep`, captured after a few steps and then replayed.
 
-    All batches have one size: a smaller one is filled up with cells of weight 0. Where the step cannot be captured, or
-    the device is none of CUDA, the same code runs eagerly.
+    All batches have one size: smaller ones are padded with cells of weight 0. If the step cannot be captured, or the
+    device is not a CUDA device, the same code runs eagerly.
     """
 
     def __init__(self, network: VAE, optimizer: Adam, feed: Resident, config: TrainingConfig) -> None:
@@ -64,7 +64,7 @@ class CapturedStep:
         for i, (cells, generator) in enumerate(zip(plan, generators, strict=True)):
             inputs.positions.copy_(positions[i])
             inputs.cell_weight.copy_(weights[i])
-            # a tensor of this very shape gets the numbers that an eager step draws
+            # the shape must be that of an eager step for the same random numbers
             inputs.noise[: len(cells)].normal_(generator=generator)
             if self.network.betas is not None:
                 offset = torch.rand((), generator=generator, device=self.feed.device)
@@ -94,7 +94,7 @@ class CapturedStep:
             return self.said
         if not self.can_capture:
             return self._step(inputs)
-        # a stream of its own, as torch's documentation on CUDA graphs asks
+        # torch's documentation on CUDA graphs requires a separate stream
         self.to_warm_up -= 1
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
@@ -112,7 +112,7 @@ class CapturedStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            logger.warning("a training step cannot be captured in a CUDA graph (%s), so each runs by itself", error)
+            logger.warning("a training step cannot be captured in a CUDA graph (%s), so steps run one by one", error)
             self.can_capture = False
             self.optimizer.zero_grad()
         else:
@@ -129,7 +129,7 @@ class CapturedStep:
 
 
 def padded(plan: Batches, size: int) -> tuple[Int[np.ndarray, "steps cells"], Float[np.ndarray, "steps cells"]]:
-    """Positions and weights of each step, filled up to `size` cells by the last one of the step with weight 0."""
+    """Positions and weights of each step, padded to `size` cells by repeating the last cell with weight 0."""
     positions = np.empty((len(plan), size), dtype=np.int64)
     weights = np.zeros((len(plan), size), dtype=np.float32)
     for i, cells in enumerate(plan):

@@ -1,8 +1,8 @@
-"""Training steps that several processes take together, by torch's DistributedDataParallel.
+"""Training steps that several processes take together, through torch's DistributedDataParallel.
 
-Each batch is cut into one part for each process. Every process draws the noise of the whole batch and takes that of its
-cells, and cells have the weights they have in the whole batch: the step is the one that a single process would take, to
-rounding. (Dropout masks are drawn by each process for its own cells.)
+Each batch is split into one part per process. Every process draws the noise of the complete batch and uses that of its
+own cells, and cells keep their weights in the complete batch. The step therefore equals that of a single process up to
+rounding. (Dropout masks are the exception: each process draws them for its own cells.)
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ..model.optimizer import Adam
 from ..model.vae import VAE
 from .step import Dials, objective_of
 
-# how torch is told that buffers need not be sent around at every step: they come out the same in all processes
+# torch's option not to send buffers at every step: they are the same in all processes anyway
 _OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers"
-STOP_EVERY = 16  # steps between two looks at whether a process wants to stop
+STOP_EVERY = 16  # steps between two checks whether a process wants to stop
 
 
 class Objective(nn.Module):
-    """The loss as a module, which DistributedDataParallel can go around.
+    """The loss as a module, so that DistributedDataParallel can wrap it.
 
-    Its own parameter `said` stays 0, and its gradient is what a step says of itself: so that these numbers are added up
-    over the processes in the very messages that carry the gradients of the model.
+    Its own parameter `said` stays 0, and the gradient of `said` holds the statistics of a step. They are thus summed
+    over processes in the same messages as the gradients of the model.
     """
 
     def __init__(self, network: VAE, config: TrainingConfig, world: int) -> None:
@@ -54,14 +54,14 @@ class Objective(nn.Module):
         dials: Dials,
         wants_to_stop: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """The part of this process in the loss, times the number of processes: gradients are averaged over them."""
+        """The loss on the cells of this process, times the number of processes, over which gradients are averaged."""
         parts = objective_of(self.network, batch, noise, cell_weight, generator, dials, self.config)
         said = torch.stack([*parts, wants_to_stop.to(parts[0])]).detach()
         return self.world * (parts[0] + self.said @ said)
 
 
 class ParallelStep:
-    """Runs the steps of `EagerStep` in several processes, each with its part of every batch."""
+    """Runs the steps of `EagerStep` in several processes, each with its own part of every batch."""
 
     def __init__(
         self,
@@ -76,20 +76,20 @@ class ParallelStep:
         self.network, self.optimizer, self.feed = network, optimizer, feed
         self.ranks, self.interrupt = together, interrupt
         self.objective = Objective(network, config, together.world)
-        # the same graph in every step; parameters without a part in it (of covariates that are not there) are allowed
+        # the graph is the same in every step; it may lack parameters (of covariates that the data do not have)
         self.parallel = DistributedDataParallel(self.objective, static_graph=True, **{_BUFFERS: False})  # type: ignore[arg-type]
 
     def run(
         self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
-        """See `EagerStep.run`; `plan` is that of all processes.
+        """See `EagerStep.run`; `plan` has the complete batches.
 
         Raises
         ------
         Interrupted
             In all processes, after the same step, if one of them was asked to stop.
         MemoryError
-            If the device has no memory for this process's part of a batch: the others may have.
+            If the device lacks memory for this process's part of a batch; other processes may have enough.
         RankError
             If another process failed, died or hangs.
         """
@@ -97,16 +97,16 @@ class ParallelStep:
             with self.ranks.stepping():
                 return self._run(plan, dials, generators)
         except torch.OutOfMemoryError as error:
-            raise MemoryError(f"{error}; lower TrainingConfig.batch_size, or take more devices") from error
+            raise MemoryError(f"{error}; lower TrainingConfig.batch_size, or use more devices") from error
 
     def _run(
         self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
         own = share_of(plan, self.ranks.rank, self.ranks.world)
-        # the last batch of cells on disk is as small as any; others are few enough to be looked at
+        # in a plan for cells on disk, the last batch is among the smallest; other plans are short enough to check all
         smallest = min(map(len, plan)) if isinstance(plan, list) else len(plan[-1])
         if smallest < self.ranks.world:
-            # some processes have no cell of such a batch: they take one along with weight 0
+            # some processes have no cell of such a batch: they use one cell with weight 0
             own = [mine if len(mine) else cells[:1] for mine, cells in zip(own, plan, strict=True)]
         said: list[Float[Tensor, "4"]] = []
         for i, (cells, batch, generator) in enumerate(zip(plan, self.feed.batches(own), generators, strict=True)):

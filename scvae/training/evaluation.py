@@ -1,4 +1,4 @@
-"""What a network is worth on cells it is not trained on, while it is being trained."""
+"""Evaluation of a network on held-out cells during training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..kernels.context import working_on
 from ..model.objective import evidence_terms, kl_penalty
 from ..model.vae import VAE
 
-VALIDATION = 3  # stream of random numbers, a function of the seed alone
+VALIDATION = 3  # random stream; depends on the seed only
 EVALUATION_CHUNK = 512  # cells
 
 
 class Evaluation(NamedTuple):
-    """Means over cells, in nats: log-likelihood, KL, KL per latent dimension, and β KL in a model of many β."""
+    """Means over cells in nats: log-likelihood, KL, KL per latent dimension, and β KL for a model with a range of β."""
 
     log_likelihood: float
     kl: float
@@ -32,10 +32,7 @@ class Evaluation(NamedTuple):
     kl_times_beta: float | None
 
     def objective(self, beta: float, config: TrainingConfig) -> float:
-        """What training maximises from the end of the warm-up on; NaN without any cell.
-
-        In a model of many β, each cell counts at its own.
-        """
+        """What training maximises after the warm-up; NaN without cells. With a range of β, each cell has its own β."""
         if self.kl_times_beta is not None:
             return self.log_likelihood - self.kl_times_beta
         penalty = kl_penalty(self.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
@@ -51,10 +48,10 @@ def evaluate(
     *,
     seed: int,
 ) -> Evaluation:
-    """Mean log-likelihood and KL over the given cells, with the same single draw of the latent at every call.
+    """Mean log-likelihood and KL over the given cells, from one draw of the latent, the same at every call.
 
-    `log_beta` says which β of a model of many each cell is judged at. Several processes take a share of the cells each,
-    and all return the same.
+    For a model with a range of β, `log_beta` sets the β of each cell. Several processes split the cells and return the
+    same result.
     """
     network.eval()
     device, everyone = network.device, ranks()

@@ -1,4 +1,4 @@
-"""`fit`: AnnData in, FittedModel out, the embedding written back once at the end."""
+"""`fit`: takes an AnnData, returns a FittedModel, and writes the embedding once, at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# where n_latent="auto" starts (from 30, the held-out ELBO of five sets was lower), and how often it drops the unused
+# n_latent="auto" starts with this many dimensions (with 30, the held-out ELBO of five data sets was lower) and removes
+# unused ones at most this many times
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
 
 
@@ -189,7 +190,7 @@ def fit(
         ranks().first(lambda: check_can_be_changed(source))
         model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
-    ranks().gather(None)  # nobody reads the files any more
+    ranks().gather(None)  # all processes have finished reading the files
     with ranks().all_or_none():
         if ranks().is_first:
             write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
@@ -199,7 +200,7 @@ def fit(
 def read_and_train(
     adata: AnnData, data: DataKeys, request: Request, matrix: Joined | None = None
 ) -> tuple[FittedModel, Cells]:
-    """What `fit` does before it writes anything: the model, and the cells as it read them."""
+    """The part of `fit` before anything is written; returns the model and the cells that were read."""
     check_adata(adata)
     network_config = check_settings(request.network, NetworkConfig, "network")
     training_config = check_settings(request.training, TrainingConfig, "training")
@@ -232,7 +233,7 @@ def read_and_train(
 
 def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
     if isinstance(n_latent, str):
-        check_choice(n_latent, ("auto",), "n_latent, where it is no integer,")
+        check_choice(n_latent, ("auto",), "n_latent, if not an integer,")
         return "auto"
     return check_positive_int(n_latent, "n_latent")
 
@@ -240,7 +241,7 @@ def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:
 def _checked_beta(
     beta: object, network_config: NetworkConfig, training_config: TrainingConfig
 ) -> float | tuple[float, float]:
-    """One β, or a range of them, of a network and a training that can have one."""
+    """One β or a range (low, high); a range must suit the network and the training."""
     if isinstance(beta, str) or not isinstance(beta, Sequence | np.ndarray):
         return check_not_negative(beta, "beta")
     if len(beta) != 2:
@@ -249,15 +250,15 @@ def _checked_beta(
     if low >= high:
         raise ValueError(f"beta is ({low:g}, {high:g}); pass the smaller first, or one β")
     if network_config.decoder == "linear":
-        raise ValueError("NetworkConfig.decoder='linear' has the loadings of one β; pass a single beta")
+        raise ValueError("NetworkConfig.decoder='linear' has loadings for one β only; pass a single beta")
     given = [name for name in ("free_bits", "capacity") if getattr(training_config, name)]
     if given:
-        raise ValueError(f"TrainingConfig.{given[0]} is for one β; leave it out, or pass a single beta")
+        raise ValueError(f"TrainingConfig.{given[0]} needs a single β; leave it out, or pass one β")
     return low, high
 
 
 def _check_heads(network_config: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
-    """Refuses settings that would have no effect."""
+    """Raises an error for settings that would have no effect."""
     if network_config.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
         raise ValueError(
             "NetworkConfig.dispersion='gene-batch' needs batch_key and likelihood='nb' or 'zinb'; "
@@ -266,7 +267,7 @@ def _check_heads(network_config: NetworkConfig, likelihood: LikelihoodName, sche
 
 
 def shared_seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
-    """The seed asked for; where none is, that of the run to resume, or fresh entropy, the same in all processes."""
+    """The seed of `rng`; if None, that of the run to resume, or a new one. It is the same in all processes."""
     return ranks().first(lambda: _seed(rng, checkpoint)) if rng is None else seed_of(rng)
 
 

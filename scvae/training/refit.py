@@ -1,4 +1,4 @@
-"""Training that goes on from a fitted model: more cells, new batches, fewer dimensions, another β."""
+"""Training that starts from a fitted model: more cells, new batches, fewer dimensions, another β."""
 
 from __future__ import annotations
 
@@ -33,21 +33,20 @@ from .train import train
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# fine-tuning after a cut, as shares of the fit's peak learning rate and epochs
+# fine-tuning: fractions of the peak learning rate and of the epochs of the fit
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
 
-
 MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
-UNASKED = Request()  # arguments left so are the model's
+UNASKED = Request()  # arguments with these values are taken from the model
 
 
 def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> None:
-    """Refuses arguments of a fit that contradict the model it starts from.
+    """Checks that the arguments of a fit agree with the model it starts from.
 
     Raises
     ------
     ValueError
-        Naming all that do, with what the model has.
+        If some do not; the message lists them with the values of the model.
     """
     schema = model.schema
     keys = [column.key for column in schema.categorical] + [column.key for column in schema.numeric]
@@ -75,18 +74,17 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
             wrong.append(f"{name}={plain!r} (the model has {of_model!r})")
     if wrong:
         raise ValueError(
-            f"init is a model that does not fit {'; '.join(wrong)}; leave these arguments out to go on with the model, "
-            "or leave init out to start anew"
+            f"the model in init contradicts {'; '.join(wrong)}; leave these arguments out to continue with the model, "
+            "or leave init out to train a new one"
         )
 
 
 def continue_fit(
     adata: AnnData, layer: str | None, request: Request, *, seed: int, device: torch.device, matrix: Joined | None
 ) -> tuple[FittedModel, Cells]:
-    """Trains a model on `adata` from the weights of `request.init`, without a warm-up; returns the cells too.
+    """Trains a model on `adata` from the weights of `request.init`, without a warm-up; also returns the cells.
 
-    Settings that are left open follow from the number of cells, as in a fit, but with a share of the epochs and of the
-    learning rate.
+    Unset settings follow from the number of cells, as in a fit, with a fraction of its epochs and learning rate.
     """
     model = request.init
     assert model is not None
@@ -110,23 +108,23 @@ def continue_fit(
 def map_cells(
     model: FittedModel, cells: Cells, schema: Schema, *, epochs: int | None, verbose: bool
 ) -> tuple[FittedModel, FittedModel]:
-    """A model that knows the categories of `schema`; only the parameters of new ones were trained, on their cells.
+    """A model with the categories of `schema`; only the parameters of new categories are trained, on their cells.
 
     Parameters
     ----------
     model
-        The reference. Its network, record, history and library sizes stay, but for what the new categories add.
+        The reference. Its network, record, history and library sizes are kept; the new categories are added to them.
     cells
-        Read by the wider `schema`.
+        Read with the wider `schema`.
     schema
-        That of `model` with more categories.
+        The schema of `model` with more categories.
     epochs
-        Passes over the cells of new categories; None for `MAPPING_STEPS` steps, two passes at least.
+        Passes over the cells of new categories; None for `MAPPING_STEPS` steps, but at least two passes.
 
     Returns
     -------
     tuple
-        The model, and the record of the training that made it, as if that were a fit of its own.
+        The model, and the same model with the record of this training only.
     """
     sizes = np.array([len(column.categories) for column in model.schema.categoricals])
     is_new = (cells.codes >= sizes).any(1)
@@ -142,7 +140,7 @@ def map_cells(
         learning_rate=MAPPING_RATE,
         free_bits=0.0,
         capacity=None,
-        consistency=0.0,  # towards the reference's conditions: accuracy fell from 0.88 to 0.78 on Muraro's cells
+        consistency=0.0,  # towards the reference's conditions, it lowered accuracy from 0.88 to 0.78 on Muraro's cells
     )
     settings = replace(settings, training_config=mapping)
     for name, parameter in wider.network.named_parameters():
@@ -158,7 +156,7 @@ def map_cells(
 
 
 def _digest_of(network: VAE) -> str:
-    """Of all weights: tells where a training started."""
+    """A digest of all weights, which identifies the start of a training."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
@@ -166,17 +164,17 @@ def _digest_of(network: VAE) -> str:
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
-    """A new model without the latent dimensions that `model` does not use, fine-tuned on the cells it was trained on.
+    """A new model without the unused latent dimensions of `model`, fine-tuned on the cells of its fit.
 
-    The weights of the others are kept. What an unused dimension adds on average to the layer it enters goes into that
-    layer's bias. Where all are unused, the one with the largest KL stays. Also says why the fine-tuning ended.
+    The weights of the other dimensions are kept. The average input from an unused dimension is added to the bias of
+    the layer it enters. If all are unused, the one with the largest KL stays. Also returns why the fine-tuning ended.
     """
     kl = usage(model, cells)
     kept = in_use(kl)
     if kept.all():
         warn(
-            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was dropped; "
-            "whether the data have more to say, a fit with a larger n_latent will tell"
+            f"all {len(kl)} latent dimensions are in use (mean KL above {ACTIVE_ABOVE} nats), so none was removed; "
+            "a fit with a larger n_latent shows whether the data support more"
         )
         return replace(model, network=copy.deepcopy(model.network)), "finished"
     if not kept.any():
@@ -196,7 +194,7 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
 
 
 def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
-    """Mean KL of each latent dimension in nats; of a model of many β at the smallest, where most are in use."""
+    """Mean KL of each latent dimension in nats; with a range of β, at the smallest, where most are in use."""
     if not isinstance(model.beta, tuple):
         return np.array(model.outcome.kl_per_dimension)
     at_smallest = evaluate_held_out(model.network, cells, settings_of(model), beta=model.beta[0])
@@ -204,7 +202,7 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
 
 
 def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
-    """A new model for another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
+    """A new model at another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
     config = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
     network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training_config=config)
     progress = train(network, cells, settings, Recipe.of(config), verbose=verbose)
@@ -212,7 +210,7 @@ def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verb
 
 
 def fine_tuning(config: TrainingConfig, epochs: int | None) -> TrainingConfig:
-    """How a model that was trained by `config` is trained a little more: at the final β, at a lower learning rate."""
+    """Settings for fine-tuning a model trained with `config`: at the final β, with a lower learning rate."""
     recipe = Recipe.of(config)
     return replace(
         config,
@@ -225,7 +223,7 @@ def fine_tuning(config: TrainingConfig, epochs: int | None) -> TrainingConfig:
 
 
 def _as_one_run(model: FittedModel, progress: Progress) -> Progress:
-    """The progress of a fit and of its fine-tuning as those of one run."""
+    """The progress of a fit and its fine-tuning, merged as if they were one run."""
     earlier = model.outcome
     offset = {"epoch": earlier.epochs, "seconds": earlier.seconds}
     history = {

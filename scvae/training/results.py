@@ -1,4 +1,4 @@
-"""What an AnnData keeps of a fitted model: settings, course and outcome."""
+"""What a fit writes to an AnnData: the embedding, and a record of settings, history and outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def record_of(model: FittedModel) -> dict[str, Any]:
-    """uns[key]: only types that h5ad and zarr files can hold, so None becomes "none" and tuples arrays."""
+    """The record in uns: only types that h5ad and zarr files can store, so None becomes "none" and tuples arrays."""
     schema, outcome = model.schema, model.outcome
     covariates = [c.key for c in schema.categorical] + [c.key for c in schema.numeric]
     params: dict[str, Any] = {
@@ -68,10 +68,7 @@ def write_results(
     beta: float | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what `fit` promises: the embedding of the cells at `beta`, loadings if there are any, and the record.
-
-    With `more` in the record.
-    """
+    """Writes the embedding of the cells at `beta`, the loadings if there are any, and the record with `more` added."""
     mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
     obsm = {keys.mean: mean, keys.variance: variance}
     uns = {keys.uns: record_of(model) | dict(more or {})}
@@ -79,7 +76,7 @@ def write_results(
 
 
 def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:
-    """Loadings of all genes of `adata`, 0 for those not modelled; None for a decoder that has none."""
+    """Loadings of all genes of `adata`, 0 for genes not modelled; None if the decoder has no loadings."""
     loadings = model.network.loadings()
     if loadings is None:
         return None

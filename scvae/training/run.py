@@ -1,4 +1,4 @@
-"""From checked cells to a FittedModel: a first training, and the record of any training."""
+"""From checked cells to a FittedModel: the training of a new model, and the record of any training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .train import train
 logger = logging.getLogger(__name__)
 
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
-STANDS_STILL = 5e-3  # nats per real value, likewise
+STANDS_STILL = 5e-3  # the same for real values, in nats per value
 
 
 def fit_cells(
@@ -40,7 +40,7 @@ def fit_cells(
     checkpoint: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> tuple[FittedModel, Ending]:
-    """Trains a new model: the model, and why its training ended. Where mps lacks an operation, the CPU trains it."""
+    """Trains a new model; also returns why training ended. If mps lacks an operation, it is trained on the CPU."""
     trained_on, _ = split(len(cells), settings.training_config.validation_fraction, settings.seed)
     recipe = settings.recipe(len(trained_on))
     settings = settings.following(recipe)
@@ -60,7 +60,7 @@ def fit_cells(
 
 
 def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> FittedModel:
-    """The record of a training."""
+    """The trained network with the record of its training."""
     schema = settings.schema
     n_batches = len(schema.batch.categories) if schema.batch else 1
     libraries = None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
@@ -100,7 +100,7 @@ def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress)
 
 
 def evaluate_held_out(network: VAE, cells: Cells, settings: Settings, *, beta: float) -> Evaluation:
-    """Means over the cells held out, or over the training cells if there are none."""
+    """Means over the held-out cells, or over the training cells if none were held out."""
     trained_on, held_out = split(len(cells), settings.training_config.validation_fraction, settings.seed)
     judged = held_out if len(held_out) else trained_on
     log_beta = None if network.betas is None else torch.full((len(judged),), math.log(beta))
@@ -108,9 +108,9 @@ def evaluate_held_out(network: VAE, cells: Cells, settings: Settings, *, beta: f
 
 
 def convergence(progress: Progress, schema: Schema) -> tuple[bool, str]:
-    """Whether training converged, and the sentence that says why.
+    """Whether training converged, and a sentence with the reason.
 
-    The ELBO of real values can lie anywhere, at 0 too, so there a move is also measured by the number of values.
+    The ELBO of real values can be close to 0, so its change is also compared with the number of values.
     """
     if progress.ended == "interrupted":
         return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"

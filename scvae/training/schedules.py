@@ -1,4 +1,4 @@
-"""β and learning rate as pure functions of progress, the finished fraction of the run in [0, 1]."""
+"""β and learning rate as pure functions of progress, the completed fraction of the run in [0, 1]."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def beta_at(progress: float, *, beta: float, warmup: float, cycles: int = 1) -> float:
-    """KL weight: `cycles` times linear from 0 to `beta` in the first `warmup` of the run, exactly `beta` after that.
+    """KL weight: rises `cycles` times linearly from 0 to `beta` over the fraction `warmup` of the run, then is `beta`.
 
     Between two rises it stays at `beta` for as long as a rise takes (Fu et al. 2019, "Cyclical annealing schedule",
-    equation 7 with R = 1/2, the last cycle's plateau being the rest of the run). One cycle is the plain linear warm-up.
+    equation 7 with R = 1/2; the last plateau is the rest of the run). One cycle is the ordinary linear warm-up.
     """
     if progress >= warmup:
         return beta
@@ -18,9 +18,9 @@ def beta_at(progress: float, *, beta: float, warmup: float, cycles: int = 1) -> 
 
 
 def one_cycle(progress: float, *, peak: float, rise: float = 0.3, start: float = 0.04, end: float = 1e-4) -> float:
-    """Learning rate that climbs from start * peak to `peak` over `rise` of the run and falls to end * peak, by cosines.
+    """Learning rate: rises from start * peak to `peak` over the fraction `rise` of the run, then falls to end * peak.
 
-    Smith & Topin 2019, "Super-convergence".
+    Both parts are half cosines (Smith & Topin 2019, "Super-convergence").
     """
     if progress < rise:
         return peak * (start + (1.0 - start) * _half_cosine(progress / rise))

@@ -1,4 +1,4 @@
-"""What is asked of a fit, and what follows from it once the cells are read."""
+"""The arguments of a fit, and the settings that follow from them once the cells are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .recipe import Recipe, make_recipe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Arguments of `scvae.fit` that say what to train, and how, as the user gave them: nothing is checked yet."""
+    """Arguments of `scvae.fit` that define the model and its training, as given by the user and not yet checked."""
 
     likelihood: LikelihoodName = "nb"
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT
@@ -35,16 +35,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that a training is told besides the network and the cells.
+    """Everything a training needs besides the network and the cells.
 
     Parameters
     ----------
     schema
-        What was read.
+        Description of the data.
     likelihood, beta, seed
         As in `scvae.fit`.
     network_config, training_config
-        The two records of settings.
+        Settings of the networks and of the training.
     """
 
     schema: Schema
@@ -56,11 +56,11 @@ class Settings:
 
     @property
     def final_beta(self) -> float:
-        """The β of the model, or the one that stands for the many it has."""
+        """The β of the model; for a range of β, its default."""
         return BetaRange(*self.beta).default if isinstance(self.beta, tuple) else self.beta
 
     def recipe(self, n_cells: int) -> Recipe:
-        """The recipe for `n_cells` training cells; what the settings leave open follows from their number."""
+        """The recipe for `n_cells` training cells, whose number determines what the settings leave open."""
         return make_recipe(
             self.training_config,
             n_cells,
@@ -70,11 +70,11 @@ class Settings:
         )
 
     def following(self, recipe: Recipe) -> Settings:
-        """The settings with nothing left open: what a model keeps of its training, and a checkpoint is compared by."""
+        """The complete settings, as stored in the model and compared with those of a checkpoint."""
         return replace(self, training_config=replace(self.training_config, **recipe._asdict()))
 
 
 def settings_of(model: FittedModel) -> Settings:
-    """What a model was fitted with."""
+    """The settings of a fitted model."""
     configs = model.network_config, model.training_config
     return Settings(model.schema, model.likelihood, model.beta, model.seed, *configs)

@@ -1,4 +1,4 @@
-"""One step of training: from the positions of some cells to new weights."""
+"""One training step: from the positions of some cells to new weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..model.vae import VAE
 from .consistency import inconsistency
 
 FAILURES_IN_A_ROW = 5
-DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate a step: too slow to travel from 1 to 100 in one run
+DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate per step: too slow to get from 1 to 100 in one run
 
 
 class Dials(NamedTuple):
-    """What is turned from step to step: numbers, or scalars on the device.
+    """What changes from step to step: numbers, or scalars on the device.
 
     kl_weight
-        β of this step; in a model of many β, of a cell with the default one.
+        β of this step; for a model with a range of β, that of a cell at the default β.
     capacity
-        KL to aim for, in nats per cell; None where the objective is the ELBO.
+        Target KL in nats per cell; None if the objective is the ELBO.
     learning_rate
-        Adam's.
+        Learning rate of Adam.
     """
 
     kl_weight: float | Tensor
@@ -45,16 +45,16 @@ class Dials(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a run of steps said.
+    """Statistics of a series of steps.
 
     log_likelihood, kl
-        Nats per cell, averaged over the steps that were not skipped; NaN where all were.
+        Nats per cell, averaged over the steps that were not skipped; NaN if all were.
     skipped
-        Steps whose loss or gradient was not finite.
+        Number of steps whose loss or gradient was not finite.
     streak
-        How many of the last ones in a row.
+        Number of skipped steps in a row at the end of the series.
     gave_up
-        The step at which `FAILURES_IN_A_ROW` had been skipped in a row, if it came to that.
+        The step at which `FAILURES_IN_A_ROW` steps in a row had been skipped; None if there was none.
     """
 
     log_likelihood: float
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 
 
 class EagerStep:
-    """Runs each step as it is called."""
+    """Runs each step directly."""
 
     def __init__(self, network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig) -> None:
         self.network, self.optimizer, self.feed, self.config = network, optimizer, feed, config
@@ -73,13 +73,13 @@ class EagerStep:
     def run(
         self, plan: Batches, dials: Sequence[Dials], generators: Iterable[torch.Generator]
     ) -> list[Float[Tensor, "3"]]:
-        """Moves the weights once for each batch of the plan; one of the generators draws the noise of each.
+        """Updates the weights once per batch of the plan; each step draws its noise from its own generator.
 
         Returns
         -------
         list
-            For each step log-likelihood and KL, in nats per cell, and 1 if the step was skipped; on the device, which
-            was not waited for.
+            For each step: log-likelihood and KL in nats per cell, and 1 if the step was skipped, else 0. The values
+            are on the device; the host does not wait for them.
         """
         return [self(*step) for step in zip(self.feed.batches(plan), generators, dials, strict=True)]
 
@@ -104,21 +104,21 @@ def update(
     dials: Dials,
     config: TrainingConfig,
 ) -> Float[Tensor, "3"]:
-    """One draw of the latent for each cell, the loss, its gradient and Adam's move, without waiting for the device.
+    """One draw of the latent per cell, the loss, its gradient and the update by Adam, without waiting for the device.
 
     Parameters
     ----------
     batch
-        Carries the β of each cell in a model of many.
+        For a model with a range of β, contains the β of each cell.
     cell_weight
-        Adds up to 1; 0 for cells that only fill up the batch.
+        Sums to 1; 0 for cells that only pad the batch.
     generator
-        Draws the dropout masks; may be None where there are none.
+        Draws the dropout masks; None if there are none.
 
     Returns
     -------
     Tensor
-        As each of `EagerStep.run`.
+        As each element of the result of `EagerStep.run`.
     """
     objective, log_likelihood, kl = objective_of(network, batch, noise, cell_weight, generator, dials, config)
     optimizer.zero_grad()
@@ -136,7 +136,7 @@ def objective_of(
     dials: Dials,
     config: TrainingConfig,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The loss of a batch, as in `update`, and its weighted log-likelihood and KL without a gradient."""
+    """The loss of a batch, as in `update`, and its weighted log-likelihood and KL, which have no gradient."""
     terms = evidence_terms(network, batch, noise, cell_weight, generator)
     beta = dials.kl_weight
     if network.betas is not None and batch.log_beta is not None:
@@ -149,9 +149,9 @@ def objective_of(
 
 
 def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
-    """Adam with the priors of the output weights and of the dispersions, which also move faster than the rest.
+    """Adam with priors on the output weights and the dispersions, which also have higher learning rates.
 
-    With `only`, the parameters it names are trained, and of these the marked entries.
+    With `only`, just the marked entries of the parameters it names are trained.
     """
     dispersions = [p for name, p in network.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in network.modules() if isinstance(m, OutputLayer)]
@@ -174,7 +174,7 @@ def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "
 
 
 def read(statistics: list[Float[Tensor, "3"]], streak: int) -> Reading:
-    """What a run of steps returned, read from the device at once; `streak` steps before them were skipped in a row."""
+    """Statistics of a series of steps, copied from the device at once; `streak` steps before them were skipped."""
     rows = torch.stack(statistics).double().cpu().numpy()
     skipped = rows[:, 2] != 0
     gave_up = None
@@ -188,7 +188,7 @@ def read(statistics: list[Float[Tensor, "3"]], streak: int) -> Reading:
 
 @torch.no_grad()
 def failure(network: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], epoch: int) -> NonFiniteLossError:
-    """The error after several skipped steps in a row, which names a cell where one stands out."""
+    """The error after several skipped steps in a row; it names a cell if the ELBO of one is not finite."""
     network.eval()
     device = network.device
     batch = cells.batch(positions).to(device)
@@ -207,4 +207,4 @@ def failure(network: VAE, cells: Cells, positions: Int[np.ndarray, " cells"], ep
 
 
 class NonFiniteLossError(FloatingPointError):
-    """Step after step, the loss or its gradient was not finite."""
+    """The loss or its gradient was not finite in several steps in a row."""

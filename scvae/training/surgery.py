@@ -1,10 +1,10 @@
-"""A fitted network given more categories: what it knew stays as it was, what is new is marked, so that it alone moves.
+"""Adds categories to a fitted network: old parameters are kept, new ones are marked so that only they are trained.
 
 After Lotfollahi et al. 2022 ("Mapping single-cell data to reference atlases by transfer learning"). A new category has
-weights wherever the conditions enter, and a shift of the encoder's first layer even where the encoder is blind to the
-categories of the fit: without it, cells of another technology are taken for other types (of nuclei mapped onto cells of
-the pancreas 0.51 are labelled rightly without the shift, 0.63 with it; of four other batches 0.87 to 0.95, and 0.004
-to 0.03 more with it).
+weights wherever the conditions enter, and a shift in the encoder's first layer even if the encoder does not see the
+categories of the fit. Without the shift, cells of another technology are mistaken for other types (of nuclei mapped
+onto cells of the pancreas, 0.51 are labelled correctly without it and 0.63 with it; of four other batches, 0.87 to 0.95
+without, and 0.004 to 0.03 more with it).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Grown:
     Parameters
     ----------
     network
-        For the wider schema; of the old categories it says what the old network said.
+        For the wider schema; for the old categories it gives the same output as the old network.
     new
-        Which entries are new, for each parameter that has any.
+        Mask of the new entries, for each parameter that has any.
     """
 
     network: VAE
@@ -41,21 +41,21 @@ class Grown:
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Where one slice of a grown parameter comes from: the mean of these slices of the old one, or 0 without any."""
+    """Initial value of a slice of a grown parameter: the mean of these slices of the old one, or 0 without any."""
 
     slices: tuple[int, ...]
     is_new: bool
 
     def among(self, place: Mapping[int, int]) -> _Origin:
-        """The same where only some slices are there, numbered anew."""
+        """The same for a parameter that has only some of the slices, with its own numbering."""
         return _Origin(tuple(place[i] for i in self.slices if i in place), self.is_new)
 
 
 def grown(model: FittedModel, schema: Schema) -> Grown:
-    """The network of `model` for a schema with more categories and the same genes; `model` stays as it is.
+    """The network of `model` for a schema with more categories and the same genes; `model` is unchanged.
 
-    New weights start as the mean over the categories that the model was fitted with, so that a cell of a new one is
-    taken for one of an average category to begin with. Shifts of the encoder that these do not have start as 0.
+    New weights start at the mean over the categories of the fit, so that a cell of a new category is at first treated
+    as one of an average category. Shifts of the encoder start at 0 if the categories of the fit have none.
     """
     network = make_model(
         schema, model.likelihood, model.n_latent, model.network_config, model.seed, range_of(model.beta)
@@ -75,7 +75,7 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
         origins = groups if "log_inverse_dispersion" in name else fitted if name == COVARIATES else conditions
         new[name] = _fill(tensor, old[name], origins)
     if network.encoder.shifts is not None:
-        # shifts of mapped categories stand behind those of the fit, whose rows among the covariates they start from
+        # covariate weights of the fit, from which new shifts start, then the shifts of categories mapped earlier
         n_seen = len(place) if network.encode_conditions else 0
         rows = [old[COVARIATES][len(old[COVARIATES]) - n_seen :], *([old[SHIFTS]] if SHIFTS in old else [])]
         place = dict(zip([*place][:n_seen] + before.mapped.tolist(), range(n_seen + len(before.mapped)), strict=True))
@@ -85,7 +85,7 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
 
 
 def _origins(before: Schema, after: Schema) -> list[_Origin]:
-    """One for each column of the wider condition vector."""
+    """One origin for each column of the wider condition vector."""
     origins, start = [], 0
     mapped = before.mapped_columns
     for old, new in zip(before.categoricals, after.categoricals, strict=True):
@@ -99,7 +99,7 @@ def _origins(before: Schema, after: Schema) -> list[_Origin]:
 
 @torch.no_grad()
 def _fill(tensor: Tensor, old: Tensor, origins: Sequence[_Origin]) -> Bool[Tensor, "..."]:
-    """Fills a grown parameter, whose last slices along the axis that grew have these origins; marks the new entries."""
+    """Fills a grown parameter, whose last slices along that axis have these origins; returns a mask of new entries."""
     axis = next((i for i, n in enumerate(tensor.shape) if n != old.shape[i]), 0)
     n_others = tensor.shape[axis] - len(origins)
     tensor.narrow(axis, 0, n_others).copy_(old.narrow(axis, 0, n_others))

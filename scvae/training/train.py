@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom: `train` is the whole of it, the rest are its named parts."""
+"""The training loop. It reads from top to bottom: `train` is the complete loop, the other functions are its parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .step import Dials, EagerStep, failure, make_optimizer, read
 
 logger = logging.getLogger(__name__)
 
-STEP = 2  # stream of random numbers, a function of the seed alone
+STEP = 2  # random stream; depends on the seed only
 
 
 def train(
@@ -52,9 +52,9 @@ def train(
 ) -> Progress:
     """Trains `network` in place and leaves it in evaluation mode with the weights to keep.
 
-    Every random number is a function of (seed, purpose, epoch or step), so that a run resumed from a checkpoint goes on
-    as if it had not stopped. Where there are several processes (see `scvae.common.distributed`), all of them train the
-    network together, and end alike.
+    Every random number is a function of (seed, purpose, epoch or step), so that a run resumed from a checkpoint
+    continues as if it had not stopped. If there are several processes (see `scvae.common.distributed`), they train the
+    network together and end with the same weights.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def train(
     cells
         Training and validation cells together.
     settings
-        With nothing left open; they are what a checkpoint is compared by.
+        Complete settings, which are compared with those of a checkpoint.
     recipe
         Epochs, batch size, learning rate and warm-up.
     verbose
@@ -71,15 +71,15 @@ def train(
     checkpoint
         File to resume from if it exists, and to write after every `TrainingConfig.checkpoint_every` epochs.
     start
-        Tells weights to start from that do not follow from the seed: part of what a checkpoint is compared by.
+        Identifies the initial weights if they do not follow from the seed; it is compared with that of a checkpoint.
     only
-        Names of the parameters to train and which of their entries; all others stay as they are, and so do statistics
-        of normalisation. None trains everything.
+        Names of the parameters to train, with masks of their entries; all others and the statistics of normalisation
+        are unchanged. None trains everything.
 
     Returns
     -------
     Progress
-        The progress made, and why training ended.
+        The state at the end, and why training ended.
 
     Warns
     -----
@@ -89,14 +89,14 @@ def train(
     Raises
     ------
     NonFiniteLossError
-        If several steps in a row give a loss or a gradient that is not finite.
+        If the loss or its gradient is not finite in several steps in a row.
     MemoryError
-        If the device has no memory for a step of a single cell. Before that, batches are halved: an epoch that ran out
-        of memory starts again from the weights as they are. (Several processes do not do so: one may have memory left.)
+        If the device lacks memory for a step with a single cell. Before that, batches are halved: an epoch that ran out
+        of memory is started again from the current weights. (Not with several processes: one may have memory left.)
     RankError
         If another process failed, died or hangs.
     ValueError
-        If the checkpoint belongs to another run.
+        If the checkpoint was written by another run.
     """
     config, seed, beta, device = settings.training_config, settings.seed, settings.final_beta, network.device
     identity = identity_of(network, cells, settings, start, with_data=checkpoint is not None)
@@ -163,48 +163,47 @@ def train(
 def make_step(
     network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, interrupt: Interrupt
 ) -> EagerStep | CapturedStep | ParallelStep:
-    """The fastest way to run a step with this network and feed; a log line where that is not a CUDA graph.
+    """The fastest way to run a step with this network and feed, with a log line if that is not a CUDA graph.
 
-    Of several processes, which torch's engine keeps together from the host, each step runs by itself.
+    Several processes do not use a CUDA graph, because torch synchronises them from the host.
     """
     if ranks().world > 1:
         return ParallelStep(network, optimizer, feed, config, interrupt)
     if isinstance(feed, Resident):
         if is_capturable(network):
             return CapturedStep(network, optimizer, feed, config)
-        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so each step runs by itself")
+        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so steps run one by one")
     return EagerStep(network, optimizer, feed, config)
 
 
 def is_capturable(network: VAE) -> bool:
-    """Whether a step can be replayed and filled up.
+    """Whether a step can be replayed on padded batches.
 
-    Dropout draws from a generator that changes with the step; statistics of a batch would count the cells that only
-    fill it up.
+    Dropout draws from a generator that changes with the step; batch statistics would include the padding cells.
     """
     return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in network.modules())
 
 
 def halved(plan: Batches, error: torch.OutOfMemoryError) -> int:
-    """Half the size of the largest batch of the plan, for which there was not memory enough."""
+    """Half the size of the largest batch of the plan, which needed too much memory."""
     size = max(map(len, plan))
     if size == 1:
         raise MemoryError(
-            "the device has not memory enough to train on one cell at a time; model fewer genes, lower "
-            "NetworkConfig.width, free memory that other programs hold there, or pass device='cpu'"
+            "the device does not have enough memory to train on one cell at a time; model fewer genes, lower "
+            "NetworkConfig.width, free memory used by other programs, or pass device='cpu'"
         ) from error
-    logger.warning("out of memory with %d cells in a batch; training goes on with %d", size, size // 2)
+    logger.warning("out of memory with %d cells in a batch; training continues with %d", size, size // 2)
     return size // 2
 
 
 def dials_of(epoch: int, n_steps: int, beta: float, recipe: Recipe, config: TrainingConfig) -> list[Dials]:
-    """Where the dials stand at each step of an epoch, counted from 0."""
+    """The dials at each step of an epoch; epochs are counted from 0."""
     first, n_all = epoch * n_steps, recipe.epochs * n_steps
     return [_dials_at(step, n_all, beta, recipe, config) for step in range(first, first + n_steps)]
 
 
 def _dials_at(step: int, n_steps: int, beta: float, recipe: Recipe, config: TrainingConfig) -> Dials:
-    done = (step + 1) / n_steps  # 1 at the last step, so that even a single one attains β
+    done = (step + 1) / n_steps  # 1 at the last step, so that even a single step reaches β
     warmup = recipe.warmup
     return Dials(
         kl_weight=beta_at(done, beta=beta, warmup=warmup, cycles=config.warmup_cycles),
@@ -214,14 +213,14 @@ def _dials_at(step: int, n_steps: int, beta: float, recipe: Recipe, config: Trai
 
 
 def out_of_patience(progress: Progress, recipe: Recipe, config: TrainingConfig) -> bool:
-    """Whether the validation objective, ranked since β was attained, stood still for `config.patience` of the run."""
+    """Whether, since β was reached, the validation objective has not improved for `config.patience` of the run."""
     if config.patience is None or progress.best_objective == -math.inf:
         return False
     return progress.epoch - progress.best_epoch >= max(1.0, config.patience * recipe.epochs)
 
 
 def show(bar: Bar, progress: Progress) -> None:
-    """Moves the bar on, with the latest epoch in a few words."""
+    """Advances the bar and shows the ELBOs of the latest epoch."""
     last = {name: values[-1] for name, values in progress.history.items()}
     bar.set_postfix_str(f"ELBO {last['train_elbo']:.1f}, held out {last['validation_elbo']:.1f}", refresh=False)
     bar.update()

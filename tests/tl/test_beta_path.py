@@ -233,8 +233,8 @@ def test_every_normalisation_and_several_layers_can_have_many_betas(norm):
         ({"beta": (0, 1)}, "the lower beta is 0"),
         ({"beta": (1, math.inf)}, "the upper beta is inf"),
         ({"network": NetworkConfig(decoder="linear")}, "one β"),
-        ({"training": {"free_bits": 0.1}}, "free_bits is for one β"),
-        ({"training": {"capacity": 3.0}}, "capacity is for one β"),
+        ({"training": {"free_bits": 0.1}}, "free_bits needs a single β"),
+        ({"training": {"capacity": 3.0}}, "capacity needs a single β"),
     ],
 )
 def test_a_range_that_cannot_be_trained_is_refused(options, message, digest):

@@ -53,8 +53,8 @@ def test_batches_are_halved_until_they_fit_with_a_log_line_each_time(room_for, c
     with caplog.at_level(logging.WARNING):
         model, adata = fit(device)
     assert [record.message for record in caplog.records] == [
-        "out of memory with 24 cells in a batch; training goes on with 12",
-        "out of memory with 12 cells in a batch; training goes on with 6",
+        "out of memory with 24 cells in a batch; training continues with 12",
+        "out of memory with 12 cells in a batch; training continues with 6",
     ]
     assert model.history["epoch"].tolist() == [1, 2, 3, 4]
     assert model.outcome.beta_attained == 1.0
