@@ -1,4 +1,4 @@
-"""Which cells go together: the split, the order of an epoch, and the record that reaches the model."""
+"""Batches of cells: the validation split, the order of cells in an epoch, and the `Batch` passed to the model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..common.rng import numpy_generator
 from ..kernels.block import Block
 from .beta_range import BetaRange
 
-SPLIT = 1  # stream of random numbers, a function of the seed alone
-SMALLEST_SPLIT = 10  # with fewer cells than this none can be spared for validation
-MOST_ASIDE = 20_000  # more cells tell nothing more of a mean, and every epoch looks at all of them
+SPLIT = 1  # random stream; depends on the seed only
+SMALLEST_SPLIT = 10  # with fewer cells, none are held out for validation
+MOST_ASIDE = 20_000  # more cells do not improve a mean, and every epoch evaluates all of them
 
-Batches = Sequence[Int[np.ndarray, "_"]]  # positions of the cells of each
+Batches = Sequence[Int[np.ndarray, "_"]]  # positions of the cells of each batch
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
-    """Some cells, as the model takes them.
+    """Some cells, as passed to the model.
 
     Parameters
     ----------
     x
         Raw values, cells x modelled genes: sparse for counts and binary data, sparse or dense for real values; float32,
-        but for rows selected from a store on a device.
+        except for rows selected from data kept on a device.
     library
         float32 sum over the modelled genes, or the user's size factor on that scale; 1 for real values.
     codes
@@ -42,10 +42,10 @@ class Batch:
     has_batch
         Whether the first column of `codes` is the batch.
     log_beta, knots
-        log β of each cell, for a model of many β, and the weights of the model's knots there; None for a model of one.
+        For a model with a range of β: log β of each cell, and the weights of the model's knots there. None for one β.
     missing
-        Modelled genes that nobody measured in these cells, int64 and rising: their values in `x` are 0 and mean
-        nothing. None where all were measured.
+        Modelled genes that were not measured in these cells, int64 and ascending; their values in `x` are 0 and must be
+        ignored. None if all were measured.
     """
 
     x: Block
@@ -71,7 +71,7 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device))
 
     def at(self, betas: BetaRange, log_beta: Float[Tensor, " cells"]) -> Batch:
-        """The same cells at other β of a model of many."""
+        """The same cells at other values of β, for a model with a range of β."""
         return dataclasses.replace(self, log_beta=log_beta, knots=betas.hats(log_beta))
 
     @property
@@ -83,7 +83,7 @@ class Batch:
 
 
 def n_aside(n: int, fraction: float) -> int:
-    """How many of `n` cells `split` sets aside."""
+    """How many of `n` cells `split` holds out."""
     check_positive_int(n, "n")
     check_probability(fraction, "fraction")
     if fraction == 1:
@@ -94,23 +94,22 @@ def n_aside(n: int, fraction: float) -> int:
 
 
 def split(n: int, fraction: float, seed: int) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " validation"]]:
-    """The cells to train on and those held out for validation: the same wherever it is asked with the same arguments.
+    """The training cells and those held out for validation; a pure function of its arguments.
 
     Parameters
     ----------
     n
         Number of cells.
     fraction
-        Share of the cells to set aside, in [0, 1).
+        Fraction of the cells to hold out, in [0, 1).
     seed
-        Of the fit.
+        Seed of the fit.
 
     Returns
     -------
     tuple
-        Positions of the training and of the validation cells, sorted int64. round(n * fraction) cells are set aside,
-        at least one when `fraction` > 0 and n >= 10, none when n < 10, and 20,000 at most; one training cell always
-        remains.
+        Positions of the training and of the validation cells, sorted int64. round(n * fraction) cells are held out: at
+        least one if `fraction` > 0 and n >= 10, none if n < 10, and at most 20,000. At least one training cell remains.
 
     Raises
     ------
@@ -124,16 +123,16 @@ def split(n: int, fraction: float, seed: int) -> tuple[Int[np.ndarray, " train"]
 
 @dataclass(frozen=True, slots=True)
 class Shuffle:
-    """How cells on disk are put in a random order: blocks of neighbours at random, then cells at random in a window.
+    """How cells on disk are shuffled: first blocks of neighbouring cells, then the cells within each window.
 
     Parameters
     ----------
     block
-        Cells that lie next to each other and are read together.
+        Number of neighbouring cells that are read together.
     window
-        Cells that are in memory together, on each rank.
+        Number of cells that are in memory at once, on each rank.
     world
-        Processes that share each batch: `share_of` says which of its cells are a rank's.
+        Number of processes that share each batch; `share_of` gives the cells of a rank.
     """
 
     block: int
@@ -141,11 +140,11 @@ class Shuffle:
     world: int = 1
 
     def variance_ratio(self, batch_size: int, n_cells: int) -> float:
-        """Variance of a batch's mean over that of a batch drawn from all cells, where like cells lie together.
+        """Variance of a batch's mean, relative to a batch drawn from all cells, if similar cells are stored together.
 
-        1 + b (B - 1) / M for batches of b cells out of a window of M cells in blocks of B: the block mates of a cell
-        are (B - 1) / M of the window, and come into its batch more often than they would by chance. This is what a file
-        sorted by type gives at worst; in a file in random order it is 1, and so it is if all cells fit the window.
+        It is 1 + b (B - 1) / M for batches of b cells from a window of M cells in blocks of B: the block mates of a
+        cell are a fraction (B - 1) / M of the window, and more often in its batch than by chance. This is the worst
+        case, a file sorted by type. The ratio is 1 for a file in random order, or if all cells fit in the window.
         """
         if self.window >= n_cells:
             return 1.0
@@ -160,25 +159,25 @@ def epoch_plan(
     epoch: int,
     shuffle: Shuffle | None = None,
 ) -> Batches:
-    """The batches of one epoch: a pure function of its arguments, so that a resumed run meets the same batches.
+    """The batches of one epoch: a pure function of its arguments, so that a resumed run gets the same batches.
 
     Parameters
     ----------
     train
-        Positions of the training cells, rising.
+        Positions of the training cells, ascending.
     batch_size
-        Wished number of cells in a batch. The cells are cut into round(n / batch_size) nearly equal parts, so batches
-        differ by at most one cell and no tiny last batch (which would upset batch statistics) can occur.
+        Target number of cells per batch. The cells are split into round(n / batch_size) nearly equal parts, so batches
+        differ by at most one cell and there is no tiny last batch, which would distort batch statistics.
     seed, epoch
-        Not negative; together they decide the order.
+        Not negative; together they determine the order.
     shuffle
-        For cells on disk: each rank reads blocks of neighbours, of which nobody else reads a cell (but for those cut at
-        the edge of a window), and its batches come out of one window after another.
+        For cells on disk: each rank reads its own blocks of neighbouring cells (a block cut at the edge of a window can
+        be read by another, too), and takes its batches from one window after another.
 
     Returns
     -------
     Sequence
-        Positions of each batch, every cell once. A list, or what makes them when they are asked for.
+        Positions of the cells of each batch; every cell occurs once. A list, or a sequence that makes them on demand.
 
     Raises
     ------
@@ -187,7 +186,7 @@ def epoch_plan(
     """
     check_positive_int(batch_size, "batch_size")
     if len(train) == 0:
-        raise ValueError("there is no training cell; lower the validation fraction")
+        raise ValueError("there are no training cells; lower the validation fraction")
     train = np.asarray(train, dtype=np.int64)
     if shuffle is not None and shuffle.window * shuffle.world < len(train):
         return WindowedPlan(train, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
@@ -199,14 +198,14 @@ def epoch_plan(
 class WindowedPlan(Sequence[np.ndarray]):
     """The batches of an epoch of cells on disk, made window by window: see `epoch_plan`.
 
-    The cells are cut into blocks, the first of which has a random size, so that blocks end elsewhere in each epoch. The
-    blocks are permuted. Each window takes the next of them, as many as make a whole number of batches, deals them to
-    the ranks, and permutes the cells of each.
+    The cells are cut into blocks. The first block has a random size, so that the borders differ between epochs. The
+    blocks are permuted. Each window takes the next of them, enough for an integer number of batches, deals them to the
+    ranks, and permutes the cells of each rank.
 
     Parameters
     ----------
     rank
-        Whose share of each batch to give; None for whole batches.
+        The rank whose part of each batch to return; None for complete batches.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class WindowedPlan(Sequence[np.ndarray]):
         self.shuffle, self.rank = shuffle, rank
         n_batches = _n_batches(len(train), batch_size)
         least, longer = divmod(len(train), n_batches)
-        self._ends = np.cumsum(least + (np.arange(n_batches) < longer))  # as `np.array_split` cuts
+        self._ends = np.cumsum(least + (np.arange(n_batches) < longer))  # as `np.array_split` does
         self.batches_per_window = max(1, shuffle.window // -(-(least + 1) // shuffle.world))
         rng = _generator(seed, epoch)
         first = int(rng.integers(1, shuffle.block + 1))
@@ -251,7 +250,7 @@ class WindowedPlan(Sequence[np.ndarray]):
         return whole if self.rank is None else np.array_split(whole, self.shuffle.world)[self.rank]
 
     def of_rank(self, rank: int) -> WindowedPlan:
-        """The same plan, giving only a rank's share of each batch."""
+        """The same plan with only the part of a rank in each batch."""
         return WindowedPlan(
             self._train,
             self._batch_size,
@@ -267,17 +266,17 @@ class WindowedPlan(Sequence[np.ndarray]):
         begin = 0 if window == 0 else int(self._ends[batches.start - 1])
         cells = self._cells(begin, int(ends[-1]))
         sizes = np.diff(ends, prepend=begin)
-        # what array_split will cut each batch into, ranks x batches
+        # sizes of the parts into which array_split will cut each batch, ranks x batches
         world = self.shuffle.world
         shares = sizes // world + (np.arange(world)[:, None] < sizes % world)
-        rng = _generator(self._seed, self._epoch, 1 + window)  # numpy takes (epoch, 0) for (epoch)
+        rng = _generator(self._seed, self._epoch, 1 + window)  # 1 + window: to numpy, (epoch, 0) is the same as (epoch)
         dealt = []
         for part, share in zip(np.split(cells, np.cumsum(shares.sum(1))[:-1]), shares, strict=True):
             dealt.append(np.split(rng.permutation(part), np.cumsum(share)[:-1]))
         return [np.concatenate(pieces) for pieces in zip(*dealt, strict=True)]
 
     def _cells(self, begin: int, end: int) -> Int[np.ndarray, "_"]:
-        """From one place to another in the sequence of blocks."""
+        """The cells from `begin` to `end` in the sequence of blocks."""
         first, last = np.searchsorted(self._filled, [begin, end - 1], side="right")
         starts, stops = self._starts[first : last + 1].copy(), self._stops[first : last + 1].copy()
         starts[0] += begin - (self._filled[first] - (stops[0] - starts[0]))
@@ -286,7 +285,7 @@ class WindowedPlan(Sequence[np.ndarray]):
 
 
 def share_of(plan: Batches, rank: int, world: int) -> Batches:
-    """A rank's cells of each batch of a plan; a share may be empty."""
+    """The cells of a rank in each batch of a plan, which may be none."""
     if isinstance(plan, WindowedPlan):
         return plan.of_rank(rank)
     return [np.array_split(batch, world)[rank] for batch in plan]
@@ -301,7 +300,7 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
 
 
 def chunks(n: int, size: int) -> list[Int[np.ndarray, " cells"]]:
-    """Consecutive positions 0 .. n - 1 in pieces of at most `size`, for inference.
+    """Consecutive positions 0 .. n - 1 in chunks of at most `size`, for inference.
 
     Raises
     ------

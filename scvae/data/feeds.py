@@ -1,4 +1,4 @@
-"""Where the batches of a plan come from: made on the host, streamed to a CUDA device, or picked from a store on it."""
+"""Sources of batches: made on the host, streamed to a CUDA device, read from disk, or selected in GPU memory."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from .stored_rows import USUAL_BATCH, StoredRows
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4096  # cells on their way to the device
-MUCH_READ_IN_VAIN = 4.0  # values read for each used
-STORE_SHARE = 0.6  # of the free memory that the cells may fill: the rest is for the training
+CHUNK = 4096  # cells copied to the device at a time
+MUCH_READ_IN_VAIN = 4.0  # values read from disk per value used, above which there is a warning
+STORE_SHARE = 0.6  # the largest fraction of free memory for the data: the rest is for training
 
 
 class Feed(ABC):
-    """Cells, handed out batch by batch on the device of the model.
+    """Provides cells batch by batch on the device of the model.
 
     Attributes
     ----------
     shuffle
-        How plans should go through the cells, if not in any order.
+        The order that plans must use; None for any order.
     """
 
     shuffle: Shuffle | None = None
 
     @abstractmethod
     def batches(self, plan: Batches) -> Iterator[Batch]:
-        """The cells at each of the given positions, one batch after another."""
+        """The batches with the cells at the given positions, one after another."""
 
 
 @final
 class Host(Feed):
-    """Makes each batch as it is asked for, and sends it."""
+    """Makes each batch on demand and copies it to the device."""
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
         self.cells, self.device = cells, device
@@ -62,9 +62,9 @@ class Host(Feed):
 
 @final
 class Streamed(Feed):
-    """Makes the next batch in another thread and copies it to a CUDA device while this one is in use.
+    """Makes the next batch in another thread and copies it to a CUDA device while the current one is in use.
 
-    The copy goes from page-locked memory on a stream of its own, so nothing waits for it but the work that needs it.
+    The copy is from page-locked memory and on a separate stream, so only work that needs the batch waits for it.
     """
 
     def __init__(self, cells: Cells, device: torch.device) -> None:
@@ -100,14 +100,14 @@ class Streamed(Feed):
 
 @final
 class FromDisk(Feed):
-    """Reads the cells of many batches together, the next ones in other threads while these are in use.
+    """Reads the cells of many batches together; another thread reads the next ones while these are in use.
 
     Parameters
     ----------
     cells
-        Their rows are on disk.
+        Cells whose rows are on disk.
     held
-        Positions, rising, of cells that are asked for again and again: they are read once, and stay in memory.
+        Positions, ascending, of cells that are needed repeatedly: they are read once and stay in memory.
     """
 
     def __init__(self, cells: Cells, device: torch.device, held: Int[np.ndarray, " held"] | None = None) -> None:
@@ -141,7 +141,7 @@ class FromDisk(Feed):
                 group = following
 
     def _groups(self, plan: Batches) -> Iterator[list[Int[np.ndarray, "_"]]]:
-        """Batches to be read together: a window of the plan, or as many as fill one."""
+        """Groups of batches to be read together: a window of the plan, or as many as fit in a window."""
         if isinstance(plan, WindowedPlan):
             size = plan.batches_per_window
             yield from (list(plan[start : start + size]) for start in range(0, len(plan), size))
@@ -182,14 +182,14 @@ def _between(window: Cells, start: int, stop: int) -> Batch:
 
 @final
 class Resident(Feed):
-    """Picks each batch from all cells, which lie on the device."""
+    """Selects each batch from the data, all of which are kept in the memory of the device."""
 
     def __init__(self, everything: Batch) -> None:
         self.everything = everything
 
     @property
     def device(self) -> torch.device:
-        """Where the cells are."""
+        """The device with the cells."""
         return self.everything.library.device
 
     def batches(self, plan: Batches) -> Iterator[Batch]:
@@ -200,7 +200,7 @@ class Resident(Feed):
             yield self.pick(part)
 
     def pick(self, positions: Int[Tensor, " chosen"]) -> Batch:
-        """Some cells; `positions` are on the device, which is not waited for."""
+        """The cells at `positions`, which are on the device; the host does not wait for it."""
         every = self.everything
         return dataclasses.replace(
             every,
@@ -212,9 +212,9 @@ class Resident(Feed):
 
 
 def make_feed(cells: Cells, device: torch.device, held: Int[np.ndarray, " held"] | None = None) -> Feed:
-    """What suits many passes: on a CUDA device a store of all cells, or streaming and a log line if it is too small.
+    """The feed for many passes. A CUDA device keeps all cells; if they do not fit, they are streamed, with a log line.
 
-    Cells on disk that no device can hold are read again in every pass, but for those at the positions `held`.
+    Cells on disk that do not fit are read again in every pass, except for those at the positions `held`.
     """
     if device.type == "cuda":
         try:
@@ -233,11 +233,11 @@ def make_feed(cells: Cells, device: torch.device, held: Int[np.ndarray, " held"]
 
 
 def _say_how(rows: StoredRows) -> None:
-    """One log line on the shuffle, and a warning where it makes much of the reading vain."""
+    """Writes a log line on the shuffle, and a warning if most values are read without being used."""
     shuffle = rows.shuffle
     logger.info(
-        "cells are read from disk: blocks of %d cells, permuted in windows of %d; if like cells lie together, the mean "
-        "of a batch of %d varies %.2f times as much as in a random order; %.1f values are read for each that is used",
+        "cells are read from disk: blocks of %d cells, permuted in windows of %d; if similar cells are adjacent, "
+        "the mean of a batch of %d has %.2f times the variance of a random order; %.1f values are read per value used",
         shuffle.block,
         shuffle.window,
         USUAL_BATCH,
@@ -246,14 +246,14 @@ def _say_how(rows: StoredRows) -> None:
     )
     if rows.read_per_used > MUCH_READ_IN_VAIN:
         logger.warning(
-            "%.0f values are read from disk for each that is used, since its chunks are large; write the file with "
+            "%.0f values are read from disk per value used, since the file's chunks are large; write the file with "
             "smaller ones, or raise TrainingConfig.memory",
             rows.read_per_used,
         )
 
 
 def single_pass(cells: Cells, device: torch.device) -> Feed:
-    """What suits one pass over the cells."""
+    """The feed for one pass over the cells."""
     if isinstance(cells.rows, StoredRows):
         return FromDisk(cells, device)
     return Streamed(cells, device) if device.type == "cuda" else Host(cells, device)
@@ -262,8 +262,8 @@ def single_pass(cells: Cells, device: torch.device) -> Feed:
 def store_on(cells: Cells, device: torch.device) -> Resident | None:
     """All cells on the device; None if they would fill more than `STORE_SHARE` of its free memory.
 
-    Sparse rows take the narrowest types that are exact: int16 columns up to 32,768 genes, else int32; uint8 or int16
-    values where all are whole and fit, else float32.
+    Sparse rows use the narrowest types that are exact: int16 for columns up to 32,768 genes, else int32; uint8 or int16
+    for values if all are integers in range, else float32.
     """
     room = STORE_SHARE * _free_memory(device)
     room -= sum(array.nbytes for array in (cells.library, cells.codes, cells.numeric))
@@ -320,7 +320,7 @@ def _joined(pieces: list[Num[Tensor, "_"]], kind: torch.dtype, device: torch.dev
 
 
 def _narrowed(values: Float[Tensor, " stored"]) -> Num[Tensor, " stored"]:
-    """The same values in the narrowest of uint8, int16 and float32."""
+    """The same values in the narrowest exact type of uint8, int16 and float32."""
     for kind in (torch.uint8, torch.int16):
         limits = torch.iinfo(kind)
         if ((values >= limits.min) & (values <= limits.max) & (values == values.round())).all():
@@ -329,23 +329,23 @@ def _narrowed(values: Float[Tensor, " stored"]) -> Num[Tensor, " stored"]:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes."""
+    """Free memory of the device in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; the next line need not wait until a CUDA device has it."""
+    """A copy on the device; the host does not wait for the copy to a CUDA device."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _uploaded(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a CUDA device, its rows by where they begin and end: to count them would wait for the device."""
+    """The batch on a CUDA device; rows are given by start and end, since counting them would wait for the device."""
     sent = batch.map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
     return dataclasses.replace(sent, x=sent.x.selected())
 
 
 def _used_on(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """Keeps the tensor's memory from being handed out again before `stream` is done with it."""
+    """Keeps the tensor's memory from being reused before `stream` is done with it."""
     tensor.record_stream(stream)
     return tensor

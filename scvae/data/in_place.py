@@ -1,8 +1,8 @@
-"""A large file changed in place, all at once: whatever happens, it can be opened, as it was or as it shall be.
+"""Changes a large file in place, completely or not at all: it can always be opened, with or without the changes.
 
-What is added goes behind the end of the file, where nobody looks. What is written over is kept in memory until all is
-there; then the old bytes are put aside in a second file, the new ones take their place, and the second file goes. A
-process that is killed in between leaves it behind, and `restore` brings the old bytes back.
+Added bytes are appended at the end of the file, where no reader looks. Overwritten bytes are kept in memory until the
+changes are complete. Then the old bytes are saved to a second file, the new ones are written, and the second file is
+deleted. If the process is killed in between, the second file remains and `restore` brings the old bytes back.
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ from typing import Any, final
 
 from ..common.files import written_whole
 
-PAGE = 4096  # bytes that are kept together
+PAGE = 4096  # bytes
 
 
 @final
 class InPlace(io.RawIOBase):
-    """The file, to be read and written as if the changes were made already; for `h5py.File`.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """The file at `path` for `h5py.File`; it reads as if the changes had already been made."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -77,7 +71,7 @@ class InPlace(io.RawIOBase):
         return len(view)
 
     def _touched(self, n: int) -> Iterator[tuple[int, slice, slice]]:
-        """The old pages that the next n bytes lie in, and where they lie: in the page, and among the n."""
+        """The old pages that overlap the next n bytes, with the overlap as a slice of the page and of the n bytes."""
         begin, end = self._place, min(self._place + n, self._old_size)
         for number in range(begin // PAGE, -(-end // PAGE)) if begin < end else ():
             start = number * PAGE
@@ -85,15 +79,14 @@ class InPlace(io.RawIOBase):
             yield number, slice(first - start, last - start), slice(first - begin, last - begin)
 
     def _stored(self, number: int) -> bytes:
-        """A page of the old file as it still is."""
+        """A page of the old file, without the changes."""
         self._file.seek(number * PAGE)
         return self._file.read(min(PAGE, self._old_size - number * PAGE)) or b""
 
     def _append(self, view: memoryview) -> None:
-        """Writes what goes behind the old end.
+        """Writes the bytes that are added after the old end.
 
-        HDF5 would stumble over an error here, and over its own attempts to tidy up after it: so it is told that all is
-        well, and the error is kept until it is done.
+        HDF5 does not recover from an error here (its own clean-up fails), so the error is kept until HDF5 is done.
         """
         try:
             self._file.seek(max(self._place, self._old_size))
@@ -103,13 +96,13 @@ class InPlace(io.RawIOBase):
             self.failure = error
 
     def refuse_failure(self) -> None:
-        """Raises the error that was kept from HDF5, if there was one."""
+        """Raises the error that was hidden from HDF5, if there was one."""
         if self.failure is not None:
             why = self.failure.strerror or self.failure
-            raise OSError(f"the results cannot be written into {self.path} ({why}); it is as it was") from self.failure
+            raise OSError(f"the results cannot be written into {self.path} ({why}); it is unchanged") from self.failure
 
     def commit(self) -> None:
-        """Makes the changes."""
+        """Writes the changes to the file."""
         os.fsync(self._file.fileno())
         old = {number: self._stored(number) for number in self._pages}
         _put_aside(self.path, old, self._old_size)
@@ -122,14 +115,14 @@ class InPlace(io.RawIOBase):
         self._file.close()
 
     def undo(self) -> None:
-        """Leaves the file as it was."""
+        """Discards the changes."""
         self._file.truncate(self._old_size)
         self._file.close()
 
 
 @contextmanager
 def changed_in_place(path: Path) -> Iterator[InPlace]:
-    """The file to change; when the block ends well the changes are made, and when it does not they are not."""
+    """The file to change; the changes are made at the end of the block, or discarded if it raises an error."""
     restore(path)
     file = InPlace(path)
     try:
@@ -142,14 +135,14 @@ def changed_in_place(path: Path) -> Iterator[InPlace]:
 
 
 def restore(path: Path) -> None:
-    """Brings back the bytes of a file whose change was cut off, if it was."""
+    """Restores the old bytes of a file if a change was interrupted."""
     aside = _aside(path)
     if not aside.is_file():
         return
     record, _, content = aside.read_bytes().partition(b"\n")
     found = json.loads(record)
     if hashlib.blake2b(content, digest_size=16).hexdigest() != found["digest"]:
-        raise ValueError(f"{aside} is damaged, and {path} may be so, too; take {path} from a copy and delete {aside}")
+        raise ValueError(f"{aside} is damaged, and {path} may be, too; restore {path} from a copy and delete {aside}")
     with path.open("r+b") as file:
         place = 0
         for number, n in found["pages"]:

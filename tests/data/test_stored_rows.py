@@ -287,7 +287,7 @@ def test_the_log_tells_of_the_shuffle_and_of_reading_in_vain(tmp_path, monkeypat
         make_feed(rows, CPU)
     assert "blocks of 2 cells, permuted in windows of 256" in caplog.text
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
-    assert "its chunks are large" in caplog.text
+    assert "the file's chunks are large" in caplog.text
     rows.rows._per_chunk = 3.0
     caplog.clear()
     make_feed(rows, CPU)

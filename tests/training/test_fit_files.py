@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(InPlace, "__init__", on_a_full_disk)
     with pytest.raises(
-        OSError, match=r"cannot be written into .*cells\.h5ad \(No space left on device\); it is as it was"
+        OSError, match=r"cannot be written into .*cells\.h5ad \(No space left on device\); it is unchanged"
     ):
         scvae.fit(path, training=HELD, **SHORT)
     assert path.read_bytes() == before
