@@ -1,4 +1,4 @@
-"""Differentiable operations that pick the fast kernel where there is one and the plain reference elsewhere."""
+"""Differentiable operations, with a fast kernel if there is one, else with the plain reference."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class WeightedLogProb(NamedTuple):
     """What a fused likelihood returns.
 
     total
-        sum over rows of weight * log p: differentiable.
+        Sum over rows of weight * log p; differentiable.
     per_row
-        log p of each row in nats: a value only, no gradient passes through it.
+        log p of each row in nats, without a gradient.
     """
 
     total: Float[Tensor, ""]
@@ -34,7 +34,7 @@ class WeightedLogProb(NamedTuple):
 def csr_matmul(
     rows: CSR, weight: Float[Tensor, "columns width"], start: Float[Tensor, "*rows width"]
 ) -> Float[Tensor, "rows width"]:
-    """start + rows @ weight without a dense copy of all rows; differentiable in the weight and the start."""
+    """start + rows @ weight without a dense copy of all rows; differentiable in `weight` and `start`."""
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and cpu_kernels() is not None:
         product: Tensor = RowsMatmul.apply(start.expand(len(rows), -1), weight, rows)
         return product
@@ -44,7 +44,7 @@ def csr_matmul(
 
 
 def log1p_scaled(rows: Block, scale: Float[Tensor, " rows"]) -> CSR | Dense:
-    """log1p(scale of the row x value) of every value; not differentiable."""
+    """log1p(value x scale of the row) of each value; not differentiable."""
     if not isinstance(rows, CSR):
         return Dense(densify(rows, scale))
     kernels = cpu_kernels() if scale.device.type == "cpu" and scale.dtype == torch.float32 else None
@@ -67,9 +67,9 @@ def negative_binomial(
 ) -> WeightedLogProb:
     """Output layer, softmax and negative-binomial log-probability in one operation.
 
-    Row i of `features` belongs to cell i % cells, so several draws of the latent for the same cells stand one after
-    another. On the CPU the gradients are formed in the forward pass, block by block, and only scaled in the backward
-    pass (as in Liger-Kernel's fused linear cross entropy): no cells x genes intermediate is kept.
+    Row i of `features` belongs to cell i % cells: each draw of the latent has all cells, and the draws follow one
+    another. On the CPU the gradients are computed in the forward pass, block by block, and only scaled in the backward
+    pass (as in Liger-Kernel's fused linear cross entropy), so that no cells x genes intermediate is kept.
     """
     table = partial(_negative_binomial_table, features, weight, bias, log_inverse_dispersion, library, group)
     return _head("nb", features, weight, bias, log_inverse_dispersion, counts, library, group, row_weight, table)
@@ -87,7 +87,7 @@ def zero_inflated(
     group: Int[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
-    """As `negative_binomial`, with zeros added with probability sigmoid(features @ zero_weight.T + zero_bias)."""
+    """As `negative_binomial`, with extra zeros of probability sigmoid(features @ zero_weight.T + zero_bias)."""
 
     def table(x: Tensor) -> Tensor:
         base = _negative_binomial_table(features, weight, bias, log_inverse_dispersion, library, group, x)
@@ -105,7 +105,7 @@ def poisson(
     library: Float[Tensor, " cells"],
     row_weight: Float[Tensor, " rows"],
 ) -> WeightedLogProb:
-    """As `negative_binomial`, for the Poisson."""
+    """As `negative_binomial`, for the Poisson distribution."""
 
     def table(x: Tensor) -> Tensor:
         return reference.poisson_log_prob(x, _log_mean(features, weight, bias, library))
@@ -135,7 +135,7 @@ def repeat_cells(values: Tensor, n_rows: int) -> Tensor:
 
 
 def weighted(table: Float[Tensor, "rows genes"], row_weight: Float[Tensor, " rows"]) -> WeightedLogProb:
-    """Sums a table of log-probabilities over genes: each row's value, and their weighted total."""
+    """Sums a table of log-probabilities over genes, for each row and as a weighted total over rows."""
     per_row = table.sum(1)
     return WeightedLogProb((row_weight * per_row).sum(), per_row.detach().to(row_weight.dtype))
 
@@ -152,7 +152,7 @@ def _head(
     row_weight: Tensor,
     table: Callable[[Tensor], Tensor],
 ) -> WeightedLogProb:
-    """Triton's or numba's kernel of this name where it can be used, which wants all arguments; else the plain table."""
+    """The Triton or numba kernel of this name, which needs all arguments, if it can be used; else the plain table."""
     on_device = name != "bernoulli" and kernels_for(features.device) is not None
     on_cpu = features.device.type == "cpu" and isinstance(values, CSR)
     if features.dtype == torch.float32 and (on_device or (on_cpu and cpu_kernels() is not None)):

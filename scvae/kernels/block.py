@@ -23,7 +23,7 @@ class Block(ABC):
 
     @abstractmethod
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same block with every tensor replaced: on another device, say."""
+        """The same block with every tensor replaced, for example by a copy on another device."""
 
     @abstractmethod
     def to_dense(self) -> Float[Tensor, "rows columns"]:
@@ -31,7 +31,7 @@ class Block(ABC):
 
     @abstractmethod
     def selected(self) -> Block:
-        """The same rows in a layout that can be cut without a look at the values; nothing is copied."""
+        """The same rows in a layout from which rows are selected without reading the values; nothing is copied."""
 
     @abstractmethod
     def select(self, positions: Tensor) -> Block:

@@ -1,4 +1,4 @@
-"""Rows of a sparse matrix: the one container in which counts travel from the file to the kernels."""
+"""Rows of a sparse matrix: the container of counts on the way from the file to the kernels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class CSR(Block):
     Parameters
     ----------
     indptr
-        int64 (rows + 1): where each row starts in `indices` and `values`. int64 because an atlas has more than 2^31
-        non-zeros.
+        int64 (rows + 1): start of each row in `indices` and `values`; an atlas has more than 2^31 non-zeros.
     indices
         int32 column of each stored value.
     values
@@ -73,7 +72,7 @@ class CSR(Block):
 
     @classmethod
     def from_numpy(cls, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, n_columns: int) -> CSR:
-        """Wraps numpy arrays, converting only what has another type."""
+        """Wraps numpy arrays; only arrays of another type are converted."""
         return cls(
             torch.from_numpy(np.asarray(indptr, dtype=np.int64)),
             torch.from_numpy(np.asarray(indices, dtype=np.int32)),

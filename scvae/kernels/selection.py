@@ -1,4 +1,4 @@
-"""Rows picked out of a compressed matrix that stays where it is: how a batch is read on a device."""
+"""Rows selected from a compressed matrix without copying it: the batches of data kept on a device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .block import Block
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class SelectedRows(Block):
-    """Some rows of a cells x genes matrix; every shape is known without a look at the values.
+    """Some rows of a cells x genes matrix; all shapes are known without reading the values.
 
     Parameters
     ----------
     first, last
-        int64 (rows): where each row begins and ends in `indices` and `values`.
+        int64 (rows): start and end of each row in `indices` and `values`.
     indices
         Column of each stored value, of any integer type. No column occurs twice in a row.
     values
@@ -29,7 +29,7 @@ class SelectedRows(Block):
     n_columns
         Number of columns.
     longest
-        At least as many as the stored values of any row.
+        An upper bound on the number of stored values of a row.
     """
 
     first: Int[Tensor, "rows"]
