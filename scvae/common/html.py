@@ -1,4 +1,4 @@
-"""Tables for notebooks: plain HTML that takes its colours from the page, light or dark."""
+"""Tables for notebooks: plain HTML that uses the colours of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from html import escape
 
 CELL = "padding:0.15em 1em 0.15em 0;vertical-align:top;background:none"
 TEXT, NUMBER = f"{CELL};text-align:left", f"{CELL};text-align:right;white-space:nowrap"
-LINE = "border:none;border-bottom:1px solid rgba(128,128,128,0.5)"  # seen on white and on black
+LINE = "border:none;border-bottom:1px solid rgba(128,128,128,0.5)"  # visible on white and on black
 
 
 def page(heading: str, *parts: str) -> str:
-    """A heading, and under it tables and lists."""
+    """A heading with tables and lists below it."""
     return f'<div><p style="margin:0.3em 0"><b>{escape(heading)}</b></p>{"".join(parts)}</div>'
 
 
@@ -21,7 +21,7 @@ def paragraph(text: str) -> str:
 
 
 def named_values(values: Mapping[str, object]) -> str:
-    """A table of two columns: names and what they stand for."""
+    """A table of two columns: names and values."""
     rows = "".join(
         f'<tr><th scope="row" style="{TEXT};font-weight:normal;opacity:0.75;white-space:nowrap">{escape(name)}</th>'
         f'<td style="{TEXT}">{escape(str(value))}</td></tr>'
@@ -31,7 +31,7 @@ def named_values(values: Mapping[str, object]) -> str:
 
 
 def columns(names: Sequence[str], rows: Iterable[Sequence[str]], *, marked: int | None = None) -> str:
-    """A table of numbers under names; the row `marked` is bold and has an arrow."""
+    """A table of numbers with column names; the row `marked` is bold and has an arrow."""
     head = "".join(f'<th scope="col" style="{NUMBER};{LINE}">{escape(name)}</th>' for name in ("", *names))
     body = ""
     for i, row in enumerate(rows):

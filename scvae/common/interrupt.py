@@ -18,11 +18,11 @@ class Interrupted(KeyboardInterrupt):
 
 @final
 class Interrupt:
-    """A block that Ctrl-C ends, after which the program goes on.
+    """A block that Ctrl-C ends; the program then continues after it.
 
-    A single process can stop anywhere. Several can only stop at the same step: Ctrl-C is held back until `asked_at` is
-    looked at and `Interrupted` is raised in all of them. A second Ctrl-C, a second later, acts at once. Outside the
-    main thread, where Python does not allow signal handlers, Ctrl-C is not held back.
+    A single process can stop anywhere. Several must stop at the same step, so Ctrl-C is held back until the loop checks
+    `asked_at` and raises `Interrupted` in all of them. A second Ctrl-C more than a second later acts immediately.
+    Outside the main thread, where Python does not allow signal handlers, Ctrl-C is not held back.
 
     Attributes
     ----------
@@ -46,12 +46,12 @@ class Interrupt:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> bool:
         if self._earlier is not None:
             signal.signal(signal.SIGINT, self._earlier)
-        # one of several processes that stops alone is an error: the others have not stopped
+        # a KeyboardInterrupt in one of several processes is an error: the others have not stopped
         self.stopped = kind is not None and issubclass(kind, Interrupted if self._several else KeyboardInterrupt)
         return self.stopped
 
     def warn(self, message: str) -> None:
-        """Warns once, from the first of several processes."""
+        """Warns once: of several processes, only rank 0 does."""
         if ranks().is_first:
             warn(message)
 

@@ -1,4 +1,4 @@
-"""Progress: one line in a notebook and in a terminal, and a line now and then in a log file."""
+"""Progress: one line that is updated in a notebook or terminal, and a few lines in a log file."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import Any, Protocol, TextIO
 
 from .distributed import ranks
 
-LINES = 4  # at most, of one bar, in a log file
-QUIET = 10.0  # seconds before a log file hears of a run that is not done
+LINES = 4  # at most, per bar, in a log file
+QUIET = 10.0  # seconds, at least, between lines in a log file before the last
 
 _passing: ContextVar[bool] = ContextVar("_passing", default=False)
 
 
 class Bar(Protocol):
-    """What the training loop tells of its progress to."""
+    """The interface through which loops report their progress."""
 
     def set_postfix_str(self, s: str, refresh: bool) -> None:
-        """Says something besides, shown with the next update."""
+        """Sets the text shown after the bar from the next update on."""
 
     def update(self) -> object:
-        """One more is done."""
+        """Advances the bar by one."""
 
     def close(self) -> None:
-        """No more will be done."""
+        """Ends the bar."""
 
 
 class Log:
-    """A bar for a file, where nothing can be taken back: whole lines, few of them.
+    """A bar for a log file, in which a line cannot be overwritten: it writes few, complete lines.
 
-    A line at each quarter of the whole, if the last one was `QUIET` seconds ago, and one at the end.
+    It writes one at each quarter of the total, if the last was at least `QUIET` seconds ago, and one at the end.
 
     Parameters
     ----------
     file
-        Where to write.
+        The file to write to.
     total, initial
-        How many there are to do, and how many are done.
+        Number of units in total, and number already done.
     unit
-        What is counted.
+        Name of the unit.
     leave
         Whether to write a line at the end.
     """
@@ -75,16 +75,16 @@ class Log:
 
 
 def progress_bar(total: int, *, unit: str, initial: int = 0, leave: bool = True, verbose: bool) -> Bar:
-    """A bar on stderr; it says nothing if not `verbose`, and nothing stays of it if not `leave`.
+    """A bar on stderr.
 
     Parameters
     ----------
     total, initial
-        How many there are to do, and how many are done.
+        Number of units in total, and number already done.
     unit
-        What is counted.
+        Name of the unit.
     leave
-        Whether the line stays when all is done; never within `passing`.
+        Whether the line stays at the end; never within `passing`.
     verbose
         Whether to show anything.
     """
@@ -98,7 +98,7 @@ def progress_bar(total: int, *, unit: str, initial: int = 0, leave: bool = True,
 
 @contextmanager
 def passing() -> Iterator[None]:
-    """Bars made within are parts of a longer work, and leave no line."""
+    """A block whose bars are parts of a longer task and leave no line."""
     token = _passing.set(True)
     try:
         yield
@@ -107,12 +107,12 @@ def passing() -> Iterator[None]:
 
 
 def _redraws(file: TextIO) -> bool:
-    """Whether a line can be written over: in a terminal, and in a notebook."""
+    """Whether a line can be overwritten, as in a terminal or a notebook."""
     return "ipykernel.zmqshell" in sys.modules or file.isatty()
 
 
 def _tqdm() -> Any:
-    """The bar for where we are, with no warning where ipywidgets are missing: it is then drawn in text, on one line."""
+    """tqdm for the terminal or notebook, without its warning if ipywidgets is missing: it then uses a line of text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
