@@ -1,4 +1,4 @@
-"""What training maximises and evaluation reports: functions of a network and a batch, in nats per cell."""
+"""The objective of training and the bounds of evaluation: functions of a network and a batch, in nats per cell."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..kernels.shared_batch import shared, total
 from .latent import standard_normal_log_prob
 from .vae import VAE
 
-DRAWS_BUDGET = 2**22  # rows x genes of one pass over several draws
+DRAWS_BUDGET = 2**22  # rows x genes computed at once for several draws
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Terms:
-    """The two sides of the ELBO for the cells of a batch, one draw of the latent each.
+    """The two terms of the ELBO for the cells of a batch, with one draw of the latent per cell.
 
     Parameters
     ----------
     log_likelihood
-        log p(x | z) of each cell: a value that carries no gradient.
+        log p(x | z) of each cell, without a gradient.
     kl
         KL(q(z | x) || N(0, 1)) of each cell and latent dimension.
     weighted_log_likelihood
-        Weighted sum of the log-likelihoods over cells: carries the gradient.
+        Weighted sum of the log-likelihoods over cells, with the gradient.
     draws
         The draw of the latent of each cell, without a gradient.
     """
@@ -40,7 +40,7 @@ class Terms:
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
-        """log p(x | z) - KL of each cell: the bound at β = 1, whatever β the model was trained with."""
+        """log p(x | z) - KL of each cell: the bound at β = 1, regardless of the β of training."""
         return self.log_likelihood - self.kl.sum(1)
 
 
@@ -51,9 +51,9 @@ def evidence_terms(
     cell_weight: Float[Tensor, " cells"],
     generator: torch.Generator | None = None,
 ) -> Terms:
-    """Log-likelihood and KL by the reparameterized estimator with the given standard-normal noise.
+    """Log-likelihood and KL by the reparameterised estimator with the given standard-normal noise.
 
-    Kingma & Welling 2014, equation 7. A generator turns dropout on.
+    Kingma & Welling 2014, equation 7. Dropout is used if there is a generator.
     """
     posterior = network.encode(batch, generator)
     z = posterior.reparameterize(noise)
@@ -69,17 +69,17 @@ def loss(
     free_bits: float = 0.0,
     capacity: float | Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017); `beta` is one number or one for each cell.
+    """-(log-likelihood - β KL), weighted over cells (Higgins et al. 2017); `beta` is one number or one per cell.
 
-    With `free_bits`, a dimension whose mean KL is below that many nats costs nothing more (Kingma et al. 2016, "Inverse
-    autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
-    equation 8). Both are of one β.
+    With `free_bits`, a dimension whose mean KL is below that many nats gets no gradient from it (Kingma et al. 2016,
+    "Inverse autoregressive flow", equation 15). With `capacity`, the penalty is β |KL - capacity| (Burgess et al. 2018,
+    equation 8). Both require a single β.
     """
     if free_bits == 0.0 and capacity is None:
         return ((cell_weight * beta) @ terms.kl).sum() - terms.weighted_log_likelihood
     total_weight, kl = cell_weight.sum(), cell_weight @ terms.kl
     share = shared()
-    if share is not None:  # the mean is that of all processes' cells, and each has one part of its penalty
+    if share is not None:  # the mean is over the cells of all processes, which share its penalty equally
         total_weight, kl = total(total_weight), total(kl)
     penalty = kl_penalty(kl / total_weight, free_bits=free_bits, capacity=capacity)
     whole = beta * total_weight * penalty
@@ -89,7 +89,7 @@ def loss(
 def kl_penalty(
     mean_kl: Float[Tensor, " latent"], *, free_bits: float, capacity: float | Tensor | None
 ) -> Float[Tensor, ""]:
-    """What β multiplies, from the KL of each dimension averaged over cells: see `loss`."""
+    """The term multiplied by β, from the KL of each dimension averaged over cells: see `loss`."""
     penalty = (mean_kl.clamp_min(free_bits) if free_bits > 0 else mean_kl).sum()
     return penalty if capacity is None else (penalty - capacity).abs()
 
@@ -112,7 +112,7 @@ def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator)
 def importance_weighted(
     network: VAE, batch: Batch, n_samples: int, generator: torch.Generator
 ) -> Float[Tensor, " cells"]:
-    """Importance-weighted bound on log p(x) of each cell, which tends to log p(x) as `n_samples` grows.
+    """Importance-weighted bound on log p(x) of each cell, which approaches log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
     Memory does not grow with `n_samples`.
@@ -137,6 +137,6 @@ def _draws(like: Float[Tensor, "cells latent"], n: int, generator: torch.Generat
 
 
 def _passes(batch: Batch, n_samples: int) -> list[int]:
-    """Sizes of the passes that `n_samples` draws are cut into."""
+    """Sizes of the parts into which `n_samples` draws are split."""
     most = max(1, DRAWS_BUDGET // (len(batch) * batch.x.n_columns))
     return [min(most, n_samples - done) for done in range(0, n_samples, most)]
