@@ -1,6 +1,6 @@
 """Prints digests of the results of many kinds of fit, to compare before and after a change that must not alter them.
 
-Usage: python benchmarks/same_results.py [> FILE]        (on the same machine, with the same OMP_NUM_THREADS)
+Usage: python benchmarks/same_results.py [> FILE]        (both on one machine, with the same OMP_NUM_THREADS)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the way of a fit is: own functions that a small one runs through, and the calls before the loop.
+"""Counts the functions of the package that a small fit calls, and the calls before its training loop.
 
 Usage: python benchmarks/trace_fit.py [--list]
 """
@@ -14,7 +14,7 @@ from types import CodeType, FrameType
 import scvae
 
 PACKAGE = str(Path(scvae.__file__).parent)
-LONG = 3  # lines of a body, beyond which a function is something to be read
+LONG = 3  # functions with more lines than this in their body are counted as long
 
 
 def body_lines(code: CodeType, trees: dict[str, ast.Module]) -> int:
@@ -38,13 +38,13 @@ def body_lines(code: CodeType, trees: dict[str, ast.Module]) -> int:
 
 
 def main() -> None:
-    """Traces a fit of 60 cells and 30 genes."""
+    """Traces a fit of 60 cells x 30 genes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="name the functions")
     given = parser.parse_args()
     adata = scvae.datasets.simulate(n_cells=60, n_genes=30, truth=False, rng=0)
     training = scvae.TrainingConfig(epochs=2)
-    scvae.fit(adata.copy(), training=training, rng=0, verbose=False)  # kernels are compiled, caches filled
+    scvae.fit(adata.copy(), training=training, rng=0, verbose=False)  # compiles kernels and fills caches
 
     seen: set[CodeType] = set()
     stacks: list[list[str]] = []
