@@ -1,8 +1,8 @@
-"""Draws which room of the package imports which, and how often: `python docs/imports.py [OUT.svg]`.
+"""Draws the number of imports between the rooms (folders) of the package: `python docs/imports.py [OUT.svg]`.
 
-Rooms stand on a staircase in the order of the contract in pyproject.toml, the lowest at the top left. A number says how
-many imports of modules lead from the room of its row to the room of its column. An import that pointed up would stand
-above the staircase; `make lint` refuses it.
+Rooms are on the diagonal in the order of the contract in pyproject.toml, the lowest at the top left. A number counts
+the imports of modules from the room of its row to the room of its column. An import that points up would be above the
+diagonal; `make lint` rejects it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TARGET = ROOT / "docs" / "_static" / "imports.svg"
 
 
 def rooms() -> list[str]:
-    """Names of the rooms, from the lowest to the highest, as the contract has them."""
+    """Names of the rooms, from the lowest to the highest, as in the contract."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     return [room.strip() for layer in reversed(layers) for room in reversed(layer.split("|"))]
@@ -40,8 +40,8 @@ def imports() -> Counter[tuple[str, str]]:
 
 
 def main(target: Path) -> None:
-    """Draws and saves."""
-    mpl.rcParams |= {"svg.hashsalt": "imports", "svg.fonttype": "none"}  # the same imports make the same file
+    """Draws the figure and saves it."""
+    mpl.rcParams |= {"svg.hashsalt": "imports", "svg.fonttype": "none"}  # the same imports give the same file
     names, counts = [name for name in rooms() if name != "__main__"], imports()
     figure, axes = plt.subplots(figsize=(9.5, 6.2), layout="constrained")
     most = max(counts.values())
