@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from numba.core import event
 from scipy import sparse
 
 # of several pytest-xdist workers, each has its share of the cores, and so have the processes that it starts
@@ -78,6 +77,8 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
+    from numba.core import event  # not before the numbers of threads are set: numba reads them as it is imported
+
     compiling, before = [], _clocks()
     try:
         with event.install_timer("numba:compile", compiling.append):

@@ -175,7 +175,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
     adata, model = case()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("dear")
-    with pytest.raises(FileExistsError, match="is no zarr store"):
+    with pytest.raises(FileExistsError, match="is not a zarr store"):
         scvae.tl.denoise(adata, model, path=tmp_path / "mine", overwrite=True)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         scvae.tl.denoise(adata, model, path=tmp_path / "nowhere" / "d.zarr")

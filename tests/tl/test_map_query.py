@@ -16,7 +16,7 @@ from scvae.common.checks import MissingKeyError
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, posterior_of
 
-SHORT, HARDLY = TrainingConfig(epochs=60), TrainingConfig(epochs=5)
+HARDLY = TrainingConfig(epochs=5)
 MAPPED = 60  # epochs of mapping, of 200 by default
 
 
@@ -28,7 +28,7 @@ def example(**options):
     )
     is_new = (adata.obs["batch"] == "batch_2").to_numpy()
     reference, query = bare(adata[~is_new]), bare(adata[is_new])
-    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **{"training": SHORT} | options)
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **options)
     return reference, query, model
 
 

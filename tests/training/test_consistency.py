@@ -10,6 +10,7 @@ import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of
+from scvae.kernels.block import Dense
 from scvae.kernels.shared_batch import Shared
 from scvae.training.consistency import ONE_PAIR_IN, inconsistency, pairs
 
@@ -75,7 +76,7 @@ def test_it_is_half_the_squared_way_between_the_places_of_the_exchanged_in_poste
             x, covariates = seen_by_the_encoder(network, z, cells)
             if network.encode_conditions:
                 covariates = torch.cat([covariates, network.conditions(cells)], dim=1)
-            places.append(network.encoder(x, covariates, None))
+            places.append(network.encoder(Dense(x), covariates, None))
     own, other = places
     log_variance = (own.log_variance + other.log_variance) / 2
     nats = ((own.mean - other.mean) ** 2 / log_variance.exp() / 2).sum(1)
