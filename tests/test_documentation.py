@@ -139,6 +139,7 @@ def test_the_answer_to_a_question_runs_and_does_something(code, cells, at_work, 
 
 
 @pytest.mark.parametrize("code", snippets("guide.md"))
+@pytest.mark.slow
 def test_the_code_of_the_guide_runs(code, cells, at_work):
     at_work["adata"].write_h5ad("atlas.h5ad")
     run(code, at_work | {"model": cells[3]})

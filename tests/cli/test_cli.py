@@ -506,11 +506,13 @@ def in_a_process(*words):
     )
 
 
+@pytest.mark.slow
 def test_python_m_scvae_tells_its_version():
     ended = in_a_process("--version")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"scvae {scvae.__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_a_process_fits(folder, example):
     ended = in_a_process("fit", "in.h5ad", "-o", "out.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
@@ -519,6 +521,7 @@ def test_a_process_fits(folder, example):
     np.testing.assert_allclose(anndata.read_h5ad("out.h5ad").obsm["X_scvae"], ours, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_errors_of_a_process_have_exit_code_2(folder):
     ended = in_a_process("fit", "in.h5ad", "-o", "old.h5ad", *QUICK)
     assert (ended.returncode, ended.stdout) == (2, "")

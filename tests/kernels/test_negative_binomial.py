@@ -194,6 +194,7 @@ def test_repeated_calls_give_the_same_bits():
     assert digest() == digest()
 
 
+@pytest.mark.slow
 def test_one_thread_and_two_give_the_same_bits():
     code = (
         "import numba, torch; from problems import digest; "

@@ -30,6 +30,7 @@ print(adata.obsm["X_scvae"].shape, np.isfinite(adata.obsm["X_scvae"]).all())
 
 
 @pytest.mark.parametrize("obstacle", [MISSING, NO_FOLDER], ids=["missing", "no folder"])
+@pytest.mark.slow
 def test_a_fit_without_numba_works_and_says_once_that_it_is_slower(obstacle):
     root = str(Path(scvae.__file__).parents[1])
     done = subprocess.run(

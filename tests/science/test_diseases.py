@@ -65,6 +65,7 @@ def test_a_default_fit_is_healthy(data, options):
     assert diseases(adata, fitted(adata, **options)) == set()
 
 
+@pytest.mark.slow
 def test_a_default_fit_of_real_cells_is_healthy():
     adata = scvae.datasets.pbmc3k()[::6].copy()
     detected = np.asarray((adata.X > 0).sum(0)).ravel()

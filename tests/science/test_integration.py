@@ -37,6 +37,7 @@ def integrated(unbalanced):
     return unbalanced.obsm["X_scvae"].copy()
 
 
+@pytest.mark.slow
 def test_a_type_that_one_batch_lacks_is_not_merged_with_another(unbalanced, integrated):
     types = unbalanced.obs["cell_type"].cat.codes.to_numpy()
     same = (types[neighbours_of(integrated)] == types[:, None]).mean(1)
@@ -64,6 +65,7 @@ def test_shared_types_mix_as_they_do_not_without_the_batch(unbalanced, integrate
     assert apart[shared].mean() < 0.1
 
 
+@pytest.mark.slow
 def test_several_categories_and_numbers_at_once_leave_the_embedding():
     adata = scvae.datasets.simulate(n_cells=900, n_genes=150, n_batches=2, mean_library=1500, type_share=0.9, rng=3)
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def fit_of_noise_free_cells(minimum_scale, epochs):
     )
 
 
+@pytest.mark.slow
 def test_the_scale_bound_ends_the_run_of_a_gaussian_scale_to_zero():
     gain, kl = {}, {}
     for minimum_scale in (0.0, 0.3):

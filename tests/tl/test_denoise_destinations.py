@@ -111,6 +111,7 @@ def test_a_store_holds_what_a_layer_would(tmp_path, monkeypatch, digest, thresho
 
 
 @pytest.mark.parametrize("threshold", [None, 0.02])
+@pytest.mark.slow
 def test_cells_in_files_are_denoised_into_a_store_and_their_values_stay_on_disk(tmp_path, threshold):
     adata, model = case()
     paths = [tmp_path / "a.h5ad", tmp_path / "b.zarr"]

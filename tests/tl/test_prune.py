@@ -55,6 +55,7 @@ def test_the_held_out_elbo_is_unchanged(pruned):
     assert held_out_elbo(adata, narrow) > held_out_elbo(adata, wide) - 0.5
 
 
+@pytest.mark.slow
 def test_pruning_costs_pbmc3k_no_more_than_half_a_nat():
     adata = scvae.datasets.pbmc3k()
     genes = np.asarray(adata.X.sum(0)).ravel()

@@ -351,6 +351,7 @@ def test_a_default_fit_recovers_planted_cell_types():
     assert trained > neighbour_accuracy(before, labels) + 0.1
 
 
+@pytest.mark.slow
 def test_a_batch_effect_is_left_to_the_decoder():
     adata = simulated(400, 100, n_types=4, type_share=0.9, n_batches=2, batch_effect=0.6, rng=1)
     accuracy = {}

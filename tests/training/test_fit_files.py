@@ -103,6 +103,7 @@ def test_results_written_again_take_the_place_of_the_earlier(tmp_path, ending):
     assert reread(path).obsm["X_scvae_samples"].shape == (60, 4, 2)
 
 
+@pytest.mark.slow
 def test_a_fit_from_a_file_sorted_by_type_is_as_good_as_one_in_memory(tmp_path):
     simulated = scvae.datasets.simulate(n_cells=1500, n_genes=150, n_types=5, rng=0)
     adata = anndata.AnnData(simulated.X, simulated.obs[["cell_type"]], simulated.var[[]])
@@ -289,6 +290,7 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_a_whole_file(killed, step):
     folder, ended = killed
     path = folder / str(step) / "cells.h5"
