@@ -121,8 +121,8 @@ def map_query(
     there = _with_new(adata, known)
     cells = read_cells(adata, there, layer)
     schema = with_batch_key(there, model.schema.batch.key if model.schema.batch else None)
-    mapped, training = map_cells(model, cells, schema, epochs=epochs, verbose=verbose)
-    write_results(adata, mapped, cells, keys, beta=beta, more={"mapping": _record(model, training, cells)})
+    mapped, as_fit = map_cells(model, cells, schema, epochs=epochs, verbose=verbose)
+    write_results(adata, mapped, cells, keys, beta=beta, more={"mapping": _record(model, as_fit, cells)})
     return mapped
 
 
@@ -143,11 +143,11 @@ def _with_new(adata: AnnData, known: Schema) -> Schema:
     return schema
 
 
-def _record(model: FittedModel, training: FittedModel, cells: Cells) -> dict[str, Any]:
+def _record(model: FittedModel, as_fit: FittedModel, cells: Cells) -> dict[str, Any]:
     """The entries that mapping adds to the reference's record."""
     n_genes, n_missing = len(model.genes), 0 if cells.missing is None else len(cells.missing)
-    pairs = zip(model.schema.categoricals, training.schema.categoricals, strict=True)
-    outcome = training.outcome
+    pairs = zip(model.schema.categoricals, as_fit.schema.categoricals, strict=True)
+    outcome = as_fit.outcome
     return {
         "new": {old.key: np.array(new.categories[len(old.categories) :], dtype=str) for old, new in pairs},
         "genes_found": n_genes - n_missing,
@@ -157,5 +157,5 @@ def _record(model: FittedModel, training: FittedModel, cells: Cells) -> dict[str
         "converged": outcome.converged,
         "reason": outcome.reason,
         "held_out_elbo": outcome.held_out_elbo,
-        "history": {name: column.to_numpy(copy=True) for name, column in training.history.items()},
+        "history": {name: column.to_numpy(copy=True) for name, column in as_fit.history.items()},
     }
