@@ -37,7 +37,8 @@ def tiles(request, monkeypatch):
 
 
 def there(problem: Problem) -> Problem:
-    moved = {f.name: getattr(problem, f.name).to(WHERE) for f in fields(problem)}
+    parts = {f.name: getattr(problem, f.name) for f in fields(problem)}
+    moved = {n: p.to(WHERE) if isinstance(p, torch.Tensor) else p.map(lambda t: t.to(WHERE)) for n, p in parts.items()}
     return Problem(**moved)
 
 
@@ -255,7 +256,7 @@ def test_dense_rows_are_those_of_the_matrix(n_cells, n_genes):
 
 
 def test_no_rows_are_a_block_without_rows():
-    nothing = CSR.from_numpy(np.zeros(1), np.zeros(0), np.zeros(0), 5).to(WHERE)
+    nothing = CSR.from_numpy(np.zeros(1), np.zeros(0), np.zeros(0), 5).map(lambda t: t.to(WHERE))
     assert fused_cuda.densify(nothing).shape == (0, 5)
 
 
