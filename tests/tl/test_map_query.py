@@ -40,6 +40,12 @@ def mapped_query():
     return full, scvae.tl.map_query(full, model, epochs=MAPPED, verbose=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _made_once():
+    """The model of most tests, before any of them is timed."""
+    mapped_query()
+
+
 def bare(adata):
     """The same cells without any result."""
     return ad.AnnData(adata.X.copy(), obs=adata.obs.astype({"batch": str}), var=adata.var.copy())
