@@ -63,5 +63,5 @@ def test_where_much_else_runs_no_test_is_judged_by_its_time(pytester, monkeypatc
     outcomes(pytester, monkeypatch, load=3.0).assert_outcomes(passed=5, failed=1)
 
 
-def test_the_limit_is_ten_seconds(pytestconfig):
-    assert float(pytestconfig.getini("limit")) == 10
+def test_the_limit_is_ten_seconds_and_twenty_on_machines_of_ci(pytestconfig):
+    assert float(pytestconfig.getini("limit")) == (20 if os.environ.get("CI") else 10)
