@@ -140,9 +140,15 @@ def test_the_answer_to_a_question_runs_and_does_something(code, cells, at_work, 
 
 @pytest.mark.parametrize("code", snippets("guide.md"))
 @pytest.mark.slow
-def test_the_code_of_the_guide_runs(code, cells, at_work):
+def test_the_code_of_the_guide_runs_and_does_something(code, cells, at_work, digest):
     at_work["adata"].write_h5ad("atlas.h5ad")
-    run(code, at_work | {"model": cells[3]})
+    before, there = digest(at_work["adata"]), {path.name: path.stat().st_mtime_ns for path in Path().iterdir()}
+    names = at_work | {"model": cells[3]}
+    known = dict(names)
+    shown = run(code, names)
+    written = {path.name: path.stat().st_mtime_ns for path in Path().iterdir()} != there
+    made = [name for name in names if name != "__builtins__" and names[name] is not known.get(name)]
+    assert shown is not None or made or written or digest(at_work["adata"]) != before
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does

@@ -146,7 +146,7 @@ class FittedModel:
     @property
     def device(self) -> torch.device:
         """Device of the network."""
-        return next(self.network.parameters()).device
+        return self.network.device
 
     def beta_of(self, beta: float | None) -> float:
         """The β to use for the argument `beta`.
