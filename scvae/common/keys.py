@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_NAME = 200  # bytes; a zarr store makes a folder of the name
+
 
 def check_slot_name(value: object, name: str) -> str:
-    """`value` itself, if it can name a slot both in an AnnData and in a file; raises ValueError otherwise."""
-    if not isinstance(value, str) or not value or "/" in value:
-        raise ValueError(f"{name} is {value!r}; pass a name without '/', which h5ad and zarr files use for groups")
+    """`value` itself, if it can name a slot both in an AnnData and in a file; raises ValueError otherwise.
+
+    In h5ad and zarr files "/" separates groups (in zarr a backslash, too), "." and ".." are groups, and names
+    that begin with a dot or two underscores are zarr's own.
+    """
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or value != value.strip()
+        or value.startswith((".", "__"))
+        or value in ("", "zarr.json")
+        or set(value) & set("/\\")
+        or len(value.encode()) > LONGEST_NAME
+    ):
+        raise ValueError(
+            f"{name} is {value!r}, which h5ad and zarr files cannot hold as the name of a slot; pass a short name "
+            "without '/' and backslash that begins with neither '.' nor '__'"
+        )
     return value
 
 

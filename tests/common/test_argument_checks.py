@@ -63,10 +63,12 @@ def test_something_else_than_an_anndata_is_refused():
         check_adata(np.ones((3, 3)))
 
 
-@pytest.mark.parametrize("name", ["", "a/b", 3])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", 3, ".", "..", " ", "a\\b", "a\n", ".zattrs", "__a", "zarr.json", "\x00", "a" * 300]
+)
 def test_a_name_that_files_cannot_hold_is_refused_before_the_fit(name):
     adata = scvae.datasets.simulate(n_cells=20, n_genes=10)
-    with pytest.raises(ValueError, match=r"key_added is .*; pass a name without '/'"):
+    with pytest.raises(ValueError, match=r"key_added is .*; pass a short name without '/'"):
         scvae.fit(adata, key_added=name, verbose=False)
     assert set(adata.obsm) == {"z"}
 
