@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
-    """`path` as a Path, if a file can be written there.
+    """`path` with links followed, if a file can be written there.
 
     Raises
     ------
@@ -27,12 +27,20 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         If the folder of `path` does not exist.
     IsADirectoryError
         If `path` is a folder.
+    FileExistsError
+        If `path` is neither a file nor a folder, such as a pipe or a device.
     """
     path = Path(path)
-    check_folder(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; pass the name of a file in it.")
-    return path
+    check_folder(path)
+    place = Path(os.path.realpath(path))  # a pipe such as /dev/stdout has no real path that exists
+    if (path.exists() and not path.is_file()) or place.is_symlink():
+        raise FileExistsError(
+            f"{path} is no regular file (but a pipe, a device or a link to itself); pass another path."
+        )
+    check_folder(place)
+    return place
 
 
 def check_folder(path: Path) -> None:
@@ -42,8 +50,11 @@ def check_folder(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`; it is renamed to `path` if the block succeeds and removed otherwise."""
+def written_whole(path: str | os.PathLike[str], *, may_replace: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`; it is renamed to `path` if the block succeeds and removed otherwise.
+
+    Links are followed. Without `may_replace`, a file that has appeared at `path` in the meantime is an error.
+    """
     path = check_place(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -55,25 +66,32 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private
+        _refuse_replacing(path, may_replace)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def folder_written_whole(path: str | os.PathLike[str], *, may_replace: bool = True) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` if the block succeeds and is removed otherwise.
 
-    An earlier folder at `path` is removed only when the new one is complete.
+    An earlier folder at `path` is removed only when the new one is complete. Links are followed.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
         made, earlier = Path(name) / "new", Path(name) / "old"
         made.mkdir()
         yield made
+        _refuse_replacing(path, may_replace)
         if path.exists():
             path.rename(earlier)
         made.rename(path)
+
+
+def _refuse_replacing(path: Path, may_replace: bool) -> None:
+    if path.exists() and not may_replace:
+        raise FileExistsError(f"{path} was written by another program in the meantime and is left as it is.")
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], kind: str, record: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     ImportError
         If zarr is not installed.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
         import zarr  # noqa: F401
     except ImportError as error:
