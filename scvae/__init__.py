@@ -15,7 +15,7 @@ from .diagnostics.verdict import Finding
 from .inference.fitted import FittedModel, Outcome, load
 from .tl._diagnose import Diagnosis
 from .tl._tune_beta import BetaPath, tune_beta
-from .training.fit import fit
+from .training.fit import NotWrittenError, fit
 from .training.step import NonFiniteLossError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MissingKeyError",
     "NetworkConfig",
     "NonFiniteLossError",
+    "NotWrittenError",
     "Outcome",
     "RankError",
     "TrainingConfig",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.distributed import is_launched, process_group
 from ..common.keys import Keys
 from .files import (
+    check_cells_output,
     check_input,
     check_output,
     check_paths_differ,
@@ -103,13 +104,21 @@ def _is_first() -> bool:
 def _fit(given: argparse.Namespace) -> None:
     _check_files(given)
 
-    from ..training.fit import fit
+    from ..training.fit import NotWrittenError, fit
 
     keys = Keys(given.key_added)
     keywords = _keywords(given)
     layer = getattr(given, "layer", None)
-    with results_of(given.input, given.output, layer, is_writer=_is_first()) as results:
-        model = fit(results.cells, **keywords)
+    with results_of(given.input, given.output, layer, force=given.force, is_writer=_is_first()) as results:
+        try:
+            model = fit(results.cells, **keywords)
+        except NotWrittenError as error:
+            if given.model is None:
+                raise OSError(str(error.__cause__)) from error
+            error.model.save(given.model)
+            raise OSError(
+                f"{error.__cause__}; {given.model} has the model, with which scvae embed writes it"
+            ) from error
         results.take(lambda adata: _results(adata, keys))
         if given.model is not None and _is_first():
             model.save(given.model)
@@ -156,7 +165,7 @@ def _tune_beta(given: argparse.Namespace) -> None:
         return
     if given.model is not None:
         path.model.save(given.model)
-    write_copy(given.input, given.output, results)
+    write_copy(given.input, given.output, results, force=given.force)
     if given.quiet:
         return
     rows = {
@@ -183,7 +192,7 @@ def _check_files(given: argparse.Namespace, written: tuple[str, ...] = WRITTEN) 
     check_paths_differ({"output": given.output} | outputs)
     for source in inputs:
         if given.output is not None:
-            check_output(given.output, source, force=given.force, may_replace_input=len(inputs) == 1)
+            check_cells_output(given.output, source, force=given.force, may_replace_input=len(inputs) == 1)
         for name, path in outputs.items():
             if path is not None:
                 # an existing checkpoint is resumed, so it does not need --force
@@ -242,8 +251,8 @@ def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Nam
 
 
 def _embed(given: argparse.Namespace) -> None:
-    _check_files(given, written=())
     check_paths_differ({"output": given.output, "--model": given.model})
+    _check_files(given, written=())
 
     from ..inference.fitted import load
     from ..tl import embed
@@ -251,7 +260,7 @@ def _embed(given: argparse.Namespace) -> None:
     model = load(given.model)
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
-    with results_of(given.input, given.output, None if layer == "X" else layer) as results:
+    with results_of(given.input, given.output, None if layer == "X" else layer, force=given.force) as results:
         embed(results.cells, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
         results.take(lambda adata: {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}})
     _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
@@ -261,7 +270,7 @@ def _diagnose(given: argparse.Namespace) -> None:
     check_input(given.input)
     check_paths_differ({"output": given.output, "--model": given.model})
     if given.output is not None:
-        check_output(given.output, given.input, force=given.force)
+        check_cells_output(given.output, given.input, force=given.force)
 
     from ..inference.fitted import load
     from ..tl import diagnose
@@ -275,7 +284,7 @@ def _diagnose(given: argparse.Namespace) -> None:
         print(diagnose(adata, model, layer=layer or "X", verbose=False, **keywords))
         results = {"uns": {keys.uns: adata.uns[keys.uns]}}
     if given.output is not None:
-        write_copy(given.input, given.output, results)
+        write_copy(given.input, given.output, results, force=given.force)
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anndata import AnnData
 
+H5AD, STORE = ".h5ad", ".zarr"  # endings of an output, and what they stand for
+
 
 def check_input(path: Path, *, may_be_folder: bool = False) -> None:
     """Refuses a path that is neither a file nor, if allowed, a folder."""
@@ -37,10 +39,13 @@ def check_paths_differ(outputs: Mapping[str, Path | None]) -> None:
 
 def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
     """Refuses a path that cannot be written, before any long computation starts."""
-    if path.is_dir():
-        raise IsADirectoryError(f"the output {path} is a folder; pass a file name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it to write {path.name} there")
+    from ..common.files import check_folder, check_place
+    from ..data.destinations import is_store
+
+    if is_store(path) and path.suffix == STORE:
+        check_folder(path)
+    else:
+        check_place(path)
     if path.exists() and path.samefile(source):
         if not may_replace_input:
             raise ValueError(f"{path} is the input; pass another file")
@@ -49,6 +54,17 @@ def check_output(path: Path, source: Path, *, force: bool, may_replace_input: bo
     if path.exists() and not force:
         raise FileExistsError(f"the output {path} exists; pass --force to replace it")
     check_writable(path.parent)
+
+
+def check_cells_output(path: Path, source: Path, *, force: bool, may_replace_input: bool = True) -> None:
+    """The same of a file of cells, which must also not be open elsewhere."""
+    from ..data.turns import check_can_be_changed
+
+    if path.suffix not in (H5AD, STORE):
+        raise ValueError(f"the output {path} would be a file of cells; end its name in {H5AD} or {STORE}")
+    check_output(path, source, force=force, may_replace_input=may_replace_input)
+    if path.exists():
+        check_can_be_changed(path)
 
 
 def check_picture(path: Path) -> None:
@@ -76,18 +92,24 @@ def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
     from anndata import read_h5ad
 
     from ..data.containers import matrix_of
+    from ..data.turns import let_others_add, turn
 
     try:
-        adata = read_h5ad(path, backed="r")
+        with turn(path, to_write=False):
+            adata = read_h5ad(path, backed="r")
         can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
         if "X" not in adata.file:
             adata.file.close()
             adata = read_h5ad(path)
+    except BlockingIOError:
+        raise
     except Exception as error:  # the type depends on where in the file anndata failed
         raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
     try:
         if not can_be_added_to:
             raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer anndata")
+        if adata.isbacked:
+            let_others_add(adata.file["obs"].file)
         try:
             matrix_of(adata, layer)
         except TypeError as error:  # at this point the cause is the file, not a bug
@@ -124,14 +146,13 @@ class Results:
 
 @contextmanager
 def results_of(
-    inputs: list[Path], output: Path | None, layer: str | None, *, is_writer: bool = True
+    inputs: list[Path], output: Path | None, layer: str | None, *, force: bool, is_writer: bool = True
 ) -> Iterator[Results]:
     """Opens the input of a command, and writes its results if the block ends without an error.
 
     For one h5ad file, results go to a copy of it; for other inputs, to a file of the cells without values. Without an
     output, the command itself writes them into the inputs. Only one of several processes is the writer.
     """
-    from ..common.files import written_whole
     from ..data import sources
 
     if output is None:
@@ -148,28 +169,53 @@ def results_of(
             results = Results(adata, adata, str(output))
             yield results
         if is_writer:
-            write_copy(inputs[0], output, results.found)
+            write_copy(inputs[0], output, results.found, force=force)
         return
     with sources.opened(inputs, layer) as source:
         results = Results(source, source.adata, str(output))
         yield results
-        if not is_writer:
-            return
-        with written_whole(output) as temporary:
-            sources.small(source).write_h5ad(temporary, compression="gzip")
+        if is_writer:
+            _write(sources.small(source), output, force=force)
 
 
-def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copies the file `source` to `target` with `results` (group, then key) added and everything else unchanged.
+def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, Any]], *, force: bool) -> None:
+    """Copies the h5ad file `source` to `target` with `results` (group, then key) added and everything else unchanged.
 
-    A result of None removes the key.
+    A result of None removes the key. A zarr store as a target has the cells in memory for a moment.
     """
     import h5py
+    from anndata import read_h5ad
 
     from ..common.files import written_whole
     from ..data.write_back import add_results
 
-    with written_whole(target) as temporary:
+    if target.suffix == STORE:
+        adata = read_h5ad(source)
+        for group, values in results.items():
+            place = getattr(adata, group)
+            for key, value in values.items():
+                place.pop(key, None)
+                if value is not None:
+                    place[key] = value
+        _write(adata, target, force=force)
+        return
+    with written_whole(target, may_replace=force) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
             add_results(file, results)
+
+
+def _write(adata: AnnData, target: Path, *, force: bool) -> None:
+    from ..common.files import folder_written_whole, written_whole
+
+    if target.suffix == STORE:
+        import zarr
+        from anndata.io import write_elem
+
+        from ..data.destinations import zarr_version
+
+        with folder_written_whole(target, may_replace=force) as folder:
+            write_elem(zarr.open_group(str(folder), mode="w", **zarr_version(2)), "/", adata)
+        return
+    with written_whole(target, may_replace=force) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")

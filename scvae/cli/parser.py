@@ -90,7 +90,7 @@ def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog="Defaults are those of scvae.tune_beta; see help(scvae.tune_beta) in Python.",
     )
     add_input(parser)
-    _add_output(parser, "h5ad file to write: a copy of the input with the results", required=True)
+    _add_output(parser, "h5ad file or zarr store to write: a copy of the input with the results", required=True)
     model = add_settings(parser)
     model.add_argument("--betas", metavar="BETA", nargs="+", type=float, help="the weights to compare, at least two")
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
@@ -137,7 +137,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     add_key_added(parser)
-    _add_output(parser, "h5ad file to write: a copy of the input with the report")
+    _add_output(parser, "h5ad file or zarr store to write: a copy of the input with the report")
 
 
 def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -21,6 +21,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from .turns import path_of
+
 Decode = Callable[[bytes], Any]  # from the bytes in a file to the bytes of the array
 
 DEFLATE, SHUFFLE = 1, 2  # HDF5's numbers of its filters
@@ -171,9 +173,9 @@ def _of_hdf5(dataset: Any) -> ChunkTable:
     import h5py
 
     file = dataset.file
-    path = Path(os.fsdecode(file.filename))
+    path = path_of(file)
     plain = dataset.ndim == 1 and not dataset.is_virtual and dataset.external is None
-    if not (plain and _is_plain(dataset.dtype) and file.driver in ("sec2", "stdio") and file.userblock_size == 0):
+    if path is None or not (plain and _is_plain(dataset.dtype) and file.userblock_size == 0):
         raise UnknownLayoutError(dataset.name)
     if file.mode != "r":
         file.flush()

@@ -19,6 +19,7 @@ from .containers import matrix_of, name_of
 from .destinations import is_store
 from .in_place import restore
 from .on_disk import Joined, on_disk
+from .turns import Reader, check_can_be_changed, turn
 
 FILE = "file"  # column of obs: the file of each cell, if there are several
 ENDINGS = (".h5ad", ".zarr")
@@ -39,8 +40,8 @@ class Source:
         The values of several files; None if they are in `adata`.
     files
         The files, if there are any.
-    n_cells
-        Number of cells of each file.
+    cells
+        Names of the cells of each file.
     genes
         Names of the genes of each file, in its own order.
     """
@@ -48,7 +49,7 @@ class Source:
     adata: AnnData
     matrix: Joined | None = None
     files: tuple[Path, ...] = ()
-    n_cells: tuple[int, ...] = ()
+    cells: tuple[pd.Index, ...] = ()
     genes: tuple[pd.Index, ...] = ()
 
 
@@ -60,11 +61,22 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 
 @contextmanager
-def opened(given: object, layer: str | None) -> Iterator[Source]:
+def opened(given: object, layer: str | None, *, to_change: bool = False) -> Iterator[Source]:
     """The source for an AnnData, for files (open during the block), or for a source, of which only the AnnData is kept.
+
+    Parameters
+    ----------
+    given
+        An AnnData, paths or a source.
+    layer
+        The layer that is needed; None for X.
+    to_change
+        Whether results will be written into the files.
 
     Raises
     ------
+    PermissionError, BlockingIOError
+        If files are to be changed and one cannot be written to, or is open in this process or for writing in another.
     FileNotFoundError, ValueError
         If a file does not exist or cannot be read, or if the files share no genes.
     TypeError
@@ -73,12 +85,14 @@ def opened(given: object, layer: str | None) -> Iterator[Source]:
         If a file does not have this layer.
     """
     if isinstance(given, Source):
-        yield replace(given, files=(), n_cells=(), genes=())
+        yield replace(given, files=(), cells=(), genes=())
         return
     if not are_paths(given):
         yield Source(check_adata(given))
         return
     files = listed(given)
+    for path in files if to_change else ():
+        check_can_be_changed(path)
     with ExitStack() as stack:
         found = [_opened(path, stack) for path in files]
         for path, adata in zip(files, found, strict=True):
@@ -88,7 +102,7 @@ def opened(given: object, layer: str | None) -> Iterator[Source]:
             except ValueError as error:
                 raise type(error)(f"{path}: {error}") from error
         if len(files) == 1:
-            yield Source(found[0], None, files, (found[0].n_obs,), (found[0].var_names,))
+            yield Source(found[0], None, files, (found[0].obs_names,), (found[0].var_names,))
         else:
             yield _joined(files, found, layer)
 
@@ -113,6 +127,8 @@ def listed(given: Paths) -> tuple[Path, ...]:
             files += inside
         elif not path.exists():
             raise FileNotFoundError(f"there is no file {path}; pass an h5ad file or a zarr store")
+        elif not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe or a device; pass an h5ad file or a zarr store")
         else:
             files.append(path)
     if not files:
@@ -140,8 +156,8 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
     if path.is_file():
         restore(path)
     try:
-        group = _group(path, stack)
-        with warnings.catch_warnings():
+        with turn(path, to_write=False), warnings.catch_warnings():
+            group = _group(path, stack)
             warnings.simplefilter("ignore")  # of anndata on repeated names, which `intake` checks
             adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
             places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
@@ -154,6 +170,8 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
                     adata.X = matrix
                 else:
                     adata.layers[layer] = matrix
+    except BlockingIOError:
+        raise
     except Exception as error:  # the type depends on where in the file reading failed
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
         raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
@@ -171,7 +189,7 @@ def _group(path: Path, stack: ExitStack) -> Any:
         return zarr.open_group(str(path), mode="r")
     import h5py
 
-    return stack.enter_context(h5py.File(path, "r"))
+    return stack.enter_context(h5py.File(stack.enter_context(Reader(path)), "r"))
 
 
 def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
@@ -208,8 +226,9 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
         parts.append(replace(inner.parts[0], first_cell=first_cell, columns=columns))
         first_cell += adata.n_obs
     adata = AnnData(obs=_columns_of_cells(files, found), var=_columns_of_genes(files, found, shared))
-    counts, genes = tuple(each.n_obs for each in found), tuple(names)
-    return Source(adata, Joined(tuple(parts), len(shared)), files, counts, genes)
+    return Source(
+        adata, Joined(tuple(parts), len(shared)), files, tuple(each.obs_names for each in found), tuple(names)
+    )
 
 
 def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:

@@ -13,29 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from .destinations import zarr_version
 from .in_place import changed_in_place
 from .sources import Source
+from .turns import turn
 
 Results = Mapping[str, Mapping[str, Any]]  # group, then key; None removes a key
-
-
-def check_can_be_changed(source: Source) -> None:
-    """Checks that all files can be written to, before a long computation starts.
-
-    Raises
-    ------
-    PermissionError
-        If a file cannot be written to; the message names the first.
-    """
-    for path in source.files:
-        if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-            raise PermissionError(
-                f"{path} cannot be written to, but the results would be written into it; make it writable, or pass "
-                "anndata.read_h5ad(..., backed='r') to get the results in memory (on the command line: "
-                "scvae fit ... -o latent.h5ad)"
-            )
 
 
 def write_back(
@@ -44,11 +29,18 @@ def write_back(
     """Writes slots of `source.adata` into the files; each file gets the part for its own cells and genes.
 
     A key of `obsm` or `varm` that `source.adata` lacks is removed from the files. Columns `var` cover all genes.
+
+    Raises
+    ------
+    BlockingIOError
+        If a file is open in this process, or stays open in another one.
+    OSError
+        If a file cannot be written to, or has other cells or genes by now.
     """
     adata, start = source.adata, 0
-    for path, n_cells, genes in zip(source.files, source.n_cells, source.genes, strict=True):
-        cells = slice(start, start + n_cells)
-        start += n_cells
+    for path, names, genes in zip(source.files, source.cells, source.genes, strict=True):
+        cells = slice(start, start + len(names))
+        start += len(names)
         places = adata.var_names.astype(str).get_indexer(genes.astype(str))
         here = (places >= 0)[:, None]
         results: dict[str, dict[str, Any]] = {
@@ -60,7 +52,8 @@ def write_back(
             "uns": {key: adata.uns[key] for key in uns},
             "var": {key: _of_genes(adata.var[key].to_numpy(), places) for key in var or ()},
         }
-        _write_zarr(path, results) if path.is_dir() else _write_h5ad(path, results)
+        write = _write_zarr if path.is_dir() else _write_h5ad
+        write(path, results, {"obs": names, "var": genes})
 
 
 def add_results(file: Any, results: Results) -> None:
@@ -86,19 +79,33 @@ def _of_genes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     return found
 
 
-def _write_h5ad(path: Path, results: Results) -> None:
+def _check_names(path: Path, file: Any, read: Mapping[str, pd.Index]) -> None:
+    """Raises OSError if the cells or genes are not those that were read, in their order."""
+    from anndata.io import read_elem
+
+    for group, names in read.items():
+        here = read_elem(file[group][file[group].attrs["_index"]])
+        if not pd.Index(np.asarray(here, object)).astype(str).equals(names.astype(str)):
+            raise OSError(f"{path} has other {group}_names than when it was read, so nothing was written into it")
+
+
+def _write_h5ad(path: Path, results: Results, names: Mapping[str, pd.Index]) -> None:
     import h5py
 
     with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
+        _check_names(path, file, names)
         add_results(file, results)
 
 
-def _write_zarr(path: Path, results: Results) -> None:
+def _write_zarr(path: Path, results: Results, names: Mapping[str, pd.Index]) -> None:
     """Writes each element to a temporary folder, which then replaces the old element."""
     import zarr
 
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
+    path = Path(os.path.realpath(path))
+    folder = tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent)
+    with turn(path, to_write=True), folder as name:
         aside = Path(name)
+        _check_names(path, zarr.open_group(str(path), mode="r"), names)
         version = zarr_version(3 if (path / "zarr.json").is_file() else 2)
         made = zarr.open_group(str(aside / "new"), mode="w", **version)
         if results["var"]:
@@ -113,9 +120,9 @@ def _write_zarr(path: Path, results: Results) -> None:
                 continue
             for key, value in values.items():
                 _exchange(None if value is None else aside / "new" / group / key, path / group / key, aside / "old")
-    with _quiet():
-        if _is_consolidated(path):
-            zarr.consolidate_metadata(str(path))
+        with _quiet():
+            if _is_consolidated(path):
+                zarr.consolidate_metadata(str(path))
 
 
 def _exchange(new: Path | None, place: Path, aside: Path) -> None:

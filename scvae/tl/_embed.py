@@ -9,7 +9,7 @@ from ..common.keys import Keys
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write
 from ..data.sources import Paths, Source, opened, small
-from ..data.write_back import check_can_be_changed, write_back
+from ..data.write_back import write_back
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import latent_draws, posterior_moments
@@ -86,9 +86,7 @@ def embed(
     check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
-    with opened(adata, model.schema.layer_of(layer)) as source:
-        if not copy:
-            check_can_be_changed(source)
+    with opened(adata, model.schema.layer_of(layer), to_change=not copy) as source:
         cells = read_cells(source.adata, model, layer, source.matrix)
         mean, variance = posterior_moments(model, cells, beta=beta)
         draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None

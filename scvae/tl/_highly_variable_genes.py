@@ -13,7 +13,7 @@ from ..data.gene_variance import best_genes, gene_variances
 from ..data.on_disk import on_disk
 from ..data.sources import Paths, Source, opened
 from ..data.value_check import ValueCheck
-from ..data.write_back import check_can_be_changed, write_back
+from ..data.write_back import write_back
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,8 +80,7 @@ def highly_variable_genes(
     n_top_genes, span = check_positive_int(n_top_genes, "n_top_genes"), check_positive(span, "span")
     if span > 1:
         raise ValueError(f"span is {span:g}; pass a share of the genes, above 0 and up to 1")
-    with opened(adata, layer) as source:
-        check_can_be_changed(source)
+    with opened(adata, layer, to_change=True) as source:
         cells = source.adata
         codes = _batches(cells, batch_key)
         matrix = matrix_of(cells, layer) if source.matrix is None else source.matrix

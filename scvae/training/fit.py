@@ -31,7 +31,7 @@ from ..data.intake import Cells, DataKeys, read_fit
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
-from ..data.write_back import check_can_be_changed, write_back
+from ..data.write_back import write_back
 from ..inference.fitted import FittedModel, check_model, in_use
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
@@ -48,6 +48,25 @@ logger = logging.getLogger(__name__)
 # n_latent="auto" starts with this many dimensions (with 30, the held-out ELBO of five data sets was lower) and removes
 # unused ones at most this many times
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
+
+
+class NotWrittenError(OSError):
+    """A trained model whose results could not be written into the files of the cells.
+
+    Parameters
+    ----------
+    message
+        Why not.
+    model
+        The model; `scvae.tl.embed(path, error.model)` writes the embedding later.
+    """
+
+    def __init__(self, message: str, model: FittedModel) -> None:
+        super().__init__(
+            f"{message}. The model is not lost: it is the `model` of this error (in a notebook sys.last_value.model), "
+            "and scvae.tl.embed(path, model) writes the embedding later"
+        )
+        self.model = model
 
 
 @process_group()
@@ -170,6 +189,12 @@ def fit(
         If training diverges; the message names a cell.
     MemoryError
         If the device does not have enough memory to train on one cell at a time.
+    PermissionError, BlockingIOError
+        If results are to go into a file that cannot be written to, is open in this process, or is open for writing in
+        another one; nothing is read.
+    NotWrittenError
+        If after training a file could not be changed, because others kept it open for a minute, the disk is full, or
+        its cells are others by now. The file is unchanged, and the error has the model.
     RankError
         If another process failed, died or hangs; the message names its rank.
 
@@ -186,14 +211,16 @@ def fit(
     request = Request(likelihood, n_latent, beta, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
-    with opened(adata, layer if init is None else init.schema.layer_of(layer)) as source:
-        ranks().first(lambda: check_can_be_changed(source))
+    with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True) as source:
         model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
     ranks().gather(None)  # all processes have finished reading the files
     with ranks().all_or_none():
         if ranks().is_first:
-            write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
+            try:
+                write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
+            except OSError as error:
+                raise NotWrittenError(str(error), model) from error
     return model
 
 

@@ -149,6 +149,7 @@ REFUSED = {
     "slot with a slash": ("fit in.h5ad -o out.h5ad --key-added a/b", "'a/b' cannot name a slot"),
     "output exists": ("fit in.h5ad -o old.h5ad", "old.h5ad exists; pass --force"),
     "output is the input": ("fit in.h5ad -o ./in.h5ad", "is the input"),
+    "output of another format": ("fit in.h5ad -o out.loom", "end its name in .h5ad or .zarr"),
     "output is a folder": ("fit in.h5ad -o folder.h5ad --force", "folder.h5ad is a folder"),
     "output folder missing": ("fit in.h5ad -o away/out.h5ad", "the folder away does not exist"),
     "output is the model": ("fit in.h5ad -o out.h5ad --model out.h5ad", "output and --model are both out.h5ad"),
@@ -376,6 +377,26 @@ def test_force_replaces_the_outputs_and_even_the_input(folder):
     assert adata.obsm["X_scvae"].shape == (N_CELLS, 5)
     assert (adata.X != make_adata().X).nnz == 0
     assert scvae.load("m.safetensors").n_latent == 5
+
+
+def test_an_output_that_ends_in_zarr_is_a_store(folder, example):
+    assert run("fit", "in.h5ad", *QUICK, "-o", "out.zarr") == 0
+    made, expected = anndata.read_zarr("out.zarr"), anndata.read_h5ad(example / "fitted.h5ad")
+    assert np.array_equal(made.obsm["X_scvae"], expected.obsm["X_scvae"])
+    assert made.uns["nested"]["number"] == 3
+    assert (made.layers["counts"] != expected.layers["counts"]).nnz == 0
+    assert run("embed", "in.h5ad", "--model", example / "m.safetensors", "-o", "out.zarr") == 2
+    assert run("embed", "in.h5ad", "--model", example / "m.safetensors", "-o", "out.zarr", "--force") == 0
+    assert run("embed", "out.zarr", "--model", example / "m.safetensors", "-o", "small.zarr") == 0
+    assert anndata.read_zarr("small.zarr").obsm["X_scvae"].shape == (N_CELLS, 3)
+
+
+def test_a_link_as_output_is_followed(folder):
+    Path("real").mkdir()
+    Path("out.h5ad").symlink_to("real/o.h5ad")
+    assert run("fit", "in.h5ad", *QUICK, "-o", "out.h5ad") == 0
+    assert Path("out.h5ad").is_symlink()
+    assert "X_scvae" in anndata.read_h5ad("real/o.h5ad").obsm
 
 
 def test_a_checkpoint_that_exists_is_resumed(folder, monkeypatch):

@@ -30,8 +30,9 @@ def test_random_writes_and_reads_are_those_of_bytes_in_memory(tmp_path, size, se
 def test_what_is_undone_was_never_there(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old" * PAGE)
-    file = InPlace(path)
-    file.seek(5)
-    file.write(bytes(4 * PAGE))
-    file.undo()
+    with path.open("r+b", buffering=0) as raw:
+        file = InPlace(path, raw)
+        file.seek(5)
+        file.write(bytes(4 * PAGE))
+        file.undo()
     assert path.read_bytes() == b"old" * PAGE
