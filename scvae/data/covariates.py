@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from ..common.checks import check_obs_column, listing, warn
+from .categories import check_names, distinct
 from .schema import Categorical, Numeric, Schema
 
 MOST_LISTED = 20  # categories listed in an error about an unknown one
@@ -57,12 +58,12 @@ def learn_columns(
     UserWarning
         If a category has a single cell.
     """
-    batch = None if batch_key is None else _categories(batch_key, _complete(adata, batch_key))
+    batch = None if batch_key is None else categories_of(adata, batch_key)
     categorical, numeric = [], []
     for key in keys:
         column = _complete(adata, key)
         if isinstance(column.dtype, pd.CategoricalDtype) or is_bool_dtype(column) or not is_numeric_dtype(column):
-            categorical.append(_categories(key, column))
+            categorical.append(categories_of(adata, key))
         else:
             numeric.append(_standard(key, column))
     _warn_of_single_cells(adata, categorical if batch is None else [batch, *categorical])
@@ -93,14 +94,48 @@ def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
     """
     columns, new = [], []
     for column in schema.categoricals:
-        values = _complete(adata, column.key)
-        found = _as_known(pd.Series(_categories(column.key, values).categories, dtype=object), column).unique()
-        more = tuple(name for name in found if name not in column.categories)
-        new.append(Categorical(column.key, more))
-        columns.append(Categorical(column.key, column.categories + more, column.mapped + (more if mapped else ())))
+        more = categories_of(adata, column.key, column.categories)
+        new.append(more)
+        columns.append(
+            replace(
+                column,
+                categories=column.categories + more.categories,
+                mapped=column.mapped + (more.categories if mapped else ()),
+            )
+        )
     _warn_of_single_cells(adata, new)
     batch = None if schema.batch is None else columns.pop(0)
     return replace(schema, batch=batch, categorical=tuple(columns))
+
+
+def categories_of(adata: AnnData, key: str, known: Sequence[str] = ()) -> Categorical:
+    """The categories of a column, without those known: in their own order, numbers ascending, or text sorted.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column does not exist.
+    ValueError
+        If it has missing values, holds neither categories nor numbers, or has True or False next to 0 or 1.
+
+    Warns
+    -----
+    UserWarning
+        If a category has the name that pandas gives to missing values.
+    """
+    column = _complete(adata, key)
+    if is_datetime64_any_dtype(column) or is_complex_dtype(column):
+        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; pass a column of categories or numbers")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        present = column.cat.remove_unused_categories().cat.categories
+    else:
+        values = column.astype(object)
+        present = sorted((values if is_numeric_dtype(column) else values.map(str)).unique())
+    found = pd.Series(distinct(present), dtype=object)
+    new = tuple(found[Categorical(key, tuple(known)).codes(found) < 0])
+    if new:
+        check_names(key, (*known, *new), new)
+    return Categorical(key, new)
 
 
 def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
@@ -115,9 +150,9 @@ def codes_of(adata: AnnData, schema: Schema) -> NDArray[np.int64]:
     """
     codes = np.empty((adata.n_obs, len(schema.categoricals)), dtype=np.int64)
     for place, column in enumerate(schema.categoricals):
-        names = _as_known(_complete(adata, column.key).astype(object).map(str), column)
-        codes[:, place] = pd.Index(column.categories).get_indexer(pd.Index(names, dtype=object))
-        unknown = names[codes[:, place] < 0]
+        values = _complete(adata, column.key)
+        codes[:, place] = column.codes(values)
+        unknown = values[codes[:, place] < 0].astype(object).map(str)
         if len(unknown):
             raise ValueError(
                 f"adata.obs[{column.key!r}] has {listing(unknown.unique())} in {len(unknown):,} of {adata.n_obs:,} "
@@ -181,26 +216,6 @@ def _complete(adata: AnnData, key: str) -> pd.Series:
     return column
 
 
-def _categories(key: str, column: pd.Series) -> Categorical:
-    if is_datetime64_any_dtype(column) or is_complex_dtype(column):
-        raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; pass a column of categories or numbers")
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        present = column.cat.remove_unused_categories().cat.categories.astype(object)
-    else:
-        present = sorted(column.astype(object).unique(), key=None if is_numeric_dtype(column) else str)
-    return Categorical(key, tuple(dict.fromkeys(str(name) for name in present)))
-
-
-def _as_known(names: pd.Series, known: Categorical) -> pd.Series:
-    """The names, spelled as in the model if they differ only as "0.0" differs from "0".
-
-    pandas turns a column of integers into floats as soon as it has a missing value.
-    """
-    other = {name: name[:-2] if name.endswith(".0") else f"{name}.0" for name in names.unique()}
-    written = {name: twin for name, twin in other.items() if name not in known.categories and twin in known.categories}
-    return names.replace(written) if written else names
-
-
 def _numbers(key: str, column: pd.Series) -> NDArray[np.float64]:
     if isinstance(column.dtype, pd.CategoricalDtype) or not is_numeric_dtype(column) or is_complex_dtype(column):
         raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; the model needs numbers in this column")
@@ -221,8 +236,9 @@ def _standard(key: str, column: pd.Series) -> Numeric:
 def _warn_of_single_cells(adata: AnnData, columns: Sequence[Categorical]) -> None:
     single = []
     for column in columns:
-        sizes = adata.obs[column.key].astype(object).map(str).value_counts()
-        names = [name for name in column.categories if sizes[name] == 1]
+        codes = column.codes(adata.obs[column.key])
+        sizes = np.bincount(codes[codes >= 0], minlength=len(column.categories))
+        names = [name for name, size in zip(column.categories, sizes, strict=True) if size == 1]
         if names:
             single.append(f"adata.obs[{column.key!r}]: {listing(names)}")
     if single:

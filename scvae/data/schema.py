@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from .categories import spelling
+
 Kind = Literal["counts", "binary", "real"]
 
 
@@ -25,6 +31,16 @@ class Categorical:
     key: str
     categories: tuple[str, ...]
     mapped: tuple[str, ...] = ()
+
+    def codes(self, values: pd.Series) -> NDArray[np.int64]:
+        """int64 code of the category of each value, -1 for an unknown one (see `data.categories` for the rule)."""
+        exact = {name: code for code, name in enumerate(self.categories)}
+        # models of version 0.1.0 may know both "1" and "1.0"
+        known = {spelling(name): code for name, code in reversed(exact.items())} | exact
+        which, names = pd.factorize(values.astype(object).map(str))
+        codes = np.array([known.get(name, known.get(spelling(name), -1)) for name in names], dtype=np.int64)
+        found: NDArray[np.int64] = codes[which]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from pandas.api.types import is_bool_dtype
 
 from ..common.checks import check_adata, check_layer, listing, warn
+from .categories import as_text
 from .containers import matrix_of, name_of
 from .destinations import is_store
 from .in_place import restore
@@ -241,9 +243,13 @@ def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataF
         frame[FILE] = path.stem
         frames.append(frame)
     joined = pd.concat(frames)
-    for key in [*common, FILE]:  # concatenation loses categories that differ between files
-        if joined[key].dtype == object:
-            joined[key] = joined[key].astype("category")
+    for key in [*common, FILE]:
+        columns = [frame[key] for frame in frames]
+        # pandas also makes numbers of truth values, if another file has numbers
+        if joined[key].dtype == object or is_bool_dtype(joined[key]) != any(map(is_bool_dtype, columns)):
+            joined[key] = pd.concat(list(map(as_text, columns))).astype("category")
+        elif any(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
+            joined[key] = joined[key].astype("category")  # concatenation loses categories that differ between files
     return joined
 
 

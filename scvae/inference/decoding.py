@@ -183,16 +183,17 @@ def batch_codes(model: FittedModel, names: Any, argument: str) -> tuple[int, ...
     if column is None:
         raise ValueError(f"{argument} has no effect: the model was fitted without batch_key; leave it out")
     several = isinstance(names, Iterable) and not isinstance(names, str)
-    chosen = [str(name) for name in (names if several else [names])]
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"{argument} names {listing(chosen)}; name one or several batches, each once")
-    unknown = [name for name in chosen if name not in column.categories]
-    if unknown:
+    chosen = pd.Series(list(names) if several else [names], dtype=object)
+    codes = column.codes(chosen)
+    unknown = chosen[codes < 0]
+    if len(unknown):
         raise ValueError(
             f"{argument} has {listing(unknown)}, unknown to the model; the batches of {column.key!r} are "
             f"{listing(column.categories, CATEGORIES_LISTED)}"
         )
-    return tuple(column.categories.index(name) for name in chosen)
+    if len(codes) == 0 or len(set(codes)) < len(codes):
+        raise ValueError(f"{argument} names {listing(chosen)}; name one or several batches, each once")
+    return tuple(codes.tolist())
 
 
 def _in_batch(batch: Batch, code: int) -> Batch:

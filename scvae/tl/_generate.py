@@ -302,15 +302,14 @@ def _read_covariates(model: FittedModel, covariates: Mapping[str, Any], n: int) 
 
 def _codes(column: Categorical, value: Any, n: int) -> Int[np.ndarray, " cells"]:
     names = _spread(column.key, value, n)
-    codes = pd.Index(column.categories).get_indexer(pd.Index([str(name) for name in names], dtype=object))
+    codes = column.codes(pd.Series(names))
     if (codes < 0).any():
         unknown = dict.fromkeys(str(name) for name, code in zip(names, codes, strict=True) if code < 0)
         raise ValueError(
             f"covariates[{column.key!r}] has {listing(unknown)}, unknown to the model; pass one of "
             f"{listing(column.categories)}"
         )
-    known: Int[np.ndarray, " cells"] = codes.astype(np.int64)
-    return known
+    return codes
 
 
 def _numbers(column: Numeric, value: Any, n: int) -> Float[np.ndarray, " cells"]:

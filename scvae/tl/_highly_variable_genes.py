@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.checks import check_obs_column, check_positive, check_positive_int
+from ..common.checks import check_positive, check_positive_int
 from ..data.containers import Block, blocks, matrix_of, name_of
+from ..data.covariates import categories_of
 from ..data.gene_variance import best_genes, gene_variances
 from ..data.on_disk import on_disk
 from ..data.sources import Paths, Source, opened
@@ -66,8 +67,8 @@ def highly_variable_genes(
     Raises
     ------
     ValueError
-        If the values are not raw counts, a batch has a single cell, or an argument is out of range; MissingKeyError if
-        a column or layer does not exist.
+        If the values are not raw counts, a batch is missing or has a single cell, or an argument is out of range;
+        MissingKeyError if a column or layer does not exist.
 
     Examples
     --------
@@ -114,8 +115,10 @@ def _batches(adata: AnnData, key: str | None) -> np.ndarray:
         if adata.n_obs < 2:
             raise ValueError("adata has a single cell, so genes have no variance; pass more cells")
         return np.zeros(adata.n_obs, np.int64)
-    names, codes = np.unique(check_obs_column(adata, key).astype(str), return_inverse=True)
+    batch = categories_of(adata, key)
+    codes = batch.codes(adata.obs[key])
     single = np.flatnonzero(np.bincount(codes) < 2)
     if len(single):
-        raise ValueError(f"adata.obs[{key!r}] has a single cell of {names[single[0]]!r}; merge or remove such batches")
-    return np.asarray(codes, np.int64)
+        name = batch.categories[single[0]]
+        raise ValueError(f"adata.obs[{key!r}] has a single cell of {name!r}; merge or remove such batches")
+    return codes

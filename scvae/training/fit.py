@@ -116,7 +116,11 @@ def fit(
         Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` if
         that column exists, else all genes. Genes without a count are left out. All genes stay in `adata`.
     batch_key
-        Column of `adata.obs` with the batch of each cell. The decoder receives it, so z need not encode it.
+        Column of `adata.obs` with the batch of each cell. The decoder receives it, so z need not encode it. Batches and
+        other categories are the same, here, in several files and in later cells, if their text is the same. A number is
+        one category however it is stored (1, 1.0, ``"1"`` and ``"1.0"``; 0.1 in single and double precision). Other
+        text must agree to the letter: ``"P1.0"`` is not ``"P1"``, and ``"007"`` is not ``"7"``. True and False next to
+        0 and 1 are refused.
     covariate_keys
         Further columns of `adata.obs` to treat in the same way: categorical, or numeric (standardised).
     size_factor_key
