@@ -112,7 +112,7 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_sources(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as in the fit)")
+    add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
     add_key_added(parser)
     parser.set_defaults(beta=None)
@@ -129,7 +129,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_input(parser)
     parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
-    add_layer(parser, "layer with the data, X for X (default: as in the fit)")
+    add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to examine")
     parser.add_argument("--n-cells", metavar="N", type=int, help="largest number of cells to examine")
     parser.add_argument(
@@ -169,7 +169,7 @@ def add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the options for data, training and model; returns the group of the model."""
     data = parser.add_argument_group("data")
-    add_layer(data, "layer with the raw counts (default: X)")
+    add_layer(data, "layer with the raw counts, raw for those in raw (default: X)")
     data.add_argument("--mask-var", metavar="COLUMN", help="var column that marks the genes to model")
     data.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch of each cell")
     data.add_argument("--covariate-keys", metavar="COLUMN", nargs="+", help="further obs columns to correct for")

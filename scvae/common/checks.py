@@ -19,6 +19,7 @@ import pandas as pd
 from anndata import AnnData
 
 LISTED = 10  # names shown in a message
+RAW = "raw"  # as a layer: the matrix of `adata.raw`, unless a layer has this name
 PACKAGE = Path(__file__).parents[1]
 Settings = TypeVar("Settings")
 _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)  # rewords a warning
@@ -109,14 +110,25 @@ def check_adata(adata: object) -> AnnData:
     return adata
 
 
+def is_raw(adata: AnnData, layer: str | None) -> bool:
+    """Whether `layer` stands for `adata.raw`."""
+    return layer == RAW and RAW not in adata.layers
+
+
+def layers_of(adata: AnnData) -> list[str]:
+    """The layers of `adata`, and ``"raw"`` if this stands for `adata.raw`."""
+    return [*adata.layers, *([RAW] if is_raw(adata, RAW) and adata.raw is not None else [])]
+
+
 def check_layer(adata: AnnData, layer: str | None) -> None:
     """Raises MissingKeyError if the layer does not exist, or ValueError if `layer` is None and there is no `X`."""
+    known = layers_of(adata)
     if layer is not None:
-        if layer not in adata.layers:
-            raise missing_key("adata.layers", layer, list(adata.layers))
+        if layer not in known:
+            place = "adata.raw is None, and adata.layers" if layer == RAW else "adata.layers"
+            raise missing_key(place, layer, known)
     elif "X" not in adata.file if adata.isbacked else adata.X is None:
-        layers = f"pass layer=, one of {listing(adata.layers)}"
-        hint = layers if len(adata.layers) else "it has no layers either: store the counts in X"
+        hint = f"pass layer=, one of {listing(known)}" if known else "it has no layers either: store the counts in X"
         raise ValueError(f"adata has no X; {hint}")
 
 

@@ -13,7 +13,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import NDArray
 
-from ..common.checks import check_layer
+from ..common.checks import RAW, check_layer, is_raw
 from ..kernels.rows import keep_entries
 from .rows import BLOCK, row_ranges
 
@@ -49,6 +49,8 @@ class Stored:
 def matrix_of(adata: AnnData, layer: str | None) -> Any:
     """The matrix of a layer (None for `X`) in a form that `blocks` can read, without changing `adata`.
 
+    Its columns are the genes of `adata`; those of ``"raw"`` are the genes of `adata.raw` (see `var_names_of`).
+
     Raises
     ------
     MissingKeyError
@@ -61,13 +63,18 @@ def matrix_of(adata: AnnData, layer: str | None) -> Any:
     check_layer(adata, layer)
     if adata.isbacked and adata.is_view:
         raise ValueError("adata is a view of a backed file; call adata.to_memory() or adata.copy(filename) first")
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = adata.X if layer is None else adata.raw.X if is_raw(adata, layer) else adata.layers[layer]
     return readable(matrix, name_of(layer))
 
 
 def name_of(layer: str | None) -> str:
-    """The name of a matrix in messages: "X" or "layers['counts']"."""
-    return "X" if layer is None else f"layers[{layer!r}]"
+    """The name of a matrix in messages: "X", "layers['counts']" or "layer 'raw'"."""
+    return "X" if layer is None else f"layer {RAW!r}" if layer == RAW else f"layers[{layer!r}]"
+
+
+def var_names_of(adata: AnnData, layer: str | None) -> pd.Index:
+    """Names of the columns of the matrix of a layer."""
+    return adata.raw.var_names if is_raw(adata, layer) else adata.var_names
 
 
 def readable(matrix: Any, name: str) -> Any:
@@ -164,6 +171,13 @@ def masked(block: Block, mask: NDArray[np.bool_]) -> Block:
     indptr, columns, values = keep_entries(block.indptr, block.columns, block.values, mask[block.columns])
     narrow = values if values.dtype.itemsize <= 4 else values.astype(np.float32)
     return Block(block.first_cell, indptr, columns.astype(np.int32), narrow)
+
+
+def renumbered(block: Block, place: NDArray[np.integer[Any]]) -> Block:
+    """The entries of a block whose columns have a place, with these places as columns; -1 is no place."""
+    kept = place[block.columns] >= 0
+    indptr, columns, values = keep_entries(block.indptr, block.columns, block.values, kept)
+    return Block(block.first_cell, indptr, place[columns], values)
 
 
 def _rows_of(matrix: Any, start: int, stop: int) -> Block:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, Raw
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype
 
-from ..common.checks import check_var_column, listing, warn
+from ..common.checks import check_var_column, is_raw, listing, warn
 from .schema import Schema
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; with fewer, most of the encoder's input was not measured
@@ -52,7 +52,34 @@ def refuse_duplicates(names: pd.Index, wanted: pd.Index) -> None:
         )
 
 
-def find_genes(adata: AnnData, schema: Schema) -> NDArray[np.intp]:
+def columns_of(adata: AnnData, layer: str | None, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The column of each gene of `mask` in the matrix of a layer; genes of `adata.raw` are found by name.
+
+    Raises
+    ------
+    ValueError
+        If `adata.raw` lacks some of these genes, or has several genes of one name.
+    """
+    if not is_raw(adata, layer):
+        return np.flatnonzero(mask)
+    wanted, names = adata.var_names[mask].astype(str), adata.raw.var_names.astype(str)
+    refuse_duplicates(adata.var_names.astype(str), wanted)
+    columns = np.flatnonzero(names.isin(wanted))
+    twice = names[columns][names[columns].duplicated()].unique()
+    if len(twice):
+        raise ValueError(f"{len(twice):,} names occur more than once in adata.raw.var_names ({listing(twice, 5)})")
+    places = names[columns].get_indexer(wanted)
+    missing = wanted[places < 0]
+    if len(missing):
+        raise ValueError(
+            f"adata.raw lacks {len(missing):,} of the {len(wanted):,} genes to read from it ({listing(missing, 5)}); "
+            "leave them out with mask_var, or remove them from adata"
+        )
+    found: NDArray[np.intp] = columns[places]
+    return found
+
+
+def find_genes(adata: AnnData | Raw, schema: Schema) -> NDArray[np.intp]:
     """The column of each modelled gene, -1 if `adata` lacks it; warns of missing genes, and raises if too many are."""
     wanted = pd.Index(schema.genes, dtype=object)
     names = pd.Index([str(name) for name in adata.var_names], dtype=object)

@@ -17,13 +17,24 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionArray
 
-from ..common.checks import check_adata
+from ..common.checks import check_adata, is_raw, speaking_of
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries
 from .batches import Batch
-from .containers import Stored, blocks, dense_chunks, gather, is_dense, masked, matrix_of, name_of, without_duplicates
+from .containers import (
+    Stored,
+    blocks,
+    dense_chunks,
+    gather,
+    is_dense,
+    masked,
+    matrix_of,
+    name_of,
+    var_names_of,
+    without_duplicates,
+)
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors, warn_of_far
-from .genes import find_genes, gene_mask, refuse_duplicates
+from .genes import columns_of, find_genes, gene_mask, refuse_duplicates
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
@@ -150,7 +161,7 @@ class DataKeys:
     Parameters
     ----------
     layer
-        The layer to read; None for `X`.
+        The layer to read; None for `X`, and ``"raw"`` for `adata.raw`, in which the genes of `adata` are found by name.
     mask_var
         The genes to model: a bool column of `var`, one bool per gene, or None for the column "highly_variable" if there
         is one and all genes otherwise. For counts and binary data, genes that are 0 in all cells are also left out.
@@ -213,29 +224,29 @@ def read_fit(
     keys = covariate_names(data.batch_key, data.covariate_keys)
     if kind == "real" and size_factor_key is not None:
         raise ValueError("size_factor_key has no meaning for real values; leave it out, or pass counts")
-    mask = gene_mask(adata, data.mask_var)
+    chosen = columns_of(adata, layer, gene_mask(adata, data.mask_var))
     batch, categorical, numeric = learn_columns(adata, data.batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
     values = matrix_of(adata, layer) if matrix is None else matrix
-    if kind == "real" and _is_dense_in_memory(values, int(mask.sum()), memory):
-        genes = np.flatnonzero(mask)
-        refuse_duplicates(adata.var_names, adata.var_names[genes])
+    var_names = var_names_of(adata, layer)
+    if kind == "real" and _is_dense_in_memory(values, len(chosen), memory):
+        genes = chosen
+        refuse_duplicates(var_names, var_names[genes])
         rows: Rows = _read_dense(values, genes, adata, layer)
         library, scale = np.ones(adata.n_obs, dtype=np.float32), 1.0
     else:
-        check = ValueCheck(kind, layer, adata, mask, kind_is_open=True)
+        mask = _as_mask(chosen, values)
+        check = ValueCheck(kind, layer, adata, mask, kind_is_open=True, searched=matrix and matrix.first)
         stored = _read_stored(values, check, mask, memory)
-        genes = np.flatnonzero(mask if kind == "real" else mask & check.seen)
+        genes = chosen if kind == "real" else chosen[check.seen[chosen]]
         if len(genes) == 0:
-            raise ValueError(
-                f"{name_of(layer)} is 0 in all modelled genes ({int(mask.sum()):,}); check layer and mask_var"
-            )
-        refuse_duplicates(adata.var_names, adata.var_names[genes])
+            raise ValueError(f"{name_of(layer)} is 0 in all modelled genes ({len(chosen):,}); check layer and mask_var")
+        refuse_duplicates(var_names, var_names[genes])
         rows = _rows(stored, genes, check, memory)
         check.finish(rows)
         scale = 1.0 if factors is None else float(check.library.sum() / factors.sum())
         library = _library(check, kind, factors, scale)
-    names = tuple(str(name) for name in adata.var_names[genes])
+    names = tuple(str(name) for name in var_names[genes])
     schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key, scale)
     return schema, _cells(adata, schema, rows, library)
 
@@ -283,16 +294,19 @@ def read_query(
     check_adata(adata)
     layer = schema.layer if isinstance(layer, SchemaLayer) else layer
     values = matrix_of(adata, layer) if matrix is None else matrix
-    genes = find_genes(adata, schema)
+    if is_raw(adata, layer):
+        with speaking_of("adata.raw"):
+            genes = find_genes(adata.raw, schema)
+    else:
+        genes = find_genes(adata, schema)
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
     if schema.kind == "real" and _is_dense_in_memory(values, len(genes), memory):
         rows: Rows = _read_dense(values, genes, adata, layer)
         cells = _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
         warn_of_far(cells.numeric, adata, schema)
         return cells
-    mask = np.zeros(adata.n_vars, dtype=bool)
-    mask[genes[genes >= 0]] = True
-    check = ValueCheck(schema.kind, layer, adata, mask, kind_is_open=False)
+    mask = _as_mask(genes[genes >= 0], values)
+    check = ValueCheck(schema.kind, layer, adata, mask, kind_is_open=False, searched=matrix and matrix.first)
     rows = _rows(_read_stored(values, check, mask, memory), genes, check, memory)
     check.finish(rows)
     missing = np.flatnonzero(genes < 0)
@@ -318,6 +332,12 @@ def _cells(
         has_batch=schema.batch is not None,
         missing=missing,
     )
+
+
+def _as_mask(columns: NDArray[np.intp], matrix: Any) -> NDArray[np.bool_]:
+    mask = np.zeros(matrix.shape[1], dtype=bool)
+    mask[columns] = True
+    return mask
 
 
 def _library(check: ValueCheck, kind: Kind, factors: NDArray[np.float64] | None, scale: float) -> NDArray[np.float32]:
@@ -384,15 +404,16 @@ def _is_dense_in_memory(matrix: Any, n_genes: int, memory: float) -> bool:
 
 def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None) -> DenseRows:
     """Real values of some columns as float32; the array itself if it already has these columns and this type."""
-    is_all = np.array_equal(genes, np.arange(adata.n_vars))
+    is_all = np.array_equal(genes, np.arange(matrix.shape[1]))
+    var_names = var_names_of(adata, layer)
     if is_all and isinstance(matrix, np.ndarray) and matrix.dtype == np.float32:
         for start, chunk in dense_chunks(matrix):
-            check_finite(chunk, start, name_of(layer), adata.obs_names, adata.var_names)
+            check_finite(chunk, start, name_of(layer), adata.obs_names, var_names)
         return DenseRows(matrix)
     values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
     for start, chunk in dense_chunks(matrix):
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_finite` refuses
             narrow = chunk.astype(np.float32)
-        check_finite(narrow, start, name_of(layer), adata.obs_names, adata.var_names)
+        check_finite(narrow, start, name_of(layer), adata.obs_names, var_names)
         values[start : start + len(chunk)] = narrow[:, genes]
     return DenseRows(values)

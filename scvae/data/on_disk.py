@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar, final
 import numpy as np
 import scipy.sparse as sp
 import torch
+from anndata import AnnData
 from anndata.abc import CSRDataset
 from numpy.typing import NDArray
 
@@ -235,6 +236,8 @@ class Joined:
         The files.
     n_columns
         Number of common columns.
+    first
+        The AnnData of the first of several files, whose other matrices are searched for counts if these are none.
 
     Attributes
     ----------
@@ -242,8 +245,8 @@ class Joined:
         Whether each row holds each column once, in ascending order; known after a pass over all `blocks`.
     """
 
-    def __init__(self, parts: tuple[Part, ...], n_columns: int) -> None:
-        self.parts = parts
+    def __init__(self, parts: tuple[Part, ...], n_columns: int, first: AnnData | None = None) -> None:
+        self.parts, self.first = parts, first
         self.shape = (sum(part.matrix.shape[0] for part in parts), n_columns)
         self.dtype = functools.reduce(np.promote_types, [part.matrix.dtype for part in parts])
         self.is_regular = True

@@ -15,9 +15,9 @@ import pandas as pd
 from anndata import AnnData
 from pandas.api.types import is_bool_dtype
 
-from ..common.checks import check_adata, check_layer, listing, warn
+from ..common.checks import RAW, check_adata, check_layer, listing, warn
 from .categories import as_text
-from .containers import matrix_of, name_of
+from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
 from .in_place import restore
 from .on_disk import Joined, on_disk
@@ -153,7 +153,7 @@ def small(source: Source) -> AnnData:
 
 def _opened(path: Path, stack: ExitStack) -> AnnData:
     """Names and columns of a file, with its matrices left on disk."""
-    from anndata.io import read_elem, sparse_dataset
+    from anndata.io import read_elem
 
     if path.is_file():
         restore(path)
@@ -161,23 +161,28 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
         with turn(path, to_write=False), warnings.catch_warnings():
             group = _group(path, stack)
             warnings.simplefilter("ignore")  # of anndata on repeated names, which `intake` checks
-            adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]))
+            raw = {"X": _matrix(group["raw/X"]), "var": read_elem(group["raw/var"])} if "raw/var" in group else None
+            adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]), raw=raw)
             places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
             for layer, place in places.items():
                 if place not in group:
                     continue
-                element = group[place]
-                matrix = sparse_dataset(element) if hasattr(element, "keys") else element
                 if layer is None:
-                    adata.X = matrix
+                    adata.X = _matrix(group[place])
                 else:
-                    adata.layers[layer] = matrix
+                    adata.layers[layer] = _matrix(group[place])
     except BlockingIOError:
         raise
     except Exception as error:  # the type depends on where in the file reading failed
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
         raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
     return adata
+
+
+def _matrix(element: Any) -> Any:
+    from anndata.io import sparse_dataset
+
+    return sparse_dataset(element) if hasattr(element, "keys") else element
 
 
 def _keys(group: Any, name: str) -> list[str]:
@@ -197,6 +202,32 @@ def _group(path: Path, stack: ExitStack) -> Any:
 def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
     """Several files as one: the genes that all share, in the order of the first, and the cells, concatenated."""
     names = [pd.Index(adata.var_names.astype(str)) for adata in found]
+    shared = _shared(files, names)
+    most = max(map(len, names))
+    if len(shared) < most:
+        warn(
+            f"{len(shared):,} genes are in all {len(files):,} files and are used; up to {most - len(shared):,} genes "
+            "of a file are left out"
+        )
+    of_matrix = [pd.Index(var_names_of(adata, layer).astype(str)) for adata in found]
+    genes = _shared(files, of_matrix) if layer == RAW else shared
+    parts, first_cell = [], 0
+    for path, adata, here in zip(files, found, of_matrix, strict=True):
+        where = f"{name_of(layer)} of {path}"
+        inner = on_disk(matrix_of(adata, layer), where)
+        if inner is None:
+            raise ValueError(f"{where} is stored by genes (CSC), so cells cannot be read from it; write it as CSR")
+        columns = None if here.equals(genes) else genes.get_indexer(here).astype(np.int32)
+        parts.append(replace(inner.parts[0], first_cell=first_cell, columns=columns))
+        first_cell += adata.n_obs
+    matrix = Joined(tuple(parts), len(genes), found[0])
+    raw = {"X": matrix, "var": pd.DataFrame(index=genes)} if layer == RAW else None
+    adata = AnnData(obs=_columns_of_cells(files, found), var=_columns_of_genes(files, found, shared), raw=raw)
+    return Source(adata, matrix, files, tuple(each.obs_names for each in found), tuple(names))
+
+
+def _shared(files: tuple[Path, ...], names: list[pd.Index]) -> pd.Index:
+    """The genes that all files have, in the order of the first."""
     for path, here in zip(files, names, strict=True):
         twice = here[here.duplicated()].unique()
         if len(twice):
@@ -212,25 +243,7 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
             f"the {len(files):,} files share no gene: genes in {files[0]} are {listing(names[0], 3)}, those in "
             f"{files[-1]} are {listing(names[-1], 3)}; use the same kind of gene name in all files"
         )
-    most = max(map(len, names))
-    if len(shared) < most:
-        warn(
-            f"{len(shared):,} genes are in all {len(files):,} files and are used; up to {most - len(shared):,} genes "
-            "of a file are left out"
-        )
-    parts, first_cell = [], 0
-    for path, adata, here in zip(files, found, names, strict=True):
-        where = f"{name_of(layer)} of {path}"
-        inner = on_disk(matrix_of(adata, layer), where)
-        if inner is None:
-            raise ValueError(f"{where} is stored by genes (CSC), so cells cannot be read from it; write it as CSR")
-        columns = None if here.equals(shared) else shared.get_indexer(here).astype(np.int32)
-        parts.append(replace(inner.parts[0], first_cell=first_cell, columns=columns))
-        first_cell += adata.n_obs
-    adata = AnnData(obs=_columns_of_cells(files, found), var=_columns_of_genes(files, found, shared))
-    return Source(
-        adata, Joined(tuple(parts), len(shared)), files, tuple(each.obs_names for each in found), tuple(names)
-    )
+    return shared
 
 
 def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:

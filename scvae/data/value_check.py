@@ -19,9 +19,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from ..common.checks import warn
+from ..common.checks import is_raw, layers_of, warn
 from ..kernels.csr import CSR
-from .containers import Block, is_dense, matrix_of, name_of, readable
+from .containers import Block, is_dense, matrix_of, name_of, readable, var_names_of
 from .rows import Rows, reduce_rows, row_sums
 from .schema import Kind
 
@@ -53,11 +53,13 @@ class ValueCheck:
     layer
         Layer of the values; None for `X`.
     adata
-        Source of the names in messages; its other matrices are searched for raw counts. Never changed.
+        Source of the names in messages; never changed.
     mask
-        The genes that may be modelled, one bool per gene.
+        The genes that may be modelled, one bool per column of the matrix.
     kind_is_open
         Whether messages may suggest another likelihood, as in a fit.
+    searched
+        Whose other matrices are searched for raw counts, if not those of `adata`.
 
     Attributes
     ----------
@@ -72,16 +74,24 @@ class ValueCheck:
     """
 
     def __init__(
-        self, kind: Kind, layer: str | None, adata: AnnData, mask: NDArray[np.bool_], *, kind_is_open: bool
+        self,
+        kind: Kind,
+        layer: str | None,
+        adata: AnnData,
+        mask: NDArray[np.bool_],
+        *,
+        kind_is_open: bool,
+        searched: AnnData | None = None,
     ) -> None:
         self._kind = kind
         self._kind_is_open = kind_is_open
         self._layer = layer
         self.name = name_of(layer)
         self._adata = adata
+        self._searched = adata if searched is None else searched
         self._mask = mask
         self.library = np.zeros(adata.n_obs)
-        self.seen = np.zeros(adata.n_vars, dtype=bool)
+        self.seen = np.zeros(len(mask), dtype=bool)
         self.n_stored = 0
         self.n_kept = 0
         self._sums = {name: np.zeros(adata.n_obs) for name in BEFORE_LOGARITHM}
@@ -188,11 +198,12 @@ class ValueCheck:
 
     def _example(self, block: Block, entry: int) -> str:
         row = int(np.searchsorted(block.indptr, entry, side="right")) - 1
-        cell, gene = self._adata.obs_names[block.first_cell + row], self._adata.var_names[int(block.columns[entry])]
+        genes = var_names_of(self._adata, self._layer)
+        cell, gene = self._adata.obs_names[block.first_cell + row], genes[int(block.columns[entry])]
         return example(block.values[entry], cell, gene)
 
     def _advice(self) -> str:
-        found = where_counts_are(self._adata, self._layer)
+        found = where_counts_are(self._searched, self._layer)
         if found:
             return f"pass raw counts: {' or '.join(found)} looks like counts"
         other = " or pass likelihood='gaussian'" if self._kind_is_open else ""
@@ -215,14 +226,11 @@ def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Inde
 
 def where_counts_are(adata: AnnData, layer: str | None) -> list[str]:
     """Other matrices that look like counts in their first cells, written as the arguments to pass."""
-    found = [
-        "layer=None (adata.X)" if other is None else f"layer={other!r}"
-        for other in (None, *adata.layers)
+    return [
+        f"layer={other!r}" + (" (adata.X)" if other is None else " (adata.raw)" if is_raw(adata, other) else "")
+        for other in (None, *layers_of(adata))
         if other != layer and _looks_like_counts(adata, other)
     ]
-    if adata.raw is not None and _peek_is_counts(adata.raw.X, "adata.raw"):
-        found.append("adata.raw.to_adata() as adata")
-    return found
 
 
 def _looks_like_counts(adata: AnnData, layer: str | None) -> bool:

@@ -61,7 +61,7 @@ def beta_embeddings(
     max_cells
         Largest number of cells to lay out. If there are more, a random subset is taken; the others get NaN.
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
         Seed or numpy Generator for the choice of cells, the posterior draws and UMAP's optimisation.
     key_added

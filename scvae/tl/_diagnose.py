@@ -142,7 +142,7 @@ def diagnose(
         Whether to fit nb, zinb and poisson with the model's settings and compare the log-likelihoods of held-out cells.
         Takes three fits.
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
         Name used in the slot written.
     rng

@@ -46,7 +46,7 @@ def embed(
         positions: ``adata.obsm["X_scvae_samples"][:, i]`` is one embedding of all cells. `scvae.tl.neighbors` combines
         several draws in one graph.
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
         Seed or numpy Generator of the draws.
     key_added

@@ -98,7 +98,7 @@ def generate(
         For a model with a range of β, the β of posterior and decoder; None for 1 (if the range excludes 1, its
         geometric mean). The prior matches the model only at β = 1; it fits the cells less well far from there.
     layer
-        Layer of `like` with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer of `like` with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
         Name used in the slots written.
     rng

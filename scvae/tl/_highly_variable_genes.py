@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.checks import check_positive, check_positive_int
-from ..data.containers import Block, blocks, matrix_of, name_of
+from ..common.checks import check_positive, check_positive_int, is_raw
+from ..data.containers import Block, blocks, matrix_of, name_of, renumbered
 from ..data.covariates import categories_of
 from ..data.gene_variance import best_genes, gene_variances
+from ..data.genes import columns_of
 from ..data.on_disk import on_disk
 from ..data.sources import Paths, Source, opened
 from ..data.value_check import ValueCheck
@@ -46,7 +47,7 @@ def highly_variable_genes(
         the batches in which they are among the first `n_top_genes`; ties go to the gene with more such batches. With
         several files, ``"file"`` ranks genes within each file.
     layer
-        Layer with the counts; None for `X`.
+        Layer with the counts; None for `X`, ``"raw"`` for `adata.raw`, in which genes are found by name.
     span
         Share of the genes used at each point of the smooth fit of variance against mean.
 
@@ -86,7 +87,10 @@ def highly_variable_genes(
         codes = _batches(cells, batch_key)
         matrix = matrix_of(cells, layer) if source.matrix is None else source.matrix
         stored = on_disk(matrix, name_of(layer))
-        check = ValueCheck("counts", layer, cells, np.ones(cells.n_vars, dtype=bool), kind_is_open=False)
+        place = np.full(matrix.shape[1], -1)
+        place[columns_of(cells, layer, np.ones(cells.n_vars, dtype=bool))] = np.arange(cells.n_vars)
+        first = source.matrix and source.matrix.first
+        check = ValueCheck("counts", layer, cells, place >= 0, kind_is_open=False, searched=first)
         is_first = True
 
         def a_pass() -> Iterator[Block]:
@@ -94,7 +98,7 @@ def highly_variable_genes(
             for block in blocks(matrix) if stored is None else stored.blocks():
                 if is_first:
                     check.add(block)
-                yield block
+                yield renumbered(block, place) if is_raw(cells, layer) else block
             is_first = False
 
         found = gene_variances(a_pass, codes, cells.n_vars, span=span)

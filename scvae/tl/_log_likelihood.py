@@ -42,7 +42,7 @@ def log_likelihood(
     beta
         For a model with a range of β, the β to evaluate; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
         Seed or numpy Generator.
 

@@ -46,7 +46,7 @@ def prune(
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
         Name used in the slots written.
     verbose

@@ -104,7 +104,7 @@ def rank_genes(
     beta
         For a model with a range of β, the β to use; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
         Name of the slot written; scanpy's tools find the default. Plots that look up values of genes
         (``values_to_plot="logfoldchanges"``) need a value for every gene of the AnnData: pass them only the model's

@@ -71,7 +71,7 @@ def transfer_labels(
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
-        Layer of `adata` with the data, or ``"X"`` for `X`; None for the layer used in the fit.
+        Layer of `adata` with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     reference_layer
         The same for `reference`; None for the layer of `adata`.
     key_added

@@ -111,7 +111,10 @@ def fit(
         read as one data set with the genes and `obs` columns that all files have, and a column ``"file"`` with the file
         of each cell. (The command line passes a `Source` and writes the results itself.)
     layer
-        Layer with the data; None for `X` (with `init`: None for the layer of the model, ``"X"`` for `X`).
+        Layer with the data; None for `X` (with `init`: None for the layer of the model, ``"X"`` for `X`). ``"raw"``
+        stands for `adata.raw`, unless a layer has this name: the genes modelled are those of `adata` that `mask_var`
+        marks, found in `raw` by their names. Other functions read ``"raw"`` alike; where cells come after the fit, all
+        genes of `raw` are looked through for those of the model.
     mask_var
         Genes to model: a boolean column of `adata.var` or a boolean array. None means ``var["highly_variable"]`` if
         that column exists, else all genes. Genes without a count are left out. All genes stay in `adata`.

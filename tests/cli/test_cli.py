@@ -166,7 +166,7 @@ REFUSED = {
     "embed: output exists": ("embed in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
     "embed: output is the input": ("embed in.h5ad --model m.safetensors -o in.h5ad", "is the input"),
     "embed: output is the model": ("embed in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
-    "embed: wrong layer": ("embed in.h5ad --model m.safetensors -o out.h5ad --layer raw", "no 'raw'"),
+    "embed: wrong layer": ("embed in.h5ad --model m.safetensors -o out.h5ad --layer row", "no 'row'"),
     "embed: other genes": ("embed other_genes.h5ad --model m.safetensors -o out.h5ad", "none of the"),
     "embed: other batch": ("embed other_batch.h5ad --model batch.safetensors -o out.h5ad", "it knows 'a', 'b'"),
     "tune-beta: missing input": ("tune-beta none.h5ad -o out.h5ad", "there is no file none.h5ad"),
@@ -192,7 +192,7 @@ REFUSED = {
     "diagnose: foreign model": ("diagnose in.h5ad --model old.h5ad", "old.h5ad is truncated or not a"),
     "diagnose: output exists": ("diagnose in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
     "diagnose: output is the model": ("diagnose in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
-    "diagnose: wrong layer": ("diagnose in.h5ad --model m.safetensors --layer raw", "no 'raw'"),
+    "diagnose: wrong layer": ("diagnose in.h5ad --model m.safetensors --layer row", "no 'row'"),
     "diagnose: other genes": ("diagnose other_genes.h5ad --model m.safetensors", "none of the"),
     "diagnose: other beta": ("diagnose in.h5ad --model m.safetensors --beta 3", "β = 1 alone"),
     "diagnose: no cells": ("diagnose in.h5ad --model m.safetensors --n-cells 0", "n_cells is 0"),
@@ -457,6 +457,25 @@ def test_embed_reads_the_layer_it_is_told(folder, example):
     fitted = anndata.read_h5ad(example / "fitted.h5ad").obsm["X_scvae"]
     np.testing.assert_array_equal(anndata.read_h5ad("x.h5ad").obsm["X_scvae"], fitted)
     assert not np.allclose(anndata.read_h5ad("counts.h5ad").obsm["X_scvae"], fitted, atol=1e-3)
+
+
+def test_counts_in_raw_are_fitted_and_embedded(folder, capsys):
+    adata = make_adata()
+    expected = adata[:, :30].copy()
+    scvae.fit(expected, n_latent=3, rng=0, training=scvae.TrainingConfig(epochs=2), verbose=False)
+    beside = adata[:, :30].copy()
+    beside.X = beside.layers["normalised"]
+    beside.layers.clear()
+    beside.write_h5ad("raw.h5ad")
+    assert run("fit", "raw.h5ad", "-o", "out.h5ad") == 2
+    assert "layer='raw' (adata.raw) looks like counts" in the_error(capsys)
+    assert run("fit", "raw.h5ad", *QUICK, "--layer", "raw", "-o", "out.h5ad", "--model", "raw.safetensors") == 0
+    found = anndata.read_h5ad("out.h5ad")
+    np.testing.assert_allclose(found.obsm["X_scvae"], expected.obsm["X_scvae"], rtol=1e-5, atol=1e-6)
+    assert run("embed", "raw.h5ad", "--model", "raw.safetensors", "-o", "again.h5ad") == 0
+    np.testing.assert_array_equal(anndata.read_h5ad("again.h5ad").obsm["X_scvae"], found.obsm["X_scvae"])
+    assert run("embed", "raw.h5ad", "--model", "raw.safetensors", "--layer", "raw") == 0
+    np.testing.assert_array_equal(anndata.read_h5ad("raw.h5ad").obsm["X_scvae"], found.obsm["X_scvae"])
 
 
 def test_a_summary_is_printed_unless_quiet(folder, capsys):
