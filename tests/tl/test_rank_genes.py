@@ -179,12 +179,40 @@ def test_the_cells_compared_are_those_of_batches_that_hold_both_sides():
     np.testing.assert_allclose(found["pts_rest"]["a"], pd.Series(share, adata.var_names)[found["pts_rest"].index])
 
 
-def test_groups_that_share_no_batch_are_refused():
+def test_conditions_that_share_no_donor_are_refused_with_a_pointer_to_pseudobulk():
     adata = planted(2, shares=(0.0, 1.0), n_genes=30)
     model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
-    with pytest.raises(ValueError, match=r"no batch .*'batch'.* has two cells of 'a' and two of 'rest'"):
-        scvae.tl.rank_genes(adata, model, groupby="group")
+    for options in ({}, {"groups": ["a"], "reference": "b"}):
+        with pytest.raises(ValueError, match=r"no batch .*'batch'.* has two cells of .*they are the sample") as error:
+            scvae.tl.rank_genes(adata, model, groupby="group", **options)
+        assert "pseudobulk" in str(error.value)
+        assert "without batch_key" not in str(error.value)  # which would count donors' differences as changes
     assert "rank_genes_groups" not in adata.uns
+
+
+def test_groups_that_cannot_be_compared_are_left_out_by_name_and_the_others_are_as_without_them():
+    adata = planted(3, n_genes=30)
+    model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
+    adata.obs["type"] = np.array(["p", "q"])[np.arange(adata.n_obs) // 2 % 2]
+    first = adata.obs["batch"].drop_duplicates().index  # a cell of each batch
+    adata.obs.loc[first, "type"] = "pair"
+    adata.obs.loc[adata.obs_names[-1], "type"] = "alone"
+    with pytest.warns(UserWarning, match=r"'alone', 'pair' left out: group 'alone' of .*'type'.* has 1 cell; no batch"):
+        scvae.tl.rank_genes(adata, model, groupby="type")
+    found = adata.uns["rank_genes_groups"]
+    assert found["names"].dtype.names == ("p", "q")
+    assert len(found["params"]["n_cells"]) == 2
+    scvae.tl.rank_genes(adata, model, groupby="type", groups=["p", "q"], key_added="named")
+    tables = [sc.get.rank_genes_groups_df(adata, None, key=key) for key in ("rank_genes_groups", "named")]
+    pd.testing.assert_frame_equal(*tables)
+    for options, message in (  # what is named is not left out
+        ({"groups": ["p", "alone"]}, "group 'alone' of .* has 1 cell"),
+        ({"groups": ["p", "pair"]}, "two cells of 'pair' and two of 'rest'"),
+        ({"reference": "alone"}, "group 'alone' of .* has 1 cell"),
+        ({"reference": "pair"}, "and two of 'pair'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scvae.tl.rank_genes(adata, model, groupby="type", **options)
 
 
 def test_genes_that_nobody_measured_are_not_ranked(fitted):
