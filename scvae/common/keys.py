@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-LONGEST_NAME = 200  # bytes; a zarr store makes a folder of the name
+LONGEST = 200  # bytes of a name that a file system can hold, with some to spare
 
 
 def check_slot_name(value: object, name: str) -> str:
-    """`value` itself, if it can name a slot both in an AnnData and in a file; raises ValueError otherwise.
-
-    In h5ad and zarr files "/" separates groups (in zarr a backslash, too), "." and ".." are groups, and names
-    that begin with a dot or two underscores are zarr's own.
-    """
+    """`value` itself, if it can name a slot both in an AnnData and in a file; raises ValueError otherwise."""
     if (
         not isinstance(value, str)
         or not value.isprintable()
         or value != value.strip()
         or value.startswith((".", "__"))
-        or value in ("", "zarr.json")
-        or set(value) & set("/\\")
-        or len(value.encode()) > LONGEST_NAME
+        or not can_be_key(value)
     ):
         raise ValueError(
             f"{name} is {value!r}, which h5ad and zarr files cannot hold as the name of a slot; pass a short name "
             "without '/' and backslash that begins with neither '.' nor '__'"
         )
     return value
+
+
+def can_be_key(name: str) -> bool:
+    """Whether a key, or a column of a table, can have this name in h5ad files and in zarr stores.
+
+    There "/" (in zarr a backslash, too) separates groups, "." and ".." are groups, and some names are zarr's own.
+    """
+    own = re.search(r"[/\\\x00]|^\.{0,2}$|^\.z|^zarr\.json$|^_index$", name)
+    return own is None and len(name.encode()) <= LONGEST
+
+
+def as_keys(names: Iterable[str]) -> list[str]:
+    """Keys for names that a user chose: each name itself, or one like it that files can hold; no two are the same."""
+    keys: list[str] = []
+    for name in names:
+        key = name if can_be_key(name) else re.sub(r"[/\\.]", "_", name)[: LONGEST // 5] + "_"
+        while key in keys:
+            key += "_"
+        keys.append(key)
+    return keys
 
 
 @dataclass(frozen=True, slots=True)

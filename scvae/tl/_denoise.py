@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..common.checks import check_not_negative, check_positive, check_positive_int
-from ..common.keys import Keys
+from ..common.keys import Keys, can_be_key
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
@@ -134,8 +134,9 @@ def denoise(
         ``layers["<key_added>_denoised"]``
             float32, cells x genes of `adata`; CSR with a `threshold`.
         ``obsm["<key_added>_denoised"]``
-            float32 DataFrame, cells x genes wanted, with gene names as columns; with a `threshold` a CSR matrix, with
-            gene names in ``uns["<key_added>"]["denoised"]["genes"]``.
+            float32 DataFrame, cells x genes wanted, with gene names as columns. With a `threshold` it is a CSR matrix,
+            and if a gene has a "/" in its name, which files cannot hold in a column, an array; the gene names are then
+            in ``uns["<key_added>"]["denoised"]["genes"]`` only.
         ``…["<key_added>_denoised_lower"]``, ``…["<key_added>_denoised_upper"]``
             Bounds of the interval in the same form, if `interval` is given.
         ``uns["<key_added>"]["denoised"]``
@@ -269,7 +270,7 @@ def _write(adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Ind
     slots: dict[str, Any] = dict.fromkeys(_slot(keys, name) for name in (MEAN, *ENDS))
     nowhere = dict(slots)
     for name, table in tables.items():
-        framed = isinstance(table, np.ndarray) and not as_layers
+        framed = isinstance(table, np.ndarray) and not as_layers and all(map(can_be_key, wanted))
         slots[_slot(keys, name)] = pd.DataFrame(table, adata.obs_names, wanted, copy=False) if framed else table
     layers, obsm = (slots, nowhere) if as_layers else (nowhere, slots)
     write(adata, layers=layers, obsm=obsm, uns={keys.uns: uns})

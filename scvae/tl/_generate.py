@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from ..common.checks import check_adata, check_positive_int, listing, missing_key, speaking_of
-from ..common.keys import Keys
+from ..common.keys import Keys, as_keys
 from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.intake import Cells
@@ -224,7 +224,7 @@ def _from_cells(
         raise ValueError(f"like has no cells of the batch {listing(lacking)}; add such cells or leave it out of batch")
     origin = np.empty(n, np.int64)
     z, library = np.empty((n, model.n_latent), np.float32), np.ones(n, np.float32)
-    components = {}
+    components = []
     share = np.array(wanted)[rng.choice(len(wanted), size=n, p=sizes / sizes.sum())]
     for code in wanted:
         members, new = np.flatnonzero(groups == code), np.flatnonzero(share == code)
@@ -238,14 +238,17 @@ def _from_cells(
         origin[new] = members[0]  # without covariates, only its batch is used
         if len(new) and (model.schema.categorical or model.schema.numeric):
             origin[new] = members[_nearest(mixture, points, drawn, model.n_latent) % len(members)]
-        name = model.schema.batch.categories[code] if model.schema.batch else "all cells"
-        components[name.replace("/", "_")] = mixture.n_components
+        components.append(mixture.n_components)
+    names = [model.schema.batch.categories[code] if model.schema.batch else "all cells" for code in wanted]
     return _Origin(
         z=z,
         library=library,
         codes=_replaced(cells.codes[origin], given.codes),
         numeric=_replaced(cells.numeric[origin], given.numeric),
-        record={"source": "aggregate posterior", "components": components},
+        record={
+            "source": "aggregate posterior",
+            "components": dict(zip(as_keys(names), components, strict=True)),
+        },
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..common.checks import check_adata, check_positive_int, listing
 from ..common.distributed import process_group
-from ..common.keys import Keys
+from ..common.keys import Keys, as_keys
 from ..data.covariates import widened
 from ..data.intake import Cells
 from ..data.schema import Schema
@@ -146,10 +146,11 @@ def _with_new(adata: AnnData, known: Schema) -> Schema:
 def _record(model: FittedModel, as_fit: FittedModel, cells: Cells) -> dict[str, Any]:
     """The entries that mapping adds to the reference's record."""
     n_genes, n_missing = len(model.genes), 0 if cells.missing is None else len(cells.missing)
-    pairs = zip(model.schema.categoricals, as_fit.schema.categoricals, strict=True)
+    columns = as_keys(column.key for column in model.schema.categoricals)
+    pairs = zip(columns, model.schema.categoricals, as_fit.schema.categoricals, strict=True)
     outcome = as_fit.outcome
     return {
-        "new": {old.key: np.array(new.categories[len(old.categories) :], dtype=str) for old, new in pairs},
+        "new": {key: np.array(new.categories[len(old.categories) :], dtype=str) for key, old, new in pairs},
         "genes_found": n_genes - n_missing,
         "genes_missing": n_missing,
         "coverage": 1.0 - n_missing / n_genes,

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_float_dtype
 
 from ..common.checks import LISTED, check_adata, check_not_negative, check_obs_column, check_positive_int, listing, warn
-from ..common.keys import check_slot_name
+from ..common.keys import can_be_key, check_slot_name
 from ..common.slots import target_of, write
 from ..inference.cells import read_cells
 from ..inference.contrast import Contrast
@@ -144,9 +144,10 @@ def rank_genes(
             ``pvals`` (posterior error probability; with `lfc_threshold` = 0 the local false sign rate); ``pvals_adj``
             (Bayesian FDR: mean error probability of all genes at least as certain; Käll et al. 2008); ``means`` and
             ``means_reference`` (mean proportion). Tables ``pts`` and ``pts_rest``, genes x groups: share of cells with
-            a count in the group and in the reference, both in batches with two cells of each. ``params`` describes the
-            columns and has one entry per group of ``centre`` (base 2), ``unchanged`` (estimated share of genes without
-            a change), and ``n_cells`` and ``n_cells_reference`` (numbers of cells compared).
+            a count in the group and in the reference, both in batches with two cells of each (left out if the name of a
+            group has a "/", which files cannot hold in a column). ``params`` describes the columns and has one entry
+            per group of ``centre`` (base 2), ``unchanged`` (estimated share of genes without a change), and ``n_cells``
+            and ``n_cells_reference`` (numbers of cells compared).
 
     Warns
     -----
@@ -266,8 +267,9 @@ def _record(rankings: dict[str, _Ranking], params: dict[str, Any], genes: pd.Ind
         for group, ranking in rankings.items():
             table[group] = ranking.columns[name]
         record[name] = table.view(np.recarray)
-    record["pts"] = pd.DataFrame({group: r.detected for group, r in rankings.items()}, index=genes)
-    record["pts_rest"] = pd.DataFrame({group: r.detected_reference for group, r in rankings.items()}, index=genes)
+    if all(map(can_be_key, groups)):  # the names of the groups are those of columns, and files cannot hold "T/NK"
+        record["pts"] = pd.DataFrame({group: r.detected for group, r in rankings.items()}, index=genes)
+        record["pts_rest"] = pd.DataFrame({group: r.detected_reference for group, r in rankings.items()}, index=genes)
     return record
 
 
