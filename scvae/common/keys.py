@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LONGEST = 200  # bytes of a name that a file system can hold, with some to spare
+# uns or obsm has results of scanpy under these names
+OF_SCANPY = "dendrogram|diffmap|draw_graph|hvg|leiden|log1p|louvain|neighbors|paga|pca|rank_genes_groups|tsne|umap"
 
 
 def check_slot_name(value: object, name: str) -> str:
@@ -58,7 +60,8 @@ class Keys:
     key_added: str = "scvae"
 
     def __post_init__(self) -> None:
-        check_slot_name(self.key_added, "key_added")
+        if re.fullmatch(OF_SCANPY, check_slot_name(self.key_added, "key_added")):
+            raise ValueError(f"key_added is {self.key_added!r}, where scanpy keeps its own results; pass another name")
 
     @property
     def mean(self) -> str:

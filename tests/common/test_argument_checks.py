@@ -73,6 +73,15 @@ def test_a_name_that_files_cannot_hold_is_refused_before_the_fit(name):
     assert set(adata.obsm) == {"z"}
 
 
+def test_results_of_scanpy_are_not_replaced(digest):
+    adata = scvae.datasets.simulate(n_cells=20, n_genes=10)
+    adata.uns["pca"], adata.obsm["X_pca"] = {"variance": np.ones(2)}, np.ones((20, 2))
+    before = digest(adata)
+    with pytest.raises(ValueError, match="key_added is 'pca', where scanpy keeps its own results"):
+        scvae.fit(adata, key_added="pca", verbose=False)
+    assert digest(adata) == before
+
+
 @pytest.mark.parametrize(
     "name", [name for name in scvae.tl.__all__ if "model" in signature(getattr(scvae.tl, name)).parameters]
 )
