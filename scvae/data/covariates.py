@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
 from ..common.checks import check_obs_column, listing, warn
-from .categories import check_names, distinct
+from .categories import check_names, distinct, spelling
 from .schema import Categorical, Numeric, Schema
 
 MOST_LISTED = 20  # categories listed in an error about an unknown one
@@ -106,6 +107,30 @@ def widened(adata: AnnData, schema: Schema, *, mapped: bool) -> Schema:
     _warn_of_single_cells(adata, new)
     batch = None if schema.batch is None else columns.pop(0)
     return replace(schema, batch=batch, categorical=tuple(columns))
+
+
+def with_new_batches(adata: AnnData, schema: Schema) -> tuple[Schema, Schema]:
+    """Two schemas in which all batches of `adata` are new: one to read `adata` with, and one to keep.
+
+    They differ if `adata` has names of known batches: the first hides the known batches, and in the second the new ones
+    have names of their own, which end in "-query" (or "-query2", ...). Errors and warnings are those of `widened`.
+    """
+    batch = schema.batch
+    assert batch is not None
+    hidden = replace(batch, categories=tuple(f"{name}\0" for name in batch.categories))  # as no cell has it
+    to_read = widened(adata, replace(schema, batch=hidden), mapped=True)
+    assert to_read.batch is not None
+    new = to_read.batch.categories[len(batch.categories) :]
+    is_known = batch.codes(pd.Series(new, dtype=object)) >= 0
+    taken = {*batch.categories, *new}
+    for number in itertools.count(1):
+        ending = f"-query{number if number > 1 else ''}"
+        named = [f"{spelling(name)}{ending}" if known else name for name, known in zip(new, is_known, strict=True)]
+        if taken.isdisjoint(np.array(named)[is_known]):
+            break
+    kept = replace(batch, categories=(*batch.categories, *named), mapped=(*batch.mapped, *named))
+    to_keep = replace(to_read, batch=kept)
+    return (to_read if is_known.any() else to_keep), to_keep
 
 
 def categories_of(adata: AnnData, key: str, known: Sequence[str] = ()) -> Categorical:

@@ -36,7 +36,8 @@ def embed(
     adata
         Cells with raw data, as in the fit. Genes are matched by name, in any order; genes that the model does not know
         are ignored. `obs` must have the model's covariate columns, with categories it knows (see `batch_key` of
-        `scvae.fit` for what is the same category). Or files, as in `scvae.fit`: their values stay on disk.
+        `scvae.fit` for what is the same category); a batch that has the name of one of the model is taken for it. Or
+        files, as in `scvae.fit`: their values stay on disk.
     model
         A fitted model.
     beta

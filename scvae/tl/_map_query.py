@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from jaxtyping import Int
 
-from ..common.checks import check_adata, check_positive_int, listing
+from ..common.checks import check_adata, check_positive_int, listing, warn
 from ..common.distributed import process_group
 from ..common.keys import Keys, as_keys
-from ..data.covariates import widened
+from ..common.slots import write
+from ..data.covariates import widened, with_new_batches
 from ..data.intake import Cells
-from ..data.schema import Schema
+from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..training.refit import map_cells
@@ -27,6 +30,7 @@ def map_query(
     model: FittedModel,
     *,
     batch_key: str | None = None,
+    new_batches: bool = False,
     epochs: int | None = None,
     beta: float | None = None,
     layer: str | None = None,
@@ -54,12 +58,17 @@ def map_query(
     ----------
     adata
         The query: cells with raw data, as in the fit, and the model's batch and covariate columns in `obs`. Cells of
-        known batches may be included: they are embedded but not trained on.
+        known batches may be included: they are embedded but not trained on. A batch with the name of a known one is
+        taken for it, with a warning; see `new_batches`.
     model
         A model fitted with a `batch_key` or a categorical covariate. It is not changed.
     batch_key
         Column of `adata.obs` with the batch, if its name differs from that in the fit; None if it is the same.
         The returned model keeps the name of the fit: `scvae.tl.embed` and other tools need the column under that name.
+    new_batches
+        Whether all batches of the query are new, also those with the name of a known batch, such as donors "1" and "2"
+        of another study. These get a name of their own in the model and in the batch column of `adata`: donor "1"
+        becomes "1-query" (or "1-query2", ..., if there is one already). Give later cells of this donor under that name.
     epochs
         Passes over the cells of new batches; None for as many as make 400 steps, but at least two.
     beta
@@ -82,21 +91,26 @@ def map_query(
         ``varm["<key_added>_loadings"]``
             As written by `scvae.fit` for a linear decoder.
         ``uns["<key_added>"]``
-            The reference's record, plus ``mapping`` with ``new`` (the new categories of each column),
-            ``genes_found`` and ``genes_missing``, ``coverage`` (share of the modelled genes found), ``epochs``,
+            The reference's record, plus ``mapping`` with ``new`` (the new categories of each column, as the model names
+            them), ``genes_found`` and ``genes_missing``, ``coverage`` (share of the modelled genes found), ``epochs``,
             ``converged``, ``reason``, ``held_out_elbo`` (nats per cell over query cells not trained on) and
             ``history``.
+        ``obs[<batch column>]``
+            Only with `new_batches`, and only if some batches had to be renamed: the batch of each cell, as the model
+            names it.
 
     Warns
     -----
     UserWarning
-        If genes of the model are missing; the message tells how many were found.
+        If genes of the model are missing; the message tells how many were found. If batches of the query are taken for
+        known ones because they have their names.
 
     Raises
     ------
     ValueError
-        As for `embed`; if no category is new (use `scvae.tl.embed` for such cells); if `batch_key` names a covariate or
-        the model has no batches. `adata` is then unchanged.
+        As for `embed`; if no category is new (use `scvae.tl.embed` for such cells, or `new_batches`); if `batch_key`
+        names a covariate; if `batch_key` or `new_batches` is given and the model has no batches. `adata` is then
+        unchanged.
     NonFiniteLossError
         If training diverges.
 
@@ -118,16 +132,25 @@ def map_query(
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
     known = with_batch_key(model.schema, batch_key)
-    there = _with_new(adata, known)
-    cells = read_cells(adata, there, layer)
+    to_read, there = _with_new(adata, known, new_batches=new_batches)
+    cells = read_cells(adata, to_read, layer)
+    if known.batch is not None and not new_batches:
+        _warn_of_known(known.batch, cells.codes[:, 0])
     schema = with_batch_key(there, model.schema.batch.key if model.schema.batch else None)
     mapped, as_fit = map_cells(model, cells, schema, epochs=epochs, verbose=verbose)
     write_results(adata, mapped, cells, keys, beta=beta, more={"mapping": _record(model, as_fit, cells)})
+    if there.batch is not None and there != to_read:
+        named = pd.Categorical.from_codes(cells.codes[:, 0], list(there.batch.categories)).remove_unused_categories()
+        write(adata, obs={there.batch.key: named})
     return mapped
 
 
-def _with_new(adata: AnnData, known: Schema) -> Schema:
-    """The schema with the new categories of `adata` added; raises ValueError if there are none."""
+def _with_new(adata: AnnData, known: Schema, *, new_batches: bool) -> tuple[Schema, Schema]:
+    """The schema with the new categories of `adata`, to read `adata` with and to keep; ValueError if there are none."""
+    if new_batches:
+        if known.batch is None:
+            raise ValueError("new_batches has no effect: the model was fitted without batch_key; leave it out")
+        return with_new_batches(adata, known)
     if not known.categoricals:
         raise ValueError(
             "the model was fitted without batch_key and without categorical covariates, so it has no batch parameters "
@@ -136,11 +159,25 @@ def _with_new(adata: AnnData, known: Schema) -> Schema:
     schema = widened(adata, known, mapped=True)
     if schema == known:
         keys = listing(f"adata.obs[{column.key!r}]" for column in schema.categoricals)
+        others = (
+            "pass new_batches=True if their batches are others of the same names" if schema.batch else "rename them"
+        )
         raise ValueError(
             f"the model knows every category in {keys}, so there is nothing to learn; embed these cells with "
-            "scvae.tl.embed, or give new batches new names"
+            f"scvae.tl.embed, or {others}"
         )
-    return schema
+    return schema, schema
+
+
+def _warn_of_known(known: Categorical, codes: Int[np.ndarray, " cells"]) -> None:
+    """Warns of batches that are taken for known ones by their names."""
+    batches = np.unique(codes)
+    names = [known.categories[code] for code in batches if code < len(known.categories)]
+    if names:
+        warn(
+            f"{len(names):,} of the {len(batches):,} batches in adata.obs[{known.key!r}] have names of batches of the "
+            f"model ({listing(names)}) and are taken for these; if they are others, pass new_batches=True"
+        )
 
 
 def _record(model: FittedModel, as_fit: FittedModel, cells: Cells) -> dict[str, Any]:

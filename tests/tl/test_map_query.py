@@ -172,7 +172,10 @@ def test_known_cells_in_the_query_are_embedded_as_they_were_and_teach_nothing():
     reference, query, model = example()
     alone, both = query.copy(), ad.concat([bare(reference[:100]), query])
     mapped = scvae.tl.map_query(alone, model, epochs=3, verbose=False)
-    with_known = scvae.tl.map_query(both, model, epochs=3, verbose=False)
+    with pytest.warns(
+        UserWarning, match=r"^2 of the 3 batches in adata.obs\['batch'\] .* \('batch_0', 'batch_1'\).*new_b"
+    ):
+        with_known = scvae.tl.map_query(both, model, epochs=3, verbose=False)
     for name, tensor in mapped.network.state_dict().items():
         assert torch.equal(tensor, with_known.network.state_dict()[name])
     np.testing.assert_allclose(both.obsm["X_scvae"][:100], reference.obsm["X_scvae"][:100], rtol=1e-5, atol=1e-6)
@@ -235,6 +238,56 @@ def test_the_batch_may_have_another_name_in_the_query_and_obs_stays(digest):
     assert (kinds["fit"].obs["scvae_label"] == kinds["other"].obs["scvae_label"]).all()
 
 
+def test_batches_of_known_names_are_new_if_told_so(tmp_path):
+    reference, query, model = example()
+    expected, named = query.copy(), query.copy()
+    first = np.arange(300) < 150
+    expected.obs["batch"] = np.where(first, "b", "c")
+    named.obs["batch"] = np.where(first, "batch_0", "c")
+    want = scvae.tl.map_query(expected, model, epochs=3, verbose=False)
+    mapped = scvae.tl.map_query(named, model, new_batches=True, epochs=3, verbose=False)
+    assert mapped.schema.batch.categories == ("batch_0", "batch_1", "batch_0-query", "c")
+    assert mapped.schema.batch.mapped == ("batch_0-query", "c")
+    for name, tensor in want.network.state_dict().items():
+        assert torch.equal(mapped.network.state_dict()[name], tensor), name
+    np.testing.assert_array_equal(named.obsm["X_scvae"], expected.obsm["X_scvae"])
+    # the cells have the names of the model, so that other tools find their batches
+    assert named.obs["batch"].tolist() == np.where(first, "batch_0-query", "c").tolist()
+    assert list(named.uns["scvae"]["mapping"]["new"]["batch"]) == ["batch_0-query", "c"]
+    again, read = named.copy(), scvae.load(mapped.save(tmp_path / "mapped.safetensors"))
+    scvae.tl.embed(again, read)
+    np.testing.assert_array_equal(again.obsm["X_scvae"], named.obsm["X_scvae"])
+    known = bare(reference)
+    scvae.tl.embed(known, read)
+    assert known.obsm["X_scvae"].tobytes() == reference.obsm["X_scvae"].tobytes()
+    # a third study, which has these names, too, under another column
+    third = query.copy()
+    third.obs["donor"] = np.where(first, "batch_0-query", "batch_0")
+    twice = scvae.tl.map_query(third, read, batch_key="donor", new_batches=True, epochs=1, verbose=False)
+    assert twice.schema.batch.categories[4:] == ("batch_0-query2", "batch_0-query-query2")
+    assert third.obs["donor"].tolist() == np.where(first, "batch_0-query-query2", "batch_0-query2").tolist()
+    assert third.obs["batch"].tolist() == query.obs["batch"].tolist()
+
+
+def test_numbers_are_new_batches_whatever_their_type_and_names_without_a_twin_stay(digest):
+    reference, query, _ = example()
+    reference, query = bare(reference), query.copy()
+    reference.obs["batch"] = np.arange(600) % 2 + 1
+    options = {"n_latent": 2, "network": NetworkConfig(width=8), "training": TrainingConfig(epochs=1)}
+    model = scvae.fit(reference, batch_key="batch", rng=0, verbose=False, **options)
+    query.obs["batch"] = np.arange(300) % 2 + 1.0
+    mapped = scvae.tl.map_query(query, model, new_batches=True, epochs=1, verbose=False)
+    assert mapped.schema.batch.categories == ("1", "2", "1-query", "2-query")
+    other = bare(query)
+    other.obs["batch"] = np.arange(300) % 2 + 7
+    before = digest(other)["obs"]
+    assert scvae.tl.map_query(other, model, new_batches=True, epochs=1, verbose=False).schema.batch.mapped == ("7", "8")
+    assert digest(other)["obs"] == before
+    plain = scvae.fit(bare(reference), rng=0, verbose=False, **options)
+    with pytest.raises(ValueError, match="new_batches has no effect: the model was fitted without batch_key"):
+        scvae.tl.map_query(query, plain, new_batches=True, verbose=False)
+
+
 def test_new_categories_of_a_covariate_are_learnt_likewise():
     reference, query, _ = example()
     reference, query = bare(reference), query.copy()
@@ -292,7 +345,7 @@ def of_known_batch(adata):
         (log_normalised, {}, "log-normalised.*; load the raw counts$"),  # another likelihood is not to be had here
         (without_names, {}, "none of the 150 modelled genes"),
         (without_batch, {}, "has no 'batch'"),
-        (of_known_batch, {}, "nothing to learn; embed these cells with scvae.tl.embed"),
+        (of_known_batch, {}, "nothing to learn; embed these cells with scvae.tl.embed, or pass new_batches=True"),
         (lambda adata: None, {"batch_key": "donor"}, "has no 'donor'"),
         (lambda adata: None, {"beta": 2.0}, "trained at β = 1 alone"),
         (lambda adata: None, {"epochs": 0}, "epochs is 0"),
