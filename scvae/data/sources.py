@@ -21,7 +21,7 @@ from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
 from .in_place import restore
 from .on_disk import Joined, on_disk
-from .turns import Reader, check_can_be_changed, turn
+from .turns import Reader, check_can_be_changed, is_open_here, turn
 
 FILE = "file"  # column of obs: the file of each cell, if there are several
 ENDINGS = (".h5ad", ".zarr")
@@ -196,7 +196,9 @@ def _group(path: Path, stack: ExitStack) -> Any:
         return zarr.open_group(str(path), mode="r")
     import h5py
 
-    return stack.enter_context(h5py.File(stack.enter_context(Reader(path)), "r"))
+    # changes that another handle of this process has not written yet are known to HDF5 only
+    file = path if is_open_here(path) else stack.enter_context(Reader(path))
+    return stack.enter_context(h5py.File(file, "r"))
 
 
 def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:

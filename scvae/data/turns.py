@@ -50,15 +50,26 @@ def check_can_be_changed(path: Path) -> None:
 
 def refuse_open_here(path: Path) -> None:
     """Raises BlockingIOError if this process has the file open through h5py, whatever the state of its locks."""
-    if not path.is_file() or not _is_open_here(path):
+    if not path.is_file() or not is_open_here(path):
         return
     gc.collect()  # a handle that nobody refers to any more
-    if _is_open_here(path):
+    if is_open_here(path):
         raise BlockingIOError(
             f"{path} is open in this process, so results cannot be written into it; close it first "
             "(adata.file.close(), or the h5py.File), or pass the open AnnData instead of the path to get the results "
             "in memory"
         )
+
+
+def is_open_here(path: Path) -> bool:
+    """Whether this process has the file open through h5py."""
+    from h5py import h5f
+
+    for file in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
+        with contextlib.suppress(RuntimeError, OSError, ValueError):  # without a descriptor, or closed by now
+            if os.path.samestat(os.fstat(file.get_vfd_handle()), path.stat()):
+                return True
+    return False
 
 
 @contextmanager
@@ -70,7 +81,7 @@ def turn(path: Path, *, to_write: bool) -> Iterator[int]:
     BlockingIOError
         If others still have it open after a while.
     """
-    if not to_write and path.is_file() and _is_open_here(path):
+    if not to_write and path.is_file() and is_open_here(path):
         yield -1  # HDF5 lets a process read through its own open handles
         return
     patience = PATIENCE if to_write else PATIENCE_TO_READ
@@ -138,16 +149,6 @@ def _flock(handle: int, *flags: str) -> None:
     import fcntl
 
     fcntl.flock(handle, sum(getattr(fcntl, flag) for flag in flags))
-
-
-def _is_open_here(path: Path) -> bool:
-    from h5py import h5f
-
-    for file in h5f.get_obj_ids(h5f.OBJ_ALL, h5f.OBJ_FILE):
-        with contextlib.suppress(RuntimeError, OSError):  # of drivers without a file descriptor
-            if os.path.samestat(os.fstat(file.get_vfd_handle()), path.stat()):
-                return True
-    return False
 
 
 def _holders(path: Path) -> str:

@@ -83,6 +83,16 @@ def test_a_file_that_is_open_in_this_process_is_refused_before_anything_is_read(
     assert path.read_bytes() == before
 
 
+def test_what_an_open_handle_has_not_written_yet_is_read(path):
+    model = scvae.fit(anndata.read_h5ad(path), **SHORT)
+    with h5py.File(path, "r+") as handle:
+        handle["X"][:] = np.flip(handle["X"][:], 0)
+        found = scvae.tl.embed(path, model, copy=True).obsm["X_scvae"]
+    adata = anndata.read_h5ad(path)
+    scvae.tl.embed(adata, model)
+    assert np.array_equal(found, adata.obsm["X_scvae"])
+
+
 def test_a_handle_that_nobody_refers_to_is_closed_first_and_its_changes_are_kept(path):
     handle = h5py.File(path, "r+")
     del handle["obsm/mine"]
