@@ -1,12 +1,14 @@
 """Numba kernels for the CPU: fast versions of the operations in `scvae.kernels.reference`.
 
-Three rules hold throughout this file.
+Four rules hold throughout this file.
 
 * Special functions are evaluated at non-zero counts only; a zero costs one logarithm.
 * `_exp` and `_log1p` are branch-free polynomials in single precision, so that LLVM turns a loop over genes into vector
   instructions; a call into the C library would not vectorise.
 * The *shape* of the input, never the number of threads, determines how work is cut into blocks, and partial sums are
   added in the order of the blocks: the same input gives the same bits.
+* Functions that kernels call are inlined. Otherwise LLVM compiles each of them several times, alone and within each
+  kernel, with sums in another order, and which version runs depends on what this process has compiled or loaded before.
 
 Every array is C-contiguous; logits are overwritten by their gradient, so no second cells x genes array exists. All
 kernels are in one file, because numba checks only the date of that file to decide whether its cache on disk is stale.
@@ -85,7 +87,7 @@ def _digamma_tail(x):
     return z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * (1 / 240 - z * (1 / 132 - z * (691 / 32760))))))
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _digamma_rise(x, theta):
     """digamma(x + theta) - digamma(theta) for x, theta > 0 in float64.
 
@@ -100,7 +102,7 @@ def _digamma_rise(x, theta):
     return rise + math.log1p(x / theta) + 0.5 * x / (theta * top) + _digamma_tail(theta) - _digamma_tail(top)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _rising(x, theta, scale):
     """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(scale), and its derivative in theta, in float64.
 
@@ -119,7 +121,7 @@ def _rising(x, theta, scale):
     return value, _digamma_rise(x, theta)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _count_tables(theta):
     """1 / theta, and the lgamma and digamma terms of `_nb_count` for x = 1 ... TABLE, in row x - 1 of each group.
 
@@ -135,7 +137,7 @@ def _count_tables(theta):
     return inverse_theta, logs, drops
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
 def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
     factor = np.float32(math.log(x))
     for g in range(inverse_theta.size):
@@ -145,7 +147,7 @@ def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
         next_drops[g] = drops[g] + u * r
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _nb_count(count, mean, theta, log_zero, logs, drops, g):
     """Terms that a count adds to `log_zero`, the log-probability of a zero, besides count x log mean; and to slopes.
 
@@ -161,7 +163,7 @@ def _nb_count(count, mean, theta, log_zero, logs, drops, g):
     return _nb_large_count(np.float64(count), np.float64(mean), np.float64(theta))
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _nb_large_count(x, mean, theta):
     """`_nb_count` in float64, for any x > 0."""
     scale = theta + mean
@@ -169,7 +171,7 @@ def _nb_large_count(x, mean, theta):
     return value, np.float32(x * theta / scale), np.float32(theta * rise - x * theta / scale)
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _sum(values):
     """Sum in float64 of float32 sums over slices; each slice is a separate array, so that its loop vectorises."""
     total = 0.0
@@ -182,7 +184,7 @@ def _sum(values):
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _add_bias(logits, bias):
     """logits += bias; returns the largest, found among integers with the order of the floats, which LLVM vectorises."""
     top = np.int32(-0x80000000)
@@ -194,7 +196,7 @@ def _add_bias(logits, bias):
     return np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _exp_row(logits, top, out):
     """out = exp(logits - top); returns the sum."""
     total = 0.0
@@ -203,7 +205,7 @@ def _exp_row(logits, top, out):
     return total
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _exp_slice(logits, top, out):
     total = np.float32(0.0)
     for g in range(logits.size):
@@ -213,7 +215,7 @@ def _exp_slice(logits, top, out):
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _softmax_row(logits, bias, out):
     """Adds the bias to the logits; fills `out` with exp(logits - largest).
 
@@ -225,7 +227,7 @@ def _softmax_row(logits, bias, out):
     return np.float32(1.0 / total), np.float64(top) + math.log(total)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
     """Values of all genes at count 0: log p, d log p / d log mean, d log p / d log theta.
 
@@ -243,7 +245,7 @@ def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability
     return total, total_slope
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
     total, total_slope = np.float32(0.0), np.float32(0.0)
     for g in range(proportions.size):
@@ -260,7 +262,7 @@ def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_proba
     return total, total_slope
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, bias_gradient, theta_gradient):
     """logits = weight (slope - proportions total_slope), by the chain rule; adds to the bias and theta gradients."""
     for g in range(slope.size):
@@ -270,7 +272,7 @@ def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, 
         theta_gradient[g] += weight * theta_slope[g]
 
 
-@njit(fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
 def _add(target, values):
     for g in range(values.size):
         target[g] += values[g]
@@ -373,7 +375,7 @@ def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weig
             _add(bias_gradient[b, n_genes:], inflation)
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
 def _inflate(log_p, inflation, slope, theta_slope):
     """Turns log NB(0) and its slopes into log p(0) and its slopes, and q into d log p / d q.
 
@@ -428,7 +430,7 @@ def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, w
             _add(bias_gradient[b], logits[i])
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _log_factorial(x):
     return LOG_FACTORIAL[np.int64(x)] if x < LOG_FACTORIAL.size and x == math.floor(x) else math.lgamma(x + 1.0)
 
@@ -455,7 +457,7 @@ def bernoulli_rows(logits, bias, indptr, indices, counts, library, theta, group,
             _add(bias_gradient[b], logits[i])
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
 def _bernoulli_zeros(logits, weight, log_p):
     """log p(0) = -softplus(logit), and logits become weight x its slope, -sigmoid(logit)."""
     for g in range(logits.size):
@@ -472,7 +474,7 @@ def log1p_scaled(indptr, values, scale, out):
         _log1p_row(values[indptr[i] : indptr[i + 1]], scale[i], out[indptr[i] : indptr[i + 1]])
 
 
-@njit(fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
 def _log1p_row(values, scale, out):
     for j in range(values.size):
         out[j] = _log1p(scale * values[j])[0]

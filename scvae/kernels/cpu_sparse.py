@@ -40,7 +40,7 @@ def csr_matmul(indptr, indices, values, weight, out):
         _add_weighted(out[i], values, indices, weight, indptr[i], indptr[i + 1])
 
 
-@njit(cache=True, error_model="numpy")
+@njit(forceinline=True, cache=True, error_model="numpy")
 def _by_column(indptr, indices, values, n_columns):
     """Stored entries sorted by column and, within it, by row: the start of each column, the rows and the values."""
     starts = np.zeros(n_columns + 1, np.int64)
