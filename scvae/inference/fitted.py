@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -262,6 +263,14 @@ class FittedModel:
 def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
     """The range of β of a model; None for a model of one β."""
     return BetaRange(*beta) if isinstance(beta, tuple) else None
+
+
+def digest_of(network: VAE) -> str:
+    """A digest of all weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,9 +19,8 @@ from ..data.intake import Cells, DataKeys, read_query
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.schema import Schema
-from ..inference.fitted import ACTIVE_ABOVE, FittedModel, in_use
+from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
-from ..model.vae import VAE
 from .checkpoint import Ending, Progress
 from .recipe import Recipe, make_recipe
 from .run import evaluate_held_out, fitted_model
@@ -99,7 +97,7 @@ def continue_fit(
     fine = replace(fine, learning_rate=config.learning_rate or fine.learning_rate)
     settings = replace(settings, training_config=fine)
     network = grown(model, schema).network.to(device)
-    start = None if request.checkpoint is None else _digest_of(network)
+    start = None if request.checkpoint is None else digest_of(network)
     recipe, checkpoint = Recipe.of(fine), request.checkpoint
     progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=request.verbose)
     return fitted_model(network, cells, settings, progress), cells
@@ -153,14 +151,6 @@ def map_cells(
         of_query = LibrarySizes.of(whole_libraries(mapped, chosen), chosen.group, len(schema.batch.categories))
         mapped = replace(mapped, libraries=model.libraries.followed_by(of_query))
     return mapped, record
-
-
-def _digest_of(network: VAE) -> str:
-    """A digest of all weights, which identifies the start of a training."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:
