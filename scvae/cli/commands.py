@@ -215,7 +215,7 @@ def _keywords(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
-    """The slots that a fit has written to `adata`."""
+    """The slots that `fit` or `embed` has written to `adata`."""
     return {
         "obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)},
         "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None removes those of an earlier fit
@@ -262,7 +262,7 @@ def _embed(given: argparse.Namespace) -> None:
     layer = getattr(given, "layer", model.schema.layer)
     with results_of(given.input, given.output, None if layer == "X" else layer, force=given.force) as results:
         embed(results.cells, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
-        results.take(lambda adata: {"obsm": {key: adata.obsm[key] for key in (keys.mean, keys.variance)}})
+        results.take(lambda adata: _results(adata, keys))
     _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
 
 

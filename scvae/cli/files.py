@@ -186,36 +186,37 @@ def write_copy(source: Path, target: Path, results: Mapping[str, Mapping[str, An
     import h5py
     from anndata import read_h5ad
 
-    from ..common.files import written_whole
-    from ..data.write_back import add_results
+    from ..common.files import folder_written_whole, written_whole
+    from ..data.write_back import add_results, superseding
 
     if target.suffix == STORE:
-        adata = read_h5ad(source)
-        for group, values in results.items():
-            place = getattr(adata, group)
-            for key, value in values.items():
-                place.pop(key, None)
-                if value is not None:
-                    place[key] = value
-        _write(adata, target, force=force)
+        with folder_written_whole(target, may_replace=force) as folder:
+            root = _as_store(read_h5ad(source), folder)
+            add_results(root, superseding(root, results))
         return
     with written_whole(target, may_replace=force) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
-            add_results(file, results)
+            add_results(file, superseding(file, results))
 
 
 def _write(adata: AnnData, target: Path, *, force: bool) -> None:
     from ..common.files import folder_written_whole, written_whole
 
     if target.suffix == STORE:
-        import zarr
-        from anndata.io import write_elem
-
-        from ..data.destinations import zarr_version
-
         with folder_written_whole(target, may_replace=force) as folder:
-            write_elem(zarr.open_group(str(folder), mode="w", **zarr_version(2)), "/", adata)
+            _as_store(adata, folder)
         return
     with written_whole(target, may_replace=force) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
+
+
+def _as_store(adata: AnnData, folder: Path) -> Any:
+    import zarr
+    from anndata.io import write_elem
+
+    from ..data.destinations import zarr_version
+
+    root = zarr.open_group(str(folder), mode="w", **zarr_version(2))
+    write_elem(root, "/", adata)
+    return root

@@ -144,9 +144,10 @@ class Keys:
         return "diagnosis"
 
     @property
-    def denoised(self) -> str:
-        """layers or obsm: expected expression."""
-        return f"{self.key_added}_denoised"
+    def denoised(self) -> tuple[str, str, str]:
+        """layers or obsm: expected expression, and the lower and upper ends of its interval."""
+        name = f"{self.key_added}_denoised"
+        return name, f"{name}_lower", f"{name}_upper"
 
     @property
     def denoising(self) -> str:
@@ -167,3 +168,28 @@ class Keys:
     def origin(self) -> str:
         """Within uns[key_added]: how the sampled cells were drawn."""
         return "drawn"
+
+    @property
+    def models(self) -> str:
+        """Within uns[key_added]: the identity of the model behind each slot."""
+        return "models"
+
+    @property
+    def checksums(self) -> str:
+        """Within uns[key_added]: checksums of the embedding and of columns of obs, which tell whether they changed."""
+        return "checksums"
+
+    @property
+    def derived(self) -> dict[str, tuple[str, ...]]:
+        """What tools write for a model besides its embedding, by the place in the AnnData."""
+        return {
+            "obs": (self.stability, self.label, self.label_uncertainty, self.outlier),
+            "layers": self.denoised,
+            "obsm": (self.samples, self.beta_umaps, *self.denoised),
+            "varm": (self.loadings, self.effects, self.traversal),
+        }
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Within uns[key_added]: what tools write for a model."""
+        return self.beta_path, self.judged_on, self.beta_embeddings, self.diagnosis, self.denoising

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..common.keys import Keys
+from ..common.provenance import superseded
 from .destinations import zarr_version
 from .in_place import changed_in_place
 from .sources import Source
 from .turns import turn
 
+FRAMES = ("obs", "var")  # groups that are tables, with their columns in an order
 Results = Mapping[str, Mapping[str, Any]]  # group, then key; None removes a key
 
 
@@ -66,11 +69,29 @@ def add_results(file: Any, results: Results) -> None:
         for key, value in values.items():
             if value is not None:
                 write_elem(file[group], key, value)
-                if group == "var":
-                    order = [name for name in file[group].attrs["column-order"] if name != key]
-                    file[group].attrs["column-order"] = [*order, key]
             elif key in file[group]:
                 del file[group][key]
+            if group in FRAMES:
+                order = [name for name in file[group].attrs["column-order"] if name != key]
+                file[group].attrs["column-order"] = order if value is None else [*order, key]
+
+
+def superseding(file: Any, results: Results) -> dict[str, dict[str, Any]]:
+    """The results, and what they replace in an open file: slots of another model are removed, its record is kept."""
+    from anndata.io import read_elem
+
+    every = {group: dict(values) for group, values in results.items()}
+    for key, record in results.get("uns", {}).items():
+        keys = Keys(key)
+        if keys.mean not in every.get("obsm", {}):
+            continue
+        made_by = record[keys.models][keys.mean]
+        found = superseded(keys, made_by, lambda group: file.get(group, {}), read_elem)
+        both = {name: found.record[name] | record[name] for name in (keys.models, keys.checksums)}
+        every["uns"][key] = found.record | record | both
+        for group, names in found.slots.items():
+            every[group] = dict.fromkeys(names) | every.get(group, {})
+    return every
 
 
 def _of_genes(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -94,7 +115,7 @@ def _write_h5ad(path: Path, results: Results, names: Mapping[str, pd.Index]) -> 
 
     with changed_in_place(path) as changes, h5py.File(changes, "r+") as file:
         _check_names(path, file, names)
-        add_results(file, results)
+        add_results(file, superseding(file, results))
 
 
 def _write_zarr(path: Path, results: Results, names: Mapping[str, pd.Index]) -> None:
@@ -108,14 +129,16 @@ def _write_zarr(path: Path, results: Results, names: Mapping[str, pd.Index]) -> 
         _check_names(path, zarr.open_group(str(path), mode="r"), names)
         version = zarr_version(3 if (path / "zarr.json").is_file() else 2)
         made = zarr.open_group(str(aside / "new"), mode="w", **version)
-        if results["var"]:
-            shutil.copytree(path / "var", aside / "new" / "var")
         with _quiet():
+            results = superseding(zarr.open_group(str(path), mode="r"), results)
+            for group in FRAMES:
+                if results.get(group):
+                    shutil.copytree(path / group, aside / "new" / group)
             add_results(made, {group: values for group, values in results.items() if values})
         for group, values in results.items():
             if not values:
                 continue
-            if group == "var" or not (path / group).is_dir():
+            if group in FRAMES or not (path / group).is_dir():
                 _exchange(aside / "new" / group, path / group, aside / "old")
                 continue
             for key, value in values.items():

@@ -1,10 +1,9 @@
-"""Reading of the cells that a tool works on, and of records that earlier calls wrote."""
+"""Reading of the cells that a tool works on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..common.checks import listing
 from ..data.intake import Cells, read_query
@@ -44,19 +43,3 @@ def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:
             "that holds the batch"
         )
     return replace(schema, batch=replace(schema.batch, key=batch_key))
-
-
-def earlier_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """The record that `adata.uns` already holds under `key`; empty if there is none.
-
-    Raises
-    ------
-    ValueError
-        If the entry is not a record.
-    """
-    found = getattr(adata, "uns", {}).get(key, {})
-    if not isinstance(found, Mapping):
-        raise ValueError(
-            f"adata.uns[{key!r}] is a {type(found).__name__}, which scvae did not write; pass another key_added"
-        )
-    return dict(found)

@@ -19,6 +19,7 @@ from ..common.checks import check_not_negative, check_positive
 from ..common.devices import resolve_device
 from ..common.files import read_tensors, write_tensors
 from ..common.html import named_values, page
+from ..common.provenance import AT
 from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import BetaRange
 from ..data.libraries import LibrarySizes
@@ -271,6 +272,12 @@ def digest_of(network: VAE) -> str:
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def identity_of(model: FittedModel, beta: float | None = None) -> str:
+    """Identifies a model in what is derived from its embedding; for a model of many β, with the β of the embedding."""
+    digest = digest_of(model.network)
+    return f"{digest}{AT}{model.beta_of(beta):g}" if isinstance(model.beta, tuple) else digest
 
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:

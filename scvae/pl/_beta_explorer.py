@@ -14,6 +14,7 @@ from jaxtyping import Float, Int16
 from ..common.checks import MissingKeyError
 from ..common.files import written_whole
 from ..common.keys import Keys
+from ..common.provenance import is_of
 from ._explorer.colours import Colour, colours_of
 from ._explorer.page import page
 from ._figure import stored
@@ -133,7 +134,8 @@ def _contents(adata: AnnData, found: Mapping[str, Any], keys: Keys, colours: Seq
         entries.append(colour.record | {"offset": sum(map(len, parts))})
         values = colour.values[shown].astype(colour.values.dtype.newbyteorder("<")).tobytes()
         parts.append(values + b"\0" * (len(values) % 2))  # two-byte numbers must start at even offsets
-    recommended = _recommended(adata.uns[keys.uns].get(keys.beta_path), beta)
+    of_this_model = is_of(adata, keys, keys.beta_path, keys.beta_embeddings)
+    recommended = _recommended(adata.uns[keys.uns].get(keys.beta_path) if of_this_model else None, beta)
     record = {
         "n_cells": len(shown),
         "betas": beta.tolist(),

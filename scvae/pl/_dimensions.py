@@ -27,12 +27,20 @@ def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent
     ------
     MissingKeyError
         If one of them is missing.
+    ValueError
+        If they differ in shape.
     """
     check_adata(adata)
     for key in (keys.mean, keys.variance):
         if key not in adata.obsm:
             raise missing_key("adata.obsm", key, list(adata.obsm))
-    return np.asarray(adata.obsm[keys.mean], np.float64), np.asarray(adata.obsm[keys.variance], np.float64)
+    mean, variance = (np.asarray(adata.obsm[key], np.float64) for key in (keys.mean, keys.variance))
+    if mean.shape != variance.shape:
+        raise ValueError(
+            f"adata.obsm[{keys.mean!r}] has the shape {mean.shape} and adata.obsm[{keys.variance!r}] {variance.shape}, "
+            "so they are of different models; run scvae.tl.embed(adata, model) again"
+        )
+    return mean, variance
 
 
 def kl_per_dimension(

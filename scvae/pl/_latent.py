@@ -69,7 +69,8 @@ def latent(
     MissingKeyError
         If the embedding, its variances or `color` are missing.
     ValueError
-        If a dimension does not exist, or `ax` does not have one axes for the KL and one for each pair.
+        If a dimension does not exist, `ax` does not have one axes for the KL and one for each pair, or embedding and
+        variances differ in shape.
 
     Examples
     --------

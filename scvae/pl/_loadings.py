@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from ..common.checks import MissingKeyError, check_adata, check_positive_int
 from ..common.keys import Keys
+from ..common.provenance import check_of_embedding
 from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, kl_per_dimension, moments
 from ._figure import COLOURS, given_axes, hand_over, new_axes, shortened, title
 
@@ -69,8 +70,8 @@ def loadings(
     MissingKeyError
         If there are neither loadings nor effects, or no embedding.
     ValueError
-        If embedding and effects differ in their number of dimensions (they are of different models), a dimension does
-        not exist, or `ax` does not have one axes per dimension.
+        If embedding and effects are of different models, or of different β of one, a dimension does not exist, or `ax`
+        does not have one axes per dimension.
 
     Examples
     --------
@@ -112,6 +113,7 @@ def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarra
     for key, step in ((keys.loadings, "unit of z"), (keys.effects, "SD")):
         if key not in adata.varm:
             continue
+        check_of_embedding(adata, keys, "varm", key, "scvae.tl.latent_genes")
         values = np.asarray(adata.varm[key], dtype=np.float64)
         if values.shape[1] != n_latent:
             raise ValueError(

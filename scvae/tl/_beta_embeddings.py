@@ -10,13 +10,14 @@ import numpy as np
 from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.progress import progress_bar
+from ..common.provenance import record_in
 from ..common.rng import SeedLike, numpy_generator, seed_of
-from ..common.slots import target_of, write
+from ..common.slots import target_of, write_made
 from ..data.beta_range import evenly_spaced, given_betas
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
-from ..inference.cells import earlier_record, read_cells
-from ..inference.fitted import FittedModel, check_model
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model, digest_of
 from ..inference.posterior import posterior_moments
 from ._layouts import aligned_layouts
 
@@ -108,7 +109,7 @@ def beta_embeddings(
     n_shown = min(check_positive_int(max_cells, "max_cells"), adata.n_obs)
     _check_numbers(n_shown, n_neighbors)
     seed = seed_of(rng)
-    earlier = earlier_record(adata, keys.uns)
+    record_in(adata, keys)
     cells = read_cells(adata, model, layer)
     shown = np.sort(numpy_generator(seed, SHOWN).permutation(len(cells))[:n_shown])
     judged, role = to_judge_on(model, cells, seed=seed)
@@ -136,7 +137,8 @@ def beta_embeddings(
         "seed": seed,
     }
     target = target_of(adata, copy=copy)
-    write(target, obsm={keys.beta_umaps: umaps}, uns={keys.uns: earlier | {keys.beta_embeddings: record}})
+    made_by = digest_of(model.network)
+    write_made(target, keys, made_by, obsm={keys.beta_umaps: umaps}, record={keys.beta_embeddings: record})
     return target if copy else None
 
 

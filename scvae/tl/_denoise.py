@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ..common.checks import check_not_negative, check_positive, check_positive_int
 from ..common.keys import Keys, can_be_key
+from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
-from ..common.slots import target_of, write
+from ..common.slots import target_of, write_made
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
 from ..data.intake import Cells
 from ..data.sources import Paths, are_paths, opened
-from ..inference.cells import earlier_record, read_cells
+from ..inference.cells import read_cells
 from ..inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_model, digest_of
 from ..kernels.context import working_on
 from ..likelihoods import Bernoulli
 
@@ -188,7 +189,7 @@ def denoise(
         )
     with opened(adata, model.schema.layer_of(layer)) as source:
         cells_in = source.adata
-        earlier = earlier_record(cells_in, keys.uns)
+        record_in(cells_in, keys)
         columns = _columns(cells_in, model, genes)
         request = _Request(
             columns=columns,
@@ -217,7 +218,8 @@ def denoise(
         _fill(memory, model, cells, request)
         target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
-        _write(target, keys, memory.tables, wanted, earlier | {keys.denoising: record})
+        layers, obsm = _places(target, keys, memory.tables, wanted)
+        write_made(target, keys, digest_of(model.network), layers=layers, obsm=obsm, record={keys.denoising: record})
     return target if copy else None
 
 
@@ -264,20 +266,18 @@ def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) 
     return {MEAN: draws.mean(0), **ends}
 
 
-def _write(adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index, uns: dict[str, Any]) -> None:
-    """Writes the tables as layers if the genes are those of `adata`, else to obsm; removes those of earlier calls."""
+def _places(
+    adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables as layers if the genes are those of `adata`, else as obsm; None for those of earlier calls."""
     as_layers = wanted.equals(pd.Index(adata.var_names.astype(str)))
-    slots: dict[str, Any] = dict.fromkeys(_slot(keys, name) for name in (MEAN, *ENDS))
+    slots: dict[str, Any] = dict.fromkeys(keys.denoised)
     nowhere = dict(slots)
     for name, table in tables.items():
         framed = isinstance(table, np.ndarray) and not as_layers and all(map(can_be_key, wanted))
-        slots[_slot(keys, name)] = pd.DataFrame(table, adata.obs_names, wanted, copy=False) if framed else table
-    layers, obsm = (slots, nowhere) if as_layers else (nowhere, slots)
-    write(adata, layers=layers, obsm=obsm, uns={keys.uns: uns})
-
-
-def _slot(keys: Keys, name: str) -> str:
-    return keys.denoised if name == MEAN else f"{keys.denoised}_{name}"
+        slot = keys.denoised[(MEAN, *ENDS).index(name)]
+        slots[slot] = pd.DataFrame(table, adata.obs_names, wanted, copy=False) if framed else table
+    return (slots, nowhere) if as_layers else (nowhere, slots)
 
 
 def _record(model: FittedModel, request: _Request, library_size: object) -> dict[str, Any]:

@@ -12,15 +12,16 @@ import numpy as np
 from ..common.checks import check_positive_int
 from ..common.html import items, named_values, page
 from ..common.keys import Keys
+from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
-from ..common.slots import write
+from ..common.slots import write_made
 from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
-from ..inference.cells import earlier_record, read_cells
-from ..inference.fitted import FittedModel, check_model
+from ..inference.cells import read_cells
+from ..inference.fitted import FittedModel, check_model, digest_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -192,7 +193,7 @@ def diagnose(
     keys = Keys(key_added)
     check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
-    earlier = earlier_record(adata, keys.uns)
+    record_in(adata, keys)
     cells = read_cells(adata, model, layer)
     measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
     heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()
@@ -204,7 +205,7 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write(adata, uns={keys.uns: earlier | {keys.diagnosis: _storable(diagnosis, model)}})
+    write_made(adata, keys, digest_of(model.network), record={keys.diagnosis: _storable(diagnosis, model)})
     return diagnosis
 
 

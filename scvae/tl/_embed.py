@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys
+from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
-from ..common.slots import target_of, write
+from ..common.slots import target_of
 from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import write_back
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import latent_draws, posterior_moments
+from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,6 +69,10 @@ def embed(
             float32 posterior variances, cells x n_latent.
         ``obsm["X_<key_added>_samples"]``
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
+        ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``
+            The record of the model, and the loadings of a linear decoder, as written by `scvae.fit`. Results of another
+            model under this key are removed, as by `scvae.fit`; so are those of the embedding at another β (effects,
+            draws, stability and its graph).
 
     Raises
     ------
@@ -88,13 +94,13 @@ def embed(
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
     with opened(adata, model.schema.layer_of(layer), to_change=not copy) as source:
+        record_in(source.adata, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)
-        mean, variance = posterior_moments(model, cells, beta=beta)
-        draws = latent_draws(mean, variance, n_samples, seed_of(rng)) if n_samples else None
-        slots = {keys.mean: mean, keys.variance: variance, keys.samples: draws}
+        moments = posterior_moments(model, cells, beta=beta)
+        draws = latent_draws(*moments, n_samples, seed_of(rng)) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
-        write(target, obsm=slots)
+        write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
     if not copy:
-        write_back(source, obsm=list(slots), varm=[], uns=[])
+        write_back(source, obsm=[keys.mean, keys.variance, keys.samples], varm=[keys.loadings], uns=[keys.uns])
         return None
     return small(source) if source.files else target

@@ -10,10 +10,11 @@ from jaxtyping import Float
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys
-from ..common.slots import write
+from ..common.provenance import record_in
+from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_model, identity_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,6 +89,7 @@ def latent_genes(
     keys = Keys(key_added)
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)
+    record_in(adata, keys)
     cells = read_cells(adata, model, layer)
     filled = np.flatnonzero(cells.library > 0)
     if len(filled) == 0:
@@ -100,7 +102,8 @@ def latent_genes(
     def of_all(values: Float[np.ndarray, "modelled latent"]) -> Float[np.ndarray, "genes latent"]:
         return np.where((rows >= 0)[:, None], values[rows], 0.0).astype(np.float32)
 
-    write(adata, varm={keys.effects: of_all(effects), keys.traversal: of_all(found.traversal)})
+    varm = {keys.effects: of_all(effects), keys.traversal: of_all(found.traversal)}
+    write_made(adata, keys, identity_of(model, beta), varm=varm)
     return _table(effects, found, model.genes, n_listed)
 
 

@@ -10,12 +10,14 @@ from jaxtyping import Float
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys, check_slot_name
+from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
-from ..common.slots import target_of, write
+from ..common.slots import target_of
 from ..diagnostics.neighbours import graph_of, nearest
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.posterior import latent_draws, posterior_moments
+from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,8 +77,8 @@ def neighbors(
         ``obs["<key_added>_stability"]``
             Share of a cell's neighbours that two draws have in common, averaged over pairs of draws: 1 if the
             uncertainty of the cell and its surroundings does not change its neighbours.
-        ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
-            The embedding, as written by `embed`.
+        ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``, ``uns["<key_added>"]``
+            The embedding and the record of its model, as written by `embed`.
 
     Raises
     ------
@@ -100,6 +102,7 @@ def neighbors(
         raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}; pass two different names")
     if n_samples < 2:
         raise ValueError("n_samples is 1, but stability compares draws; pass at least 2")
+    record_in(adata, keys)
     cells = read_cells(adata, model, layer)
     if not 2 <= n_neighbors <= len(cells):
         raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to the number of cells, {len(cells):,}")
@@ -116,13 +119,18 @@ def neighbors(
         "metric": "euclidean",
         "random_state": 0,
         "use_rep": keys.mean,
+        "model": identity_of(model, beta),
         "n_samples": n_samples,
         "seed": seed,
     }
-    write(
+    write_embedding(
         target,
+        model,
+        (mean, variance),
+        keys,
+        beta=beta,
         obs={keys.stability: _stability(times, n_samples, n_neighbors)},
-        obsm={keys.mean: mean, keys.variance: variance, keys.samples: None},
+        obsm={keys.samples: None},
         obsp={
             names["connectivities_key"]: connectivities / n_samples,
             names["distances_key"]: distances.multiply(times.power(-1.0)).tocsr(),

@@ -9,12 +9,13 @@ import pandas as pd
 
 from ..common.checks import check_adata, check_obs_column, check_probability, listing, speaking_of
 from ..common.keys import Keys
-from ..common.slots import target_of, write
+from ..common.provenance import record_in
+from ..common.slots import target_of, write_made
 from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_model, digest_of
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.posterior import posterior_moments
 
@@ -95,6 +96,9 @@ def transfer_labels(
             test with 37 types held out of eight references, the default limit called half of their cells unknown
             (nearly all of distinct types, hardly any of types similar to another) and 6 % of the cells of other types.
             Sort by this column if unknown types matter.
+        ``uns["<key_added>"]``
+            The identity of the model and checksums of these columns. An embedding of another model under this key
+            removes the columns, unless they were edited since.
 
     Raises
     ------
@@ -118,6 +122,7 @@ def transfer_labels(
     check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
+    record_in(adata, keys)
     limit = check_probability(unknown_above, "unknown_above")
     with speaking_of("reference", layer="reference_layer"):
         column = check_obs_column(check_adata(reference), labels_key)
@@ -148,8 +153,10 @@ def transfer_labels(
     )
     label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
     target = target_of(adata, copy=copy)
-    write(
+    write_made(
         target,
+        keys,
+        digest_of(model.network),
         obs={
             keys.label: pd.Categorical(label, categories=[*names, UNKNOWN]),
             keys.label_uncertainty: 1.0 - found.probability.max(1),

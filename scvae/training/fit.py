@@ -184,7 +184,12 @@ def fit(
         ``uns["<key_added>"]``
             ``params``, ``history`` (one array per column, one entry per epoch; ELBOs in nats per cell at β = 1),
             ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
-            ``seconds``, ``versions``.
+            ``seconds``, ``versions``; ``models``, the identity of the model behind each slot (a digest of its weights);
+            ``checksums``, which tell whether the embedding was replaced since.
+
+        Results of another model under the same `key_added` are removed: effects, draws, stability and its graph,
+        transferred labels, denoised values, UMAPs at many β, diagnosis. Graphs and UMAPs that scanpy made from its
+        embedding stay.
 
     Raises
     ------

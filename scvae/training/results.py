@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from ..common.distributed import ranks
 from ..common.keys import Keys
-from ..common.slots import write
+from ..common.slots import write_made
 from ..config import to_json
 from ..data.intake import Cells
-from ..inference.fitted import FittedModel
+from ..inference.fitted import FittedModel, identity_of
 from ..inference.posterior import posterior_moments
 
 if TYPE_CHECKING:
@@ -68,11 +68,35 @@ def write_results(
     beta: float | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the embedding of the cells at `beta`, the loadings if there are any, and the record with `more` added."""
-    mean, variance = posterior_moments(model, cells, beta=beta, together=ranks())
-    obsm = {keys.mean: mean, keys.variance: variance}
-    uns = {keys.uns: record_of(model) | dict(more or {})}
-    write(adata, obsm=obsm, varm={keys.loadings: _loadings(model, adata)}, uns=uns)
+    """Writes the embedding of the cells at `beta`, as `write_embedding`, with `more` in the record."""
+    moments = posterior_moments(model, cells, beta=beta, together=ranks())
+    write_embedding(adata, model, moments, keys, beta=beta, more=more)
+
+
+def write_embedding(
+    adata: AnnData,
+    model: FittedModel,
+    moments: tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]],
+    keys: Keys,
+    *,
+    beta: float | None = None,
+    more: Mapping[str, Any] | None = None,
+    obsm: Mapping[str, Any] | None = None,
+    **slots: Any,
+) -> None:
+    """Writes means and variances of an embedding, the loadings if there are any, and the record with `more` added.
+
+    `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
+    """
+    write_made(
+        adata,
+        keys,
+        identity_of(model, beta),
+        obsm=dict(zip((keys.mean, keys.variance), moments, strict=True)) | dict(obsm or {}),
+        varm={keys.loadings: _loadings(model, adata)},
+        record=record_of(model) | dict(more or {}),
+        **slots,
+    )
 
 
 def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes latent"] | None:

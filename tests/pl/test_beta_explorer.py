@@ -73,6 +73,13 @@ def test_the_recommended_beta_is_where_the_page_begins(tmp_path):
     assert (record["recommended"], record["beta"]) == (None, 1.0)
 
 
+def test_a_beta_that_was_recommended_for_another_model_is_not_shown(tmp_path):
+    for model, recommended in (("the same", 1.0), ("another", None)):
+        adata = explorable(table=True)
+        adata.uns["scvae"]["models"] = {"beta_embeddings": "the same", "beta_path": model}
+        assert written(adata, tmp_path)[0]["recommended"] == recommended
+
+
 def test_what_an_h5ad_file_gives_back_is_shown_the_same(tmp_path):
     adata = explorable(table=True)
     expected = written(adata, tmp_path)

@@ -39,8 +39,9 @@ def test_the_diagnosis_joins_what_the_fit_has_written_and_survives_a_file(tmp_pa
     before, record = digest(adata), dict(adata.uns["scvae"])
     found = scvae.tl.diagnose(adata, model)
     assert digest(adata) == before
+    assert adata.uns["scvae"]["models"] == record.pop("models") | {"diagnosis": adata.uns["scvae"]["models"]["X_scvae"]}
     assert {key: adata.uns["scvae"][key] for key in record} == record
-    assert adata.uns["scvae"].keys() - record.keys() == {"diagnosis"}
+    assert adata.uns["scvae"].keys() - record.keys() == {"diagnosis", "models"}
     adata.write_h5ad(tmp_path / "out.h5ad")
     stored = ad.read_h5ad(tmp_path / "out.h5ad").uns["scvae"]["diagnosis"]
     assert stored["verdict"] == found.verdict
@@ -55,7 +56,7 @@ def test_cells_without_an_earlier_record_get_one_under_the_name_asked_for():
     other = ad.AnnData(adata.X.copy(), var=adata.var.copy())
     scvae.tl.diagnose(other, model, key_added="mine")
     assert list(other.uns) == ["mine"]
-    assert list(other.uns["mine"]) == ["diagnosis"]
+    assert set(other.uns["mine"]) == {"diagnosis", "models", "checksums"}
 
 
 @pytest.mark.parametrize(

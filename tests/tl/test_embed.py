@@ -102,7 +102,7 @@ def test_a_copy_has_the_result_and_adata_stays_as_it_was(digest):
     assert copied.obsm["X_scvae"].tobytes() == adata.obsm["X_scvae"].tobytes()
 
 
-def test_only_the_two_embedding_slots_are_written(digest):
+def test_only_the_embedding_and_the_record_of_its_model_are_written(digest):
     adata = simulated()
     model = fit(adata)
     other = query(adata)
@@ -110,7 +110,9 @@ def test_only_the_two_embedding_slots_are_written(digest):
     scvae.tl.embed(other, model, key_added="mapped")
     after = digest(other)
     assert set(after) - set(before) == {"obsm[X_mapped]", "obsm[X_mapped_var]"}
-    assert all(after[name] == before[name] for name in before)
+    assert {name for name in before if after[name] != before[name]} == {"uns"}
+    assert set(other.uns["mapped"]) == set(adata.uns["scvae"])
+    assert other.uns["mapped"]["seed"] == model.seed
 
 
 def test_a_view_becomes_actual_and_its_parent_stays_as_it_was(digest):
