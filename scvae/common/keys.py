@@ -40,7 +40,7 @@ def as_keys(names: Iterable[str]) -> list[str]:
     """Keys for names that a user chose: each name itself, or one like it that files can hold; no two are the same."""
     keys: list[str] = []
     for name in names:
-        key = name if can_be_key(name) else re.sub(r"[/\\.]", "_", name)[: LONGEST // 5] + "_"
+        key = name if can_be_key(name) else re.sub(r"[/\\.\x00]", "_", name)[: LONGEST // 5] + "_"
         while key in keys:
             key += "_"
         keys.append(key)

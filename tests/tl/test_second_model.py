@@ -6,6 +6,7 @@ import pytest
 import scanpy as sc
 
 import scvae
+from scvae.cli import main
 from scvae.common.checks import MissingKeyError
 from tests.pl import records
 
@@ -51,7 +52,7 @@ def assert_of_users_is_there(cells):
 
 
 def mapped(cells, model):
-    cells.obs["batch"] = cells.obs["batch"].cat.rename_categories({"batch_1": "new"})
+    cells.obs["batch"] = cells.obs["batch"].cat.rename_categories(["new", "newer"])
     scvae.tl.map_query(cells, model, epochs=1, verbose=False)
 
 
@@ -198,3 +199,17 @@ def test_plots_draw_subsets_and_what_earlier_versions_left(example):
     old = records.with_effects()
     assert "models" not in old.uns["scvae"]
     scvae.pl.loadings(old, show=False)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize("ending", ["h5ad", pytest.param("zarr", marks=pytest.mark.slow)])
+def test_in_the_output_of_the_command_line_nothing_is_left_of_another_model(example, tmp_path, monkeypatch, ending):
+    cells, _, other = example
+    monkeypatch.chdir(tmp_path)
+    cells.write_h5ad("in.h5ad")
+    other.save("model")
+    assert main(["embed", "in.h5ad", "-o", f"out.{ending}", "--model", "model"]) == 0
+    found = ad.read_zarr("out.zarr") if ending == "zarr" else ad.read_h5ad("out.h5ad")
+    assert left(found) == set()
+    assert_of_users_is_there(found)
+    assert found.uns["scvae"]["seed"] == 7
