@@ -111,9 +111,7 @@ class Cells:
         """A copy of the cells at `positions`, in that order, for a sample that is used several times."""
         x = self.rows.take(positions)
         return Cells(
-            rows=SparseRows(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), x.n_columns)
-            if isinstance(x, CSR)
-            else DenseRows(x.values.numpy()),
+            rows=SparseRows.of(x) if isinstance(x, CSR) else DenseRows(x.values.numpy()),
             library=self.library[positions],
             codes=self.codes[positions],
             numeric=self.numeric[positions],

@@ -78,6 +78,11 @@ class SparseRows(Rows):
         self._n_genes = n_columns if n_genes is None else n_genes
         self._is_sorted = is_sorted and (column_map is None or bool(np.all(np.diff(column_map[column_map >= 0]) > 0)))
 
+    @classmethod
+    def of(cls, x: CSR) -> SparseRows:
+        """The rows of a block on the host, without a copy."""
+        return cls(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), x.n_columns)
+
     @property
     def n_cells(self) -> int:
         """Number of cells."""

@@ -70,7 +70,7 @@ def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None)
     If genes are missing or the batch was mapped, the encoder has not been trained on such cells. Its q is then refined
     by a few gradient steps towards the best q under the decoder, given the measured genes.
     """
-    network = model.network
+    network, batch = model.network, model.network.shallow(batch)
     posterior = network.encode(batch)
     refined = torch.ones_like(batch.group, dtype=torch.bool)
     if batch.missing is None:

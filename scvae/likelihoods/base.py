@@ -65,6 +65,10 @@ class Likelihood(nn.Module, ABC):
         effect there, so the mean over genes is set to 0. For binary data it is the logit, for real values the mean.
         """
 
+    def shallow(self, batch: Batch, chosen: Bool[Tensor, " cells"]) -> Batch:
+        """The batch, with the chosen cells no deeper than those of the fit; only counts are changed."""
+        return batch
+
     @abstractmethod
     def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         """Input of the encoder: values per gene, and `n_encoder_covariates` numbers per cell."""

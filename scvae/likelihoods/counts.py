@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -24,6 +25,7 @@ from .base import LEAST_SHARE, Likelihood, OutputLayer, log_library, of_genes
 
 N_LEVELS = 5  # of theta along β, because the kernels take one theta per group of cells
 OFFSET = 0.3  # unit of the offsets of log theta at large β, whose prior sd is then 0.15 around their mean over genes
+DEEPEST = 2.0  # library size, in means of the fit, up to which the counts of a mapped cell are taken as they are
 LOG_DISPERSION_SPREAD = 0.5  # prior standard deviation of log theta around its mean over genes
 
 
@@ -166,6 +168,19 @@ class CountLikelihood(Likelihood):
     @property
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.output.weight - self.output.weight.mean(0)
+
+    def shallow(self, batch: Batch, chosen: Bool[Tensor, " cells"]) -> Batch:
+        """Scales counts and library size of the chosen cells down to `DEEPEST`, where they are deeper.
+
+        Encoder and dispersions were fitted at the depths of the fit. Read counts are a hundred times as large as counts
+        of molecules, but they are not a hundred times as precise, so at their own depth they would outweigh the prior.
+        """
+        if not isinstance(batch.x, CSR):  # selected on a device for training, whose cells are scaled before
+            return batch
+        log_depth = log_library(batch, self.mean_log_library.to(batch.library.device))
+        scale = torch.exp(-(log_depth - math.log(DEEPEST)).clamp_min(0.0) * chosen)
+        x = batch.x.with_values(batch.x.values * scale[batch.x.row_of_stored()])
+        return dataclasses.replace(batch, x=x, library=batch.library * scale)
 
     def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         log_depth = log_library(batch, self.mean_log_library)
@@ -310,6 +325,9 @@ class ZeroInflated(Likelihood):
     @property
     def loadings(self) -> Float[Tensor, "genes features"]:
         return self.base.loadings
+
+    def shallow(self, batch: Batch, chosen: Bool[Tensor, " cells"]) -> Batch:
+        return self.base.shallow(batch, chosen)
 
     def encoder_input(self, batch: Batch) -> tuple[CSR | Dense, Float[Tensor, "cells covariates"]]:
         return self.base.encoder_input(batch)

@@ -61,6 +61,7 @@ class VAE(nn.Module):
 
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
         """q(z | x, s) of each cell; passing a generator turns dropout on."""
+        batch = self.shallow(batch)
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
         with torch.no_grad():  # missing genes are imputed at the prior's mean first, then at the posterior's mean
@@ -68,6 +69,12 @@ class VAE(nn.Module):
             z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
             filled = self._filled_in(batch, batch.missing, z)
         return self._posterior(*filled, batch, generator)
+
+    def shallow(self, batch: Batch) -> Batch:
+        """The batch, with cells of mapped categories no deeper than those of the fit (see `Likelihood.shallow`)."""
+        if not len(self.conditions.mapped):
+            return batch
+        return self.likelihood.shallow(batch, self.conditions.of_mapped(batch.codes))
 
     def encode_expected(self, z: Float[Tensor, "cells latent"], batch: Batch) -> DiagonalNormal:
         """q of the decoder's expected values at z, for the conditions and library sizes of the batch.

@@ -51,6 +51,10 @@ def map_query(
     `scvae.tl.embed`: the encoder has seen no cell of the batch, and a shift alone does not correct for another
     technology. With 2,000 genes this takes about thirty times as long as the encoder alone.
 
+    Counts of cells with more than twice the mean library size of the fit are scaled down to that size, here and in
+    every embedding with the returned model. Read counts, as from Smart-seq2, are far larger than counts of molecules,
+    but not as much more precise.
+
     Genes are matched by name. Genes missing from the query are not treated as zeros: they are left out of the
     likelihood and of the gradient steps, and in training the encoder receives their expected values from the decoder.
 
@@ -93,8 +97,8 @@ def map_query(
         ``uns["<key_added>"]``
             The reference's record, plus ``mapping`` with ``new`` (the new categories of each column, as the model names
             them), ``genes_found`` and ``genes_missing``, ``coverage`` (share of the modelled genes found), ``epochs``,
-            ``converged``, ``reason``, ``held_out_elbo`` (nats per cell over query cells not trained on) and
-            ``history``.
+            ``converged``, ``reason``, ``held_out_elbo`` (nats per cell over query cells not trained on, with the
+            counts scaled as above) and ``history``.
         ``obs[<batch column>]``
             Only with `new_batches`, and only if some batches had to be renamed: the batch of each cell, as the model
             names it.

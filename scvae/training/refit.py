@@ -18,9 +18,12 @@ from ..data.covariates import covariate_names, widened
 from ..data.intake import Cells, DataKeys, read_query
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
+from ..data.rows import SparseRows
 from ..data.schema import Schema
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
+from ..kernels.csr import CSR
+from ..model.vae import VAE
 from .checkpoint import Ending, Progress
 from .recipe import Recipe, make_recipe
 from .run import evaluate_held_out, fitted_model
@@ -143,14 +146,25 @@ def map_cells(
     settings = replace(settings, training_config=mapping)
     for name, parameter in wider.network.named_parameters():
         parameter.requires_grad_(name in wider.new)
-    progress = train(wider.network, chosen, settings, Recipe.of(mapping), only=wider.new, verbose=verbose)
-    record = fitted_model(wider.network, chosen, settings, progress)
+    comparable = _shallow(wider.network, chosen)
+    progress = train(wider.network, comparable, settings, Recipe.of(mapping), only=wider.new, verbose=verbose)
+    record = fitted_model(wider.network, comparable, settings, progress)
     wider.network.requires_grad_(True)
     mapped = replace(model, network=wider.network, schema=schema)
     if schema.kind != "real" and schema.batch is not None and model.libraries is not None:
         of_query = LibrarySizes.of(whole_libraries(mapped, chosen), chosen.group, len(schema.batch.categories))
         mapped = replace(mapped, libraries=model.libraries.followed_by(of_query))
     return mapped, record
+
+
+def _shallow(network: VAE, cells: Cells) -> Cells:
+    """Cells of mapped categories as `VAE.shallow` has them; a copy in memory if these are counts."""
+    if network.likelihood.kind != "counts":
+        return cells
+    batch = cells.batch(np.arange(len(cells)))
+    batch = network.likelihood.shallow(batch, torch.ones(len(batch), dtype=torch.bool))
+    assert isinstance(batch.x, CSR)
+    return replace(cells, rows=SparseRows.of(batch.x), library=batch.library.numpy())
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:

@@ -50,6 +50,22 @@ def started(name, n_groups=1):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_only_chosen_cells_and_only_counts_are_scaled_down_to_twice_the_mean_depth(name):
+    head, values = started(name), values_for(name)
+    batch, chosen = batch_of(values, kind=KIND[name]), torch.arange(CELLS) % 2 == 0
+    shallow = head.shallow(batch, chosen)
+    if KIND[name] != "counts":
+        assert shallow is batch
+        return
+    most = 2 * np.exp(np.log(np.maximum(values.sum(1), 1.0)).mean())
+    expected = np.where(chosen, np.minimum(most / np.maximum(values.sum(1), 1.0), 1.0), 1.0)
+    assert 0 < (expected < 1).sum() < chosen.sum()
+    np.testing.assert_allclose(shallow.x.to_dense(), values * expected[:, None], rtol=1e-5)
+    np.testing.assert_allclose(shallow.library, values.sum(1) * expected, rtol=1e-5)
+    assert torch.equal(shallow.x.to_dense()[~chosen], batch.x.to_dense()[~chosen])
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("draws", [1, 3])
 def test_log_prob_is_the_weighted_sum_over_the_table(name, draws):
     """The heads' own route (fused for nb) against their dense table, which is tested against mpmath."""

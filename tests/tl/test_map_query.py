@@ -112,6 +112,20 @@ def test_a_strong_batch_effect_is_taken_off_also_with_genes_shuffled_and_a_fifth
     assert (record["genes_found"], record["genes_missing"], record["coverage"]) == (120, 30, 0.8)
 
 
+def test_read_counts_find_the_place_of_molecule_counts():
+    reference, query, model = example()
+    deep, deeper = query[:100].copy(), query[:100].copy()
+    deep.X, deeper.X = 10 * deep.X, 500 * deeper.X
+    mapped = scvae.tl.map_query(deep, model, epochs=30, verbose=False)
+    scvae.tl.map_query(deeper, model, epochs=30, verbose=False)
+    np.testing.assert_allclose(deeper.obsm["X_scvae"], deep.obsm["X_scvae"], atol=1e-3)
+    again = query[:100].copy()
+    again.X = 500 * again.X
+    scvae.tl.embed(again, mapped)
+    np.testing.assert_allclose(again.obsm["X_scvae"], deep.obsm["X_scvae"], atol=1e-3)
+    assert accuracy(reference, deep) > 0.95
+
+
 def test_the_elbo_of_the_query_is_better_than_as_a_known_batch():
     _, query, model = example()
     query, (_, mapped) = query.copy(), mapped_query()
