@@ -53,7 +53,8 @@ def map_query(
 
     Counts of cells with more than twice the mean library size of the fit are scaled down to that size, here and in
     every embedding with the returned model. Read counts, as from Smart-seq2, are far larger than counts of molecules,
-    but not as much more precise.
+    but not as much more precise. A small query of such cells is warned about: on 40 to 130 cells of CEL-Seq2, principal
+    components of the reference placed 3 % more cells among their own type.
 
     Genes are matched by name. Genes missing from the query are not treated as zeros: they are left out of the
     likelihood and of the gradient steps, and in training the encoder receives their expected values from the decoder.
@@ -107,7 +108,7 @@ def map_query(
     -----
     UserWarning
         If genes of the model are missing; the message tells how many were found. If batches of the query are taken for
-        known ones because they have their names.
+        known ones because they have their names. If fewer than 200 cells have far larger counts than those of the fit.
 
     Raises
     ------

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
 
 MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
+MUCH_DEEPER, FEW = 3.0, 200  # a query with fewer cells, this many times as deep as the limit, is warned about
 UNASKED = Request()  # arguments with these values are taken from the model
 
 
@@ -164,7 +165,15 @@ def _shallow(network: VAE, cells: Cells) -> Cells:
     batch = cells.batch(np.arange(len(cells)))
     batch = network.likelihood.shallow(batch, torch.ones(len(batch), dtype=torch.bool))
     assert isinstance(batch.x, CSR)
-    return replace(cells, rows=SparseRows.of(batch.x), library=batch.library.numpy())
+    shallow = replace(cells, rows=SparseRows.of(batch.x), library=batch.library.numpy())
+    deeper = float(np.median(cells.library / shallow.library))
+    if deeper > MUCH_DEEPER and len(cells) < FEW:
+        warn(
+            f"the {len(cells):,} new cells have counts of another order than those of the fit ({deeper:.0f} times the "
+            "depth to which they are scaled; read counts?), and are few; their place is less certain than that of more "
+            "cells: map them together with others of this technology, or compare with scanpy.tl.ingest"
+        )
+    return shallow
 
 
 def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose: bool) -> tuple[FittedModel, Ending]:

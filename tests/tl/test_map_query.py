@@ -116,8 +116,10 @@ def test_read_counts_find_the_place_of_molecule_counts():
     reference, query, model = example()
     deep, deeper = query[:100].copy(), query[:100].copy()
     deep.X, deeper.X = 10 * deep.X, 500 * deeper.X
-    mapped = scvae.tl.map_query(deep, model, epochs=30, verbose=False)
-    scvae.tl.map_query(deeper, model, epochs=30, verbose=False)
+    with pytest.warns(UserWarning, match=r"the 100 new cells have counts of another order .*scanpy.tl.ingest"):
+        mapped = scvae.tl.map_query(deep, model, epochs=30, verbose=False)
+    with pytest.warns(UserWarning, match="read counts"):
+        scvae.tl.map_query(deeper, model, epochs=30, verbose=False)
     np.testing.assert_allclose(deeper.obsm["X_scvae"], deep.obsm["X_scvae"], atol=1e-3)
     again = query[:100].copy()
     again.X = 500 * again.X
