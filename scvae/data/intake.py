@@ -215,7 +215,7 @@ def read_fit(
     Warns
     -----
     UserWarning
-        If some counts are fractions but do not look normalised, or if a category has a single cell.
+        If some counts are fractions but show no transform, or if a category has a single cell.
     """
     check_adata(adata)
     layer, size_factor_key = data.layer, data.size_factor_key
@@ -241,7 +241,7 @@ def read_fit(
             raise ValueError(f"{name_of(layer)} is 0 in all modelled genes ({len(chosen):,}); check layer and mask_var")
         refuse_duplicates(var_names, var_names[genes])
         rows = _rows(stored, genes, check, memory)
-        check.finish(rows)
+        check.finish()
         scale = 1.0 if factors is None else float(check.library.sum() / factors.sum())
         library = _library(check, kind, factors, scale)
     names = tuple(str(name) for name in var_names[genes])
@@ -306,7 +306,7 @@ def read_query(
     mask = _as_mask(genes[genes >= 0], values)
     check = ValueCheck(schema.kind, layer, adata, mask, kind_is_open=False, searched=matrix and matrix.first)
     rows = _rows(_read_stored(values, check, mask, memory), genes, check, memory)
-    check.finish(rows)
+    check.finish()
     missing = np.flatnonzero(genes < 0)
     library = _library(check, schema.kind, factors, schema.size_factor_scale)
     cells = _cells(adata, schema, rows, library, missing if len(missing) else None)

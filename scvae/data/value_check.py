@@ -1,18 +1,13 @@
 """Checks whether values are raw counts; every stored value is checked, in blocks, while the matrix is read.
 
-Fractional values look normalised in two cases:
-
-* The sums over all genes, of the values or of the values before a logarithm, are the same in every cell. The middle
-  90 % of the sums may differ by 1 % of their median: rounding to half precision changes a sum by less, while the
-  depths of real cells differ by tens of per cent.
-* In a matrix cut to some genes, whose sums differ: each cell's values are integer multiples of its smallest value (the
-  count 1, scaled by that cell's depth), and the cells have no unit in common.
+If some are fractions, cells spread evenly over the data are examined as a whole (see `transforms`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 import pandas as pd
@@ -20,31 +15,23 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from ..common.checks import is_raw, layers_of, warn
-from ..kernels.csr import CSR
+from ..kernels.rows import take_rows
 from .containers import Block, is_dense, matrix_of, name_of, readable, var_names_of
-from .rows import Rows, reduce_rows, row_sums
+from .rows import row_sums
 from .schema import Kind
+from .transforms import Transform, recognised
 
-SPREAD = 0.01  # relative; see the docstring of this module
-FEWEST_SUMS = 3  # two cells can have the same depth by chance
-FEWEST_CELLS = 20  # with fewer cells, multiples are not evidence
-TESTED_CELLS = 2_000
-LARGEST_LOGARITHM = 30.0  # no cell has 2^30 molecules of a gene
-LARGEST_MULTIPLE = 20  # larger multiples are not resolved within the tolerance in half precision
-TOLERANCE = 0.01  # of the unit; a random fraction passes with a probability of 2 %, a cell full of them hardly ever
+MOST_CELLS, LEAST_CELLS = 1_000, 100  # to examine
+MOST_KEPT, MOST_EXAMINED = 2**23, 2**20  # of their values: 32 MB are kept
+ROUNDING, RELATIVE_ROUNDING = 1e-4, 1e-6  # distance from an integer, the latter relative to it
+UNCHANGED = 0.01  # of the values, if a correction has changed the others
+FEWEST_GENES, MOST_GENES = 10, 0.9  # with a largest value of 1
 PEEKED_CELLS = 1_000
-
-Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-BEFORE_LOGARITHM: Final[dict[str, Transform]] = {
-    "normalised": lambda values: values,
-    "log-normalised": np.expm1,
-    "log2-normalised": lambda values: np.exp2(values) - 1.0,
-}
 
 
 @final
 class ValueCheck:
-    """Checks blocks of a matrix: refuses invalid values at once, and keeps sums for the checks that need all cells.
+    """Checks blocks of a matrix: refuses invalid values at once, and keeps some cells to examine as a whole.
 
     Parameters
     ----------
@@ -94,11 +81,15 @@ class ValueCheck:
         self.seen = np.zeros(len(mask), dtype=bool)
         self.n_stored = 0
         self.n_kept = 0
-        self._sums = {name: np.zeros(adata.n_obs) for name in BEFORE_LOGARITHM}
-        self._n_fractions = 0
+        n_examined = min(MOST_CELLS, max(LEAST_CELLS, MOST_KEPT // len(mask)))
+        self._examined = np.unique(np.linspace(0, adata.n_obs - 1, n_examined).astype(np.int64))
+        self._pieces: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        self._smallest, self._largest = math.inf, 0.0
+        self._reach_one = np.zeros(len(mask), dtype=bool)
         self._n_filled = 0
+        self._n_fractions = 0
         self._fraction = ""
-        self._could_be_logarithms = True
+        self._rounding = ""
 
     def add(self, block: Block) -> None:
         """Checks a block of cells.
@@ -112,7 +103,12 @@ class ValueCheck:
         if values.dtype.kind == "f":
             self._refuse(block, ~np.isfinite(values), "missing or infinite values", "remove or fill them first")
         if self._kind != "real" and values.dtype.kind in "if":
-            self._refuse(block, values < 0, "negative values, so it looks scaled", self._advice)
+            is_negative = values < 0
+            if is_negative.any() and values.min() >= -ROUNDING:
+                place = "adata.X" if self._layer is None else f"adata.layers[{self._layer!r}]"
+                remedy = f"these look like rounding errors; set them to 0: {place}[{place} < 0] = 0"
+                self._refuse(block, is_negative, "negative values", remedy)
+            self._refuse(block, is_negative, "negative values, so it looks scaled", self._advice)
         if self._kind == "binary":
             other = (values != 0) & (values != 1)
             remedy = "binarise it, e.g. adata.X = (adata.X > 0)"
@@ -123,71 +119,89 @@ class ValueCheck:
         kept = self._mask[block.columns]
         self.n_stored += len(values)
         self.n_kept += int(kept.sum())
-        self._n_filled += int(filled.sum())
         self.library[block.cells] += row_sums(block.indptr, values if kept.all() else np.where(kept, values, 0))
-        if self._kind == "counts":
-            self._look_for_fractions(block)
+        if self._kind == "counts" and filled.any():
+            self._look_for_fractions(block, values[filled])
 
-    def finish(self, rows: Rows) -> None:
-        """Checks all cells together, after the last block.
-
-        Parameters
-        ----------
-        rows
-            The modelled values; up to 2,000 cells are checked again if there are fractions.
+    def finish(self) -> None:
+        """Checks whole cells, after the last block.
 
         Raises
         ------
         ValueError
-            If some values are fractions and look normalised.
+            If some values are fractions, and cells show that they are a transform of counts.
 
         Warns
         -----
         UserWarning
-            If some values are fractions but do not look normalised.
+            If some values are other fractions, or integers up to rounding errors.
         """
-        if self._n_fractions == 0:
-            return
-        possible = [name for name in BEFORE_LOGARITHM if name == "normalised" or self._could_be_logarithms]
-        for name in possible:
-            sums = self._sums[name]
-            if _nearly_constant(sums):
-                total = float(np.median(sums[sums > 0]))
-                raise self._looks(name, f"{_before(name)} sum to about {total:.6g} in every cell")
-        tested = rows.take(np.unique(np.linspace(0, rows.n_cells - 1, TESTED_CELLS).astype(np.int64)))
-        assert isinstance(tested, CSR)
-        indptr, values = tested.indptr.numpy(), tested.values.numpy()
-        for name in possible:
-            if _are_multiples(indptr, values, BEFORE_LOGARITHM[name]):
-                multiples = "are whole multiples of a number that differs between cells"
-                raise self._looks(name, f"in each cell, {_before(name)} {multiples}")
-        warn(
-            f"{100 * self._n_fractions / self._n_filled:.3g} % of the non-zero values in {self.name} are not integers "
-            f"(e.g. {self._fraction}); this is expected after correction for ambient RNA; otherwise, pass raw counts"
-        )
+        if self._n_fractions:
+            found = self._transform()
+            if found is not None:
+                raise ValueError(
+                    f"{self.name} looks {found.name}: {found.sign} (e.g. {self._fraction}); {self._advice()}"
+                )
+            warn(self._words_on_fractions())
+        elif self._rounding:
+            warn(
+                f"{self.name} holds integers with rounding errors (e.g. {self._rounding}), which are used as they are; "
+                "numpy.rint removes the errors"
+            )
 
-    def _looks(self, name: str, sign: str) -> ValueError:
-        return ValueError(f"{self.name} looks {name}: {sign} (e.g. {self._fraction}); {self._advice()}")
-
-    def _look_for_fractions(self, block: Block) -> None:
+    def _look_for_fractions(self, block: Block, filled: NDArray[Any]) -> None:
         values = block.values
-        self._sums["normalised"][block.cells] += row_sums(block.indptr, values)
-        fractions = values != np.rint(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
-        n_fractions = int(fractions.sum())
-        if n_fractions == 0:
-            # logarithms of scaled counts are not integers, so one block without fractions rules them out
-            self._could_be_logarithms &= not values.any()
+        self._n_filled += len(filled)
+        self._smallest = min(self._smallest, float(filled.min()))
+        self._largest = max(self._largest, float(filled.max()))
+        if values.dtype.kind != "f":
             return
-        if self._n_fractions == 0:
+        cells = self._examined[(self._examined >= block.cells.start) & (self._examined < block.cells.stop)]
+        indptr, _, kept = take_rows(block.indptr, block.columns, values, cells - block.first_cell, None)
+        self._pieces.append((cells, np.diff(indptr), kept))
+        is_whole = values == np.rint(values)
+        if is_whole.all():
+            return
+        self._reach_one[block.columns[np.abs(values - 1.0) <= RELATIVE_ROUNDING]] = True
+        fractions = _are_fractions(values)
+        if not fractions.any():
+            self._rounding = self._rounding or self._example(block, int(is_whole.argmin()))
+        elif not self._n_fractions:
             self._fraction = self._example(block, int(fractions.argmax()))
-        self._n_fractions += n_fractions
-        self._could_be_logarithms &= bool(values.max() <= LARGEST_LOGARITHM)
-        if not self._could_be_logarithms:
-            return
-        wide = values.astype(np.float64)
-        for name, transform in BEFORE_LOGARITHM.items():
-            if name != "normalised":
-                self._sums[name][block.cells] += row_sums(block.indptr, transform(wide))
+        self._n_fractions += int(fractions.sum())
+
+    def _transform(self) -> Transform | None:
+        """The transform of counts that the cells with fractions show, if any."""
+        cells, lengths, values = (np.concatenate(arrays) for arrays in zip(*self._pieces, strict=True))
+        cells = np.repeat(cells, lengths)
+        order = np.argsort(cells, kind="stable")  # a block may hold some genes of all cells
+        cells, values = cells[order], values[order].astype(np.float64)
+        with_fractions = np.unique(cells[_are_fractions(values)])
+        examined = np.isin(cells, with_fractions[:: 1 + len(values) // MOST_EXAMINED]) & (values > 0)
+        cells, values = cells[examined], values[examined]
+        if len(values) == 0:
+            return None
+        indptr = np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells)).astype(np.int64)
+        genes_reach_one = (
+            self._largest <= 1.0 + RELATIVE_ROUNDING
+            and self.seen.sum() >= FEWEST_GENES
+            and np.mean(self._reach_one[self.seen]) >= MOST_GENES
+        )
+        return recognised(indptr, values, genes_reach_one=bool(genes_reach_one))
+
+    def _words_on_fractions(self) -> str:
+        share = self._n_fractions / self._n_filled
+        text = (
+            f"{100 * share:.3g} % of the non-zero values in {self.name} are not integers (e.g. {self._fraction}; the "
+            f"values lie between {self._smallest:.4g} and {self._largest:.4g}); they are taken as counts"
+        )
+        found = where_counts_are(self._searched, self._layer)
+        if found:
+            return f"{text}, but {' or '.join(found)} looks like raw counts"
+        if share < 1.0 - UNCHANGED:
+            text += ", which suits counts corrected for ambient RNA and reads shared out among genes"
+        other = " or likelihood='gaussian'" if self._kind_is_open else ""
+        return f"{text}; if they are anything else, pass raw counts{other}"
 
     def _refuse(self, block: Block, wrong: NDArray[np.bool_], what: str, remedy: str | Callable[[], str]) -> None:
         if not wrong.any():
@@ -210,9 +224,18 @@ class ValueCheck:
         return f"neither X, another layer nor adata.raw looks like counts; load the raw counts{other}"
 
 
+def _are_fractions(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are not integers, even up to rounding errors; any value between 0 and 0.5 is not."""
+    allowed = np.where(values > 0.5, np.maximum(RELATIVE_ROUNDING * values, ROUNDING), 0.0)
+    found: NDArray[np.bool_] = np.abs(values - np.rint(values)) > allowed
+    return found
+
+
 def example(value: Any, cell: str, gene: str) -> str:
-    """A value with its cell and gene, for a message."""
-    return f"{value:.6g} at cell {cell!r}, gene {gene!r}"
+    """A value with its cell and gene, for a message; with all its digits if it would look like an integer otherwise."""
+    text = f"{value:.6g}"
+    text = str(value) if value != (shown := float(text)) and shown.is_integer() else text
+    return f"{text} at cell {cell!r}, gene {gene!r}"
 
 
 def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Index, genes: pd.Index) -> None:
@@ -249,34 +272,3 @@ def _peek_is_counts(matrix: Any, name: str) -> bool:
     part = part.compute() if hasattr(part, "dask") else part
     values = np.asarray(part) if is_dense(part) else part.data
     return bool(values.size and values.any() and (values >= 0).all() and (values == np.rint(values)).all())
-
-
-def _before(name: str) -> str:
-    return {"normalised": "its values", "log-normalised": "exp(value) - 1", "log2-normalised": "2^value - 1"}[name]
-
-
-def _nearly_constant(sums: NDArray[np.float64]) -> bool:
-    sums = sums[sums > 0]
-    if len(sums) < FEWEST_SUMS:
-        return False
-    low, middle, high = np.percentile(sums, [5, 50, 95])
-    return bool(high - low < SPREAD * middle)
-
-
-def _are_multiples(indptr: NDArray[np.int64], values: NDArray[np.float32], transform: Transform) -> bool:
-    """Whether the values of cells with fractions are integer multiples of a unit that differs between cells."""
-    plain = transform(values.astype(np.float64))
-    positive = np.where(plain > 0, plain, np.inf)
-    unit = reduce_rows(np.minimum, indptr, positive, np.inf)
-    fraction = reduce_rows(np.maximum, indptr, (values != np.rint(values)).astype(np.float64), 0.0) > 0
-    with np.errstate(invalid="ignore", over="ignore"):  # neither inf / inf nor a huge multiple is used
-        multiple = np.where(np.isfinite(positive), positive / np.repeat(unit, np.diff(indptr)), 0.0)
-    multiple[multiple > LARGEST_MULTIPLE] = 0.0
-    distance = reduce_rows(np.maximum, indptr, np.abs(multiple - np.rint(multiple)), 0.0)
-    largest = reduce_rows(np.maximum, indptr, multiple, 0.0)
-    tested = fraction & (largest > 1.5)
-    if tested.sum() < FEWEST_CELLS or np.mean(distance[tested] <= TOLERANCE) < 0.99:
-        return False
-    relative = unit[tested] / unit[tested].min()
-    in_common = np.abs(relative - np.rint(relative)) <= TOLERANCE  # all counts times 0.9 share the unit 0.9
-    return bool(np.mean(in_common) < 0.5)

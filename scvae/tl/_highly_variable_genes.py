@@ -99,6 +99,8 @@ def highly_variable_genes(
                 if is_first:
                     check.add(block)
                 yield renumbered(block, place) if is_raw(cells, layer) else block
+            if is_first:
+                check.finish()
             is_first = False
 
         found = gene_variances(a_pass, codes, cells.n_vars, span=span)

@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scvae.data.containers import readable
+from scvae.data import intake
+from scvae.data.containers import Block, readable
 from scvae.data.intake import read_query
+from scvae.data.sources import opened
+from scvae.data.value_check import ValueCheck
 from tests.data.reading import read_fit
 
 NONE = {
@@ -78,10 +81,28 @@ def test_negative_integers_are_refused():
         fit(annotate(with_one(-1, "int8")))
 
 
-TRANSFORMED = {
-    "normalised": normalised,
-    "log-normalised": lambda values: np.log1p(normalised(values)),
-    "log2-normalised": lambda values: np.log2(1.0 + normalised(values)),
+@pytest.mark.parametrize("layer", [None, "a"])
+def test_a_negative_rounding_error_is_not_called_scaled(layer):
+    matrix = sp.csr_matrix(with_one(-1e-12))
+    adata = annotate(matrix) if layer is None else annotate(np.ones(matrix.shape), a=matrix)
+    with pytest.raises(ValueError, match=r"negative values \(-1e-12 at cell 'cell7'.*set them to 0: adata\.") as error:
+        fit(adata, layer=layer)
+    assert "scaled" not in str(error.value)
+    exec(str(error.value).rpartition("set them to 0: ")[2], {"adata": adata})
+    fit(adata, layer=layer)
+
+
+ELEMENTWISE = {
+    "log": np.log1p,
+    "log2": lambda values: np.log2(1.0 + values),
+    "log10": lambda values: np.log10(1.0 + values),
+    "square-root": np.sqrt,
+    "arcsinh": np.arcsinh,
+    "twice-log": lambda values: np.log1p(np.log1p(values)),
+}
+TRANSFORMED = {"normalised": normalised} | {
+    f"{name}-normalised": lambda values, transform=transform: transform(normalised(values))
+    for name, transform in ELEMENTWISE.items()
 }
 
 
@@ -94,9 +115,16 @@ def test_constant_sums_give_normalisation_away(name, container, dtype):
         fit(annotate(container(values)), mask_var=np.arange(80) < 20)
 
 
-def test_half_precision_does_not_hide_normalisation():
-    with pytest.raises(ValueError, match="looks log-normalised"):
-        fit(annotate(np.zeros((60, 80)), a=np.log1p(normalised(counts())).astype("float16")), layer="a")
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_three_cells_are_enough_for_constant_sums(name):
+    with pytest.raises(ValueError, match=f"X looks {name}"):
+        fit(annotate(TRANSFORMED[name](counts()[:3]).astype("float32")))
+
+
+@pytest.mark.parametrize("transform", [np.log1p, np.sqrt])
+def test_half_precision_does_not_hide_normalisation(transform):
+    with pytest.raises(ValueError, match="-normalised: "):
+        fit(annotate(np.zeros((60, 80)), a=transform(normalised(counts())).astype("float16")), layer="a")
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
@@ -106,15 +134,84 @@ def test_whole_multiples_give_normalisation_away_after_a_cut_to_some_genes(name)
         fit(annotate(sp.csr_matrix(values)))
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("container", [sp.csr_matrix, sp.csc_array, np.asarray])
+@pytest.mark.parametrize("digits", [None, 4])
+def test_transforms_of_raw_counts_are_told_by_the_integers_behind_them(name, container, digits):
+    values = ELEMENTWISE[name](counts()[:4])
+    values = values.astype(np.float32) if digits is None else np.round(values, digits)
+    with pytest.raises(ValueError, match=rf"X looks {name}-transformed: .* is an integer for each value, the count"):
+        fit(annotate(container(values)))
+
+
+def test_a_cofactor_does_not_hide_a_transform():
+    with pytest.raises(ValueError, match=r"X looks arcsinh-transformed: sinh\(value\) is, .* whole multiple of 0.2 "):
+        fit(annotate(np.arcsinh(counts()[:4] / 5).astype(np.float32)))
+
+
+def deep_counts():
+    """Counts without 1, so that few cells have whole multiples of their smallest one."""
+    return counts() * 3 + np.random.default_rng(1).integers(0, 3, (60, 80)) * (counts() > 0)
+
+
+def test_files_normalised_each_to_its_own_depth_are_refused():
+    targets = np.repeat([0.009, 0.02], 30)[:, None]
+    values = np.log1p(normalised(deep_counts()) * targets).astype(np.float32)
+    with pytest.raises(ValueError, match=r"X looks log-normalised: exp\(value\) - 1 sum to one of a few numbers"):
+        fit(annotate(values))
+
+
+def test_one_part_that_is_transformed_is_found_among_counts():
+    values = np.vstack([counts(200), np.log2(1.0 + normalised(deep_counts()))])
+    with pytest.raises(ValueError, match=r"X looks log2-normalised: .* at cell 'cell200"):
+        fit(annotate(sp.csr_matrix(values.astype(np.float32))))
+
+
+def test_blocks_of_genes_are_put_together_before_cells_are_examined():
+    values = np.log1p(normalised(counts()))
+    adata = annotate(values)
+    check = ValueCheck("counts", None, adata, np.ones(80, dtype=bool), kind_is_open=True)
+    for first in (40, 0):
+        part = sp.csr_array(values[:, first : first + 40])
+        check.add(Block(0, part.indptr.astype(np.int64), part.indices + first, part.data))
+    with pytest.raises(ValueError, match=r"X looks log-normalised: exp\(value\) - 1 sum to about 10000"):
+        check.finish()
+
+
+def test_one_file_that_is_transformed_is_found_among_counts(tmp_path):
+    paths = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
+    for path, values in zip(paths, (counts(), np.sqrt(counts())), strict=True):
+        annotate(sp.csr_matrix(values.astype(np.float32))).write_h5ad(path)
+    with opened(paths, None) as source, pytest.raises(ValueError, match=r"square-root-transformed.* cell 'cell\d+-b'"):
+        intake.read_fit(source.adata, intake.DataKeys(), kind="counts", matrix=source.matrix)
+
+
+@pytest.mark.parametrize(("axis", "what"), [(0, "gene"), (1, "cell")])
+def test_values_scaled_to_a_largest_of_one_are_refused(axis, what):
+    raw = counts()[:, counts().sum(0) > 0] + 7.0 * (counts()[:, counts().sum(0) > 0] > 0)
+    with pytest.raises(ValueError, match=f"X looks scaled: the largest value of each {what} is 1"):
+        fit(annotate(sp.csr_matrix(raw / raw.max(axis=axis, keepdims=True))))
+
+
+def fraction_of_each(shape, low=0.6):
+    return np.random.default_rng(1).uniform(low, 1.0, shape)
+
+
 @pytest.mark.parametrize(
     "values",
     [
         pytest.param(counts() * 0.9, id="one unit for all cells"),
         pytest.param(counts() * 0.5, id="halves"),
         pytest.param(np.maximum(counts() - np.random.default_rng(1).uniform(0, 0.4, (60, 80)), 0), id="ambient"),
+        pytest.param(counts() * fraction_of_each((60, 80)), id="a fraction of each value"),
+        pytest.param(counts() * fraction_of_each((60, 1)), id="a fraction of each cell"),
+        pytest.param(counts() * fraction_of_each((1, 80)), id="a fraction of each gene"),
+        pytest.param((counts() > 0) * fraction_of_each((60, 80)), id="binary data, a fraction of each"),
         pytest.param(counts()[:, :10] * np.linspace(0.3, 0.7, 10), id="one unit for each gene"),
+        pytest.param(np.maximum((counts() > 0), 2 * np.eye(60, 80)) * 0.5, id="halves that reach 1 in every gene"),
+        pytest.param(np.eye(60) * 0.9, id="one count in each cell"),
         pytest.param(normalised(counts())[:10, :40], id="too few cells for evidence"),
-        pytest.param(with_one(1.5), id="one fraction"),
+        pytest.param(np.sqrt([[1.0, 2.3, 5.2], [3.1, 1.0, 0.0]]), id="squares that are no integers"),
         pytest.param(
             np.hstack([counts() + 0.01 * (counts() > 0), np.linspace(500.5, 900.5, 60)[:, None]]), id="hundreds"
         ),
@@ -125,19 +222,47 @@ def test_whole_multiples_give_normalisation_away_after_a_cut_to_some_genes(name)
         pytest.param(np.hstack([counts() + 0.01 * (counts() > 0), np.linspace(1e4, 5e4, 60)[:, None]]), id="thousands"),
     ],
 )
-def test_other_fractions_pass_with_one_warning(values):
-    with pytest.warns(
-        UserWarning, match=r"% of the non-zero values in X are not integers \(e.g. .* ambient RNA"
-    ) as seen:
+def test_other_fractions_pass_with_one_warning_that_does_not_guess(values):
+    found = r"% of the non-zero values in X are not integers \(e.g. .*; the values lie between .*\); they are taken as"
+    with pytest.warns(UserWarning, match=found) as seen:
         _, cells = fit(annotate(sp.csr_matrix(values)))
     assert len(seen) == 1
+    n_integers, n_filled = ((values == np.rint(values)) & (values > 0)).sum(), (values > 0).sum()
+    assert ("ambient" in str(seen[0].message)) == (n_integers > 0.01 * n_filled)
     np.testing.assert_allclose(cells.library, values.sum(axis=1), rtol=1e-6)
 
 
-def test_the_warning_states_share_and_example():
+def shared_reads():
+    """Counts as RSEM and salmon expect them: some reads are shared out among genes."""
+    values, rng = counts(), np.random.default_rng(1)
+    return values + (rng.random(values.shape) < 0.2) * (values > 0) * rng.choice([-0.5, 0.25, 1 / 3], values.shape)
+
+
+@pytest.mark.parametrize(
+    "values", [with_one(1.5), np.minimum(with_one(1.1), 9), shared_reads()]
+)  # exp(1.1) - 1 is 2.004
+def test_fractions_among_integers_are_what_corrections_leave(values):
+    with pytest.warns(UserWarning, match="they are taken as counts, which suits counts corrected for ambient RNA"):
+        fit(annotate(sp.csr_matrix(values)))
+
+
+def test_the_warning_states_share_example_and_range():
     values = np.array([[1.0, 2.0, 0.0, 1.0], [3.0, 0.25, 4.0, 5.0], [9.0, 0.0, 1.0, 1.0]])
-    with pytest.warns(UserWarning, match=r"^10 % of .* \(e.g. 0.25 at cell 'cell1', gene 'gene1'\)"):
+    at = r"^10 % of .* \(e.g. 0.25 at cell 'cell1', gene 'gene1'; the values lie between 0.25 and 9\)"
+    with pytest.warns(UserWarning, match=at):
         fit(annotate(values))
+
+
+def test_the_warning_names_where_counts_are():
+    values = counts() * fraction_of_each((60, 80))
+    with pytest.warns(UserWarning, match="taken as counts, but layer='counts' looks like raw counts"):
+        fit(annotate(values, counts=counts()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rounding_errors_are_shown_with_all_their_digits(dtype):
+    with pytest.warns(UserWarning, match=r"X holds integers with rounding errors \(e.g. 0.9999999 at cell 'cell7'"):
+        fit(annotate(sp.csr_matrix(with_one(0.9999999, dtype))))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,10 @@ def test_what_cannot_be_ranked_is_refused(counts):
         with pytest.raises(ValueError, match=message):
             scvae.tl.highly_variable_genes(some, **keywords)
     assert list(some.var.columns) == []
+    roots = anndata.AnnData(np.sqrt(some.X), some.obs, some.var)
+    with pytest.raises(ValueError, match=r"X looks square-root-transformed: value\^2 is an integer"):
+        scvae.tl.highly_variable_genes(roots)
+    assert list(roots.var.columns) == []
     some.X = some.X * -1.0
     with pytest.raises(ValueError, match="negative values"):
         scvae.tl.highly_variable_genes(some)
