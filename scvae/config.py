@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .common.checks import check_choice, check_fraction, check_not_negative, check_positive_int
+from .common.checks import check_bool, check_choice, check_fraction, check_not_negative, check_positive_int
 
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
@@ -68,6 +68,7 @@ class NetworkConfig:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
         _check_each(self, check_fraction, "dropout", "input_dropout")
         _check_each(self, check_not_negative, "minimum_scale")
+        _check_each(self, check_bool, "encode_conditions")
         for name, choices in (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder)):
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
         if self.decoder == "linear" and self.decoder_layers != 1:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from scvae import NetworkConfig, TrainingConfig
 from scvae.config import to_json
@@ -50,9 +51,20 @@ def test_a_setting_with_a_value_cannot_be_none(setting):
         NetworkConfig(**{setting: None})
 
 
-def test_numbers_of_numpy_are_kept_as_those_of_python():
-    given = TrainingConfig(epochs=np.int64(3), learning_rate=np.float32(0.5))
-    assert json.loads(json.dumps(to_json(given))) == to_json(TrainingConfig(epochs=3, learning_rate=0.5))
+SET = {"epochs": 3, "batch_size": 64, "learning_rate": 0.5, "warmup": 0.25, "capacity": 2.0}  # None by default
+
+
+@pytest.mark.parametrize("record", [NetworkConfig, TrainingConfig])
+@pytest.mark.parametrize("kind", [lambda value: np.asarray(value)[()], np.asarray, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_kept_as_those_of_python(record, kind):
+    values = {field.name: SET.get(field.name, field.default) for field in dataclasses.fields(record)}
+    given = {name: value if isinstance(value, str) else kind(value) for name, value in values.items()}
+    assert json.loads(json.dumps(to_json(record(**given)))) == pytest.approx(values)
+
+
+def test_a_switch_is_true_or_false():
+    with pytest.raises(TypeError, match=r"NetworkConfig\.encode_conditions is 1; pass True or False"):
+        NetworkConfig(encode_conditions=1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from numbers import Integral, Real
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -150,6 +150,19 @@ def check_var_column(adata: AnnData, key: str) -> pd.Series:
     return _column(adata.var, "adata.var", key)
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy or torch, also in an array without dimensions, as that of Python; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def check_bool(value: object, name: str) -> bool:
+    """`value` as bool; raises TypeError if it is none."""
+    value = plain(value)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; pass True or False")
+    return value
+
+
 def check_positive_int(value: object, name: str, *, least: int = 1) -> int:
     """`value` as int.
 
@@ -160,6 +173,7 @@ def check_positive_int(value: object, name: str, *, least: int = 1) -> int:
     ValueError
         If it is below 1, or below `least`.
     """
+    value = plain(value)
     refusal = f"{name} is {value!r}; pass an integer of at least {least}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(refusal)
@@ -208,6 +222,7 @@ def _column(frame: pd.DataFrame, place: str, key: str) -> pd.Series:
 
 
 def _number(value: object, name: str, wanted: str, is_right: Callable[[float], bool]) -> float:
+    value = plain(value)
     refusal = f"{name} is {value!r}; pass {wanted}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(refusal)

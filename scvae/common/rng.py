@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .checks import plain
+
 SeedLike = int | np.integer | np.random.Generator | None
 
 
@@ -18,7 +20,8 @@ def seed_of(rng: SeedLike) -> int:
         return int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**32))
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer):
+    rng = plain(rng)
+    if isinstance(rng, bool) or not isinstance(rng, int):
         raise TypeError(f"rng must be an integer seed, a numpy Generator or None; found {type(rng).__name__}.")
     if rng < 0:
         raise ValueError(f"rng must be a non-negative seed; found {rng}.")

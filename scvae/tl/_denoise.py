@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..common.checks import check_not_negative, check_positive, check_positive_int
+from ..common.checks import check_not_negative, check_positive, check_positive_int, plain
 from ..common.keys import Keys, can_be_key
 from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
@@ -178,6 +178,7 @@ def denoise(
     """
     check_model(model)
     keys = Keys(key_added)
+    interval = plain(interval)
     place = None if path is None else check_store(path, overwrite=overwrite)
     if place is None and overwrite:
         raise ValueError("overwrite=True has no effect without path; leave it out")

@@ -191,7 +191,7 @@ def diagnose(
     """
     check_model(model)
     keys = Keys(key_added)
-    check_positive_int(n_cells, "n_cells")
+    n_cells = check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
     record_in(adata, keys)
     cells = read_cells(adata, model, layer)

@@ -68,7 +68,7 @@ def log_likelihood(
     """
     check_model(model)
     check_choice(kind, ("iw", "elbo"), "kind")
-    check_positive_int(n_samples, "n_samples")
+    n_samples = check_positive_int(n_samples, "n_samples")
     cells = read_cells(adata, model, layer)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng), beta=beta)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

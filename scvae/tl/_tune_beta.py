@@ -97,7 +97,7 @@ def tune_beta(
     layer: str | None = None,
     mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
     batch_key: str | None = None,
-    covariate_keys: str | Sequence[str] = (),
+    covariate_keys: str | Sequence[str] | None = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
@@ -204,6 +204,7 @@ def tune_beta(
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
+    covariate_keys = () if covariate_keys is None else covariate_keys
     data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
     request = Request(
         likelihood=likelihood,

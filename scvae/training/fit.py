@@ -19,6 +19,7 @@ from ..common.checks import (
     check_positive,
     check_positive_int,
     check_settings,
+    plain,
 )
 from ..common.devices import resolve_device
 from ..common.distributed import process_group, ranks
@@ -76,7 +77,7 @@ def fit(
     layer: str | None = None,
     mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
     batch_key: str | None = None,
-    covariate_keys: str | Sequence[str] = (),
+    covariate_keys: str | Sequence[str] | None = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
@@ -194,7 +195,7 @@ def fit(
     Raises
     ------
     ValueError
-        If the data do not suit the likelihood (normalised or negative values, NaN), a covariate has missing values, or
+        If the data do not suit the likelihood (transformed or negative values, NaN), a covariate has missing values, or
         an argument is out of range; MissingKeyError (also a KeyError) if a layer or column does not exist. `adata` is
         then unchanged.
     NonFiniteLossError
@@ -219,6 +220,7 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    covariate_keys = () if covariate_keys is None else covariate_keys
     data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
     request = Request(likelihood, n_latent, beta, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
@@ -281,6 +283,7 @@ def _checked_beta(
     beta: object, network_config: NetworkConfig, training_config: TrainingConfig
 ) -> float | tuple[float, float]:
     """One β or a range (low, high); a range must suit the network and the training."""
+    beta = plain(beta)
     if isinstance(beta, str) or not isinstance(beta, Sequence | np.ndarray):
         return check_not_negative(beta, "beta")
     if len(beta) != 2:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ..common.checks import warn
+from ..common.checks import plain, warn
 from ..config import TrainingConfig
 from ..data.batches import split
 from ..data.covariates import covariate_names, widened
@@ -70,10 +70,10 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
         "network": model.network_config,
     }
     for name, of_model in has.items():
-        value = getattr(request, name)
-        plain = tuple(value) if isinstance(value, list | np.ndarray) else value
-        if plain not in (getattr(UNASKED, name), of_model):
-            wrong.append(f"{name}={plain!r} (the model has {of_model!r})")
+        value = plain(getattr(request, name))
+        value = tuple(value) if isinstance(value, list | np.ndarray) else value
+        if value not in (getattr(UNASKED, name), of_model):
+            wrong.append(f"{name}={value!r} (the model has {of_model!r})")
     if wrong:
         raise ValueError(
             f"the model in init contradicts {'; '.join(wrong)}; leave these arguments out to continue with the model, "

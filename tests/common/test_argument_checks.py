@@ -4,6 +4,7 @@ from inspect import signature
 
 import numpy as np
 import pytest
+import torch
 
 import scvae
 from scvae.common.checks import (
@@ -36,8 +37,8 @@ def test_a_long_list_is_cut():
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        (check_positive_int, [1, np.int32(7)], [0, -1]),
-        (check_not_negative, [0, 0.5, np.float32(2)], [-1e-9, float("nan"), float("inf")]),
+        (check_positive_int, [1, np.int32(7), np.array(7), torch.tensor(7)], [0, -1, np.array(0)]),
+        (check_not_negative, [0, 0.5, np.float32(2), torch.tensor(0.5)], [-1e-9, float("nan"), float("inf")]),
         (check_positive, [1e-9, 3], [0, -1.0, float("nan"), float("inf")]),
         (check_probability, [0, 1, 0.5], [-0.1, 1.1, float("nan")]),
     ],
@@ -48,7 +49,7 @@ def test_numbers_are_checked_against_their_range(check, good, bad):
     for value in bad:
         with pytest.raises(ValueError, match="beta is"):
             check(value, "beta")
-    for value in ("1", None, True, [1]):
+    for value in ("1", None, True, [1], np.array([1]), np.array(True)):
         with pytest.raises(TypeError, match="beta is"):
             check(value, "beta")
 

@@ -30,7 +30,7 @@ def test_a_stream_is_a_function_of_its_numbers_and_no_two_are_alike(draw):
 
 def test_an_integer_is_its_own_seed_and_a_generator_gives_reproducible_ones():
     assert seed_of(12) == 12
-    assert seed_of(np.int64(12)) == 12
+    assert [seed_of(kind(12)) for kind in (np.int64, np.array, torch.tensor)] == [12, 12, 12]
     generator, twin = np.random.default_rng(3), np.random.default_rng(3)
     first, second = seed_of(generator), seed_of(generator)
     assert first != second

@@ -123,12 +123,21 @@ def test_key_added_names_every_slot():
     np.testing.assert_array_equal(adata.obsm["X_scvae"], first)
 
 
-def test_numpy_scalars_are_as_good_as_python_numbers(tmp_path):
+@pytest.mark.parametrize("kind", [lambda value: np.asarray(value)[()], np.asarray, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_as_good_as_those_of_python(kind, tmp_path):
     adata = simulated()
-    model = fit(adata, n_latent=np.int64(2), beta=np.float32(0.5), rng=np.uint32(3))
+    model = fit(adata, n_latent=kind(2), beta=kind(0.5), rng=kind(3))
     assert adata.obsm["X_scvae"].shape == (60, 2)
+    assert (model.beta, model.seed) == (0.5, 3)
+    assert fit(adata, n_latent=kind(2), init=model).n_latent == 2
+    scvae.tl.denoise(adata, model, n_samples=kind(4), interval=kind(0.5), beta=kind(0.5))
     model.save(tmp_path / "model")
     adata.write_h5ad(tmp_path / "out.h5ad")
+
+
+def test_no_covariates_may_be_none():
+    adata = simulated()
+    assert fit(adata, covariate_keys=None).schema == fit(adata).schema
 
 
 # what is left alone
