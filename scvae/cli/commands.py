@@ -98,7 +98,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def _is_first() -> bool:
     """Whether this process writes files and prints."""
-    return not is_launched() or os.environ.get("RANK", "0") == "0"
+    return not is_launched() or int(os.environ["RANK"]) == 0
 
 
 def _fit(given: argparse.Namespace) -> None:

@@ -261,8 +261,7 @@ def process_group() -> Iterator[None]:
     if _inside.get():
         yield
         return
-    made = dist.is_available() and not dist.is_initialized() and is_launched()
-    made = made and all(name in os.environ for name in ENVIRONMENT)
+    made = dist.is_available() and not dist.is_initialized() and _is_one_of_several()
     token, level, hook = _inside.set(True), logger.level, sys.excepthook
     try:
         if made:
@@ -285,26 +284,52 @@ def process_group() -> Iterator[None]:
 
 def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+    try:
+        return _is_one_of_several()
+    except ValueError:  # which `process_group` raises
+        return False
+
+
+def _is_one_of_several() -> bool:
+    """As `is_launched`; raises ValueError if the variables make no sense. Empty variables count as missing."""
+    if not all(os.environ.get(name, "").strip() for name in ENVIRONMENT):
+        return False
+    rank, world, _ = (_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if rank >= world:
+        raise ValueError(
+            f"the environment variable RANK is {rank}, but WORLD_SIZE is {world}; unset them, or start with torchrun"
+        )
+    return world > 1
+
+
+def _number(name: str) -> int:
+    """The number in an environment variable of torchrun."""
+    text = os.environ[name].strip()
+    if not text.isdecimal():
+        raise ValueError(
+            f"the environment variable {name} is {text!r}, not a number; unset it, or start with torchrun"
+        )
+    return int(text)
 
 
 def _initialise() -> None:
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
     timeout = _timeout()
     patience = timedelta(seconds=timeout - min(ROLL_CALL_SHARE * timeout, LONGEST_ROLL_CALL))
     # every attempt of torchrun and every group gets its own keys; otherwise, restarted processes or a second fit would
     # read the addresses that earlier processes left in the store
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not _joins:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        place = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
         _joins.append(TCPStore(*place, world, is_master=rank == 0 and not agents, timeout=patience, multi_tenant=True))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     _joins.append(PrefixStore(f"scvae/{attempt}/{len(_joins)}", _joins[0]))
     has_cuda = torch.cuda.is_available()
     if has_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+        local = _number("LOCAL_RANK") if os.environ.get("LOCAL_RANK", "").strip() else rank
+        torch.cuda.set_device(local % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if has_cuda and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=_joins[-1], rank=rank, world_size=world, timeout=patience)
 
