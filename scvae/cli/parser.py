@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn, final
 
 from .._version import __version__
+from ..common.files import as_path
 from ..common.keys import Keys, check_slot_name
 
 USAGE_ERROR = 2
@@ -96,9 +97,9 @@ def _add_tune_beta(commands: argparse._SubParsersAction[Parser]) -> None:
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with known labels to compare with")
     model.add_argument("--method", metavar="NAME", help="path (one model for all β) or sweep (a model for each)")
     output = add_more_output(parser)
-    output.add_argument("--plot", metavar="FILE", type=Path, help="plot the rate-distortion curve (png, pdf or svg)")
+    output.add_argument("--plot", metavar="FILE", type=as_path, help="plot the rate-distortion curve (png, pdf or svg)")
     output.add_argument(
-        "--explorer", metavar="FILE", type=Path, help="write an interactive page with UMAPs along β (html)"
+        "--explorer", metavar="FILE", type=as_path, help="write an interactive page with UMAPs along β (html)"
     )
     parser.set_defaults(model=None, plot=None, explorer=None)
 
@@ -111,7 +112,7 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Embeds cells with a saved model and writes the embedding into the input files or to OUTPUT.",
     )
     add_sources(parser)
-    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
+    parser.add_argument("--model", metavar="FILE", type=as_path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
     add_key_added(parser)
@@ -128,7 +129,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
         epilog="Defaults are those of scvae.tl.diagnose; see help(scvae.tl.diagnose) in Python.",
     )
     add_input(parser)
-    parser.add_argument("--model", metavar="FILE", type=Path, required=True, help="model that scvae fit saved")
+    parser.add_argument("--model", metavar="FILE", type=as_path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to examine")
     parser.add_argument("--n-cells", metavar="N", type=int, help="largest number of cells to examine")
@@ -148,7 +149,7 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Fits, clusters and plots the bundled 2,700 blood cells (10x Genomics PBMC 3k).",
     )
     parser.add_argument(
-        "--out-dir", metavar="FOLDER", type=Path, default=Path("demo"), help="where to write (default: demo)"
+        "--out-dir", metavar="FOLDER", type=as_path, default=Path("demo"), help="where to write (default: demo)"
     )
 
 
@@ -161,7 +162,7 @@ def add_more_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the options for slots, model file and quiet."""
     output = parser.add_argument_group("more output")
     add_key_added(output)
-    output.add_argument("--model", metavar="FILE", type=Path, help="save the model here (safetensors)")
+    output.add_argument("--model", metavar="FILE", type=as_path, help="save the model here (safetensors)")
     output.add_argument("--quiet", action="store_true", default=False, help="print warnings and errors only")
     return output
 
@@ -182,7 +183,7 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     training.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     training.add_argument("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
     training.add_argument(
-        "--checkpoint", metavar="FILE", type=Path, help="save the training state here; resume if the file exists"
+        "--checkpoint", metavar="FILE", type=as_path, help="save the training state here; resume if the file exists"
     )
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
@@ -195,7 +196,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        type=Path,
+        type=as_path,
         nargs="+",
         help="h5ad file or zarr store, cells x genes; several, or a folder of them, are read as one data set",
     )
@@ -208,13 +209,13 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
     """Adds the output file and the option to replace it."""
-    parser.add_argument("-o", "--output", metavar="OUTPUT", type=Path, default=None, required=required, help=text)
+    parser.add_argument("-o", "--output", metavar="OUTPUT", type=as_path, default=None, required=required, help=text)
     parser.add_argument("--force", action="store_true", default=False, help="replace existing outputs")
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     """Adds the file to read."""
-    parser.add_argument("input", metavar="INPUT", type=Path, help="h5ad file, cells x genes")
+    parser.add_argument("input", metavar="INPUT", type=as_path, help="h5ad file, cells x genes")
 
 
 def add_key_added(parser: argparse._ActionsContainer) -> None:

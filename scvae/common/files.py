@@ -18,6 +18,11 @@ from torch import Tensor
 FORMAT_VERSION = 1
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path; a ``~`` at its beginning is the home folder, as in a shell."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (the method of Path raises an error for ~name of no user)
+
+
 def check_place(path: str | os.PathLike[str]) -> Path:
     """`path` with links followed, if a file can be written there.
 
@@ -30,7 +35,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     FileExistsError
         If `path` is neither a file nor a folder, such as a pipe or a device.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; pass the name of a file in it.")
     check_folder(path)
@@ -111,7 +116,7 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     ValueError
         If the file is damaged, is of another kind, or was written in a newer format.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:

@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from ..common.files import check_folder, folder_written_whole
+from ..common.files import as_path, check_folder, folder_written_whole
 
 Tables = Mapping[str, Float[np.ndarray, "cells genes"]]  # by name: expected values, and the ends of their intervals
 
@@ -132,7 +132,7 @@ def check_store(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     ImportError
         If zarr is not installed.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(as_path(path)))
     try:
         import zarr  # noqa: F401
     except ImportError as error:

@@ -16,6 +16,7 @@ from anndata import AnnData
 from pandas.api.types import is_bool_dtype
 
 from ..common.checks import RAW, check_adata, check_layer, listing, warn
+from ..common.files import as_path
 from .categories import as_text
 from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
@@ -119,7 +120,7 @@ def listed(given: Paths) -> tuple[Path, ...]:
     ValueError
         If a file is given twice, or if two files have the same name.
     """
-    paths = [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
+    paths = [as_path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
     files: list[Path] = []
     for path in paths:
         if path.is_dir() and not is_store(path):

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from ..common.checks import check_not_negative, check_positive
 from ..common.devices import resolve_device
-from ..common.files import read_tensors, write_tensors
+from ..common.files import as_path, read_tensors, write_tensors
 from ..common.html import named_values, page
 from ..common.provenance import AT
 from ..config import NetworkConfig, TrainingConfig
@@ -240,7 +240,7 @@ class FittedModel:
         FileNotFoundError
             If the folder does not exist.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
         record = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..common.checks import MissingKeyError, check_adata, missing_key
+from ..common.files import as_path
 from ..common.keys import Keys
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def hand_over(
 ) -> Result | None:
     """Saves and shows the figure of `axes` as requested; returns the result, or None if it was shown."""
     if save is not None:
-        whole_figure(axes).savefig(save, dpi=150, bbox_inches="tight")
+        whole_figure(axes).savefig(save if hasattr(save, "write") else as_path(save), dpi=150, bbox_inches="tight")
     if show is None:
         scanpy = sys.modules.get("scanpy")  # its setting applies here too; if it is not loaded, the default holds
         show = drawn_into is None and save is None and (scanpy is None or bool(scanpy.settings.autoshow))

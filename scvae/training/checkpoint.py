@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..common.distributed import ranks
-from ..common.files import read_tensors, write_tensors
+from ..common.files import as_path, read_tensors, write_tensors
 from ..config import to_json
 from ..data.batches import chunks
 from ..data.intake import Cells
@@ -138,7 +137,7 @@ def resume(path: str | os.PathLike[str] | None, network: VAE, optimizer: Adam, i
         If the checkpoint was written by another run.
     """
     progress = Progress()
-    if path is None or not ranks().first(Path(path).exists):
+    if path is None or not ranks().first(as_path(path).exists):
         return progress
     tensors, saved = ranks().first(lambda: _read(path, identity))
     for name, value in saved["progress"].items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..common.checks import (
 )
 from ..common.devices import resolve_device
 from ..common.distributed import process_group, ranks
-from ..common.files import check_place, read_tensors
+from ..common.files import as_path, check_place, read_tensors
 from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.rng import SeedLike, seed_of
@@ -314,6 +313,6 @@ def shared_seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int
 
 
 def _seed(rng: SeedLike, checkpoint: str | os.PathLike[str] | None) -> int:
-    if rng is None and checkpoint is not None and Path(checkpoint).exists():
+    if rng is None and checkpoint is not None and as_path(checkpoint).exists():
         return int(read_tensors(checkpoint, CHECKPOINT)[1]["identity"]["seed"])
     return seed_of(rng)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import scvae
+from scvae import cli
 from scvae.common.files import folder_written_whole, written_whole
 
 
@@ -18,6 +19,32 @@ def names_in(folder):
 def model():
     adata = scvae.datasets.simulate(n_cells=60, n_genes=20, rng=0)
     return scvae.fit(adata, n_latent=2, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=1))
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    adata = scvae.datasets.simulate(n_cells=60, n_genes=20, rng=0)
+    adata.write_h5ad(home / "a.h5ad")
+    quick = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=1)}
+    model = scvae.fit("~/a.h5ad", checkpoint="~/checkpoint", **quick)
+    scvae.fit(Path("~/a.h5ad"), checkpoint="~/checkpoint", **quick | {"rng": None})  # whose seed is that of the file
+    assert model.save("~/m") == home / "m"
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save("~/m", overwrite=False)
+    scvae.tl.embed(["~/a.h5ad"], scvae.load("~/m"))
+    scvae.tl.denoise("~/a.h5ad", model, path="~/d.zarr")
+    scvae.tl.embed(adata, model)
+    scvae.pl.latent(adata, save="~/latent.png", show=False)
+    assert cli.main(["embed", "~/a.h5ad", "--model=~/m", "--output=~/out.h5ad"]) == 0
+    made = {"a.h5ad", "checkpoint", "d.zarr", "latent.png", "m", "out.h5ad"}
+    assert {name for name in names_in(home) if name[0] != "."} == made  # libraries may make folders for themselves
+    assert names_in(here) == []
+    with pytest.raises(FileNotFoundError, match="there is no file ~nobody-of-this-name/a"):
+        scvae.fit("~nobody-of-this-name/a", **quick)
 
 
 @pytest.mark.parametrize("content", [b"old", None], ids=["file", "nothing"])
