@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -10,7 +10,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..common.checks import check_obs_column, missing_key
-from ._figure import GREY, keep_apart, shortened, whole_figure
+from ._contrast import visible
+from ._figure import GREY, INK, shortened, whole_figure
+from ._layout import keep_apart, legend
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-# Okabe & Ito's colour-blind-safe colours; with more categories, each also gets a number
-SAFE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+# Okabe & Ito's colour-blind-safe colours; with more categories, each is also written on the panels
+SAFE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", INK, "#F0E442")
 PLAIN = "#4C72A0"  # if no colour is requested
 LISTED = 60  # most categories in a legend
-IN_A_COLUMN, MOST_COLUMNS = 20, 8  # categories per column of a legend beside axes; columns of a legend below them
+MOST_COLUMNS, MOST_COLUMNS_BESIDE = 8, 3  # of legends below and beside axes
+WIDEST = 0.4  # of the figure's width: a legend beside axes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +51,14 @@ class Labels:
     colours: tuple[str, ...]
 
     @property
-    def numbered(self) -> bool:
+    def marked(self) -> bool:
         """Whether there are too many categories to distinguish by colour."""
         return len(self.categories) > len(SAFE)
+
+    @property
+    def marks(self) -> list[str]:
+        """What stands for each category on a panel: its number."""
+        return [str(i) for i in range(1, len(self.categories) + 1)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +153,11 @@ def palette(n: int) -> list[str]:
     return [colours[i % len(colours)] for i in range(n)]
 
 
+def visible_labels(by: Labels, axes: Axes) -> Labels:
+    """The labels in colours that are visible on the axes."""
+    return replace(by, colours=tuple(visible(colour, axes) for colour in by.colours))
+
+
 def draw_points(
     axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Colouring
 ) -> Line2D | Any:
@@ -152,47 +165,66 @@ def draw_points(
     size = float(np.clip(30_000 / max(len(x), 1), 1.0, 30.0))
     common: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}
     if by is None:
-        return axes.scatter(x, y, c=PLAIN, **common)
+        return axes.scatter(x, y, c=visible(PLAIN, axes), **common)
     missing = np.isnan(by.values) if isinstance(by, Numbers) else by.codes < 0
     if missing.any():
-        axes.scatter(x[missing], y[missing], c=GREY, **common)
+        axes.scatter(x[missing], y[missing], c=visible(GREY, axes), **common)
     there = np.flatnonzero(~missing)
     if isinstance(by, Numbers):
         there = there[np.argsort(by.values[there], kind="stable")]
-        return axes.scatter(x[there], y[there], c=by.values[there], cmap="viridis", **common)
+        return axes.scatter(x[there], y[there], c=by.values[there], cmap=_visible_shades(axes), **common)
     return axes.scatter(x[there], y[there], c=np.array(by.colours, dtype=object)[by.codes[there]].tolist(), **common)
 
 
-def write_numbers(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:
-    """Writes the number of each category at the median of its cells, larger categories first, if there is room."""
+def _visible_shades(axes: Axes) -> Any:
+    """The user's colour map, in which each colour is visible on the axes."""
+    from matplotlib import colormaps, rcParams
+    from matplotlib.colors import ListedColormap, to_hex
+
+    shades = colormaps[rcParams["image.cmap"]](np.linspace(0, 1, 256))
+    return ListedColormap([visible(to_hex(shade), axes) for shade in shades])
+
+
+def write_marks(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:
+    """Writes the mark of each category at the median of its cells, larger categories first, if there is room."""
     from matplotlib import patheffects
 
     texts: list[Text] = []
+    marks = by.marks
+    outline = patheffects.withStroke(linewidth=2.5, foreground=axes.get_facecolor())
     for code in np.argsort(-np.bincount(by.codes[by.codes >= 0], minlength=len(by.categories)), kind="stable"):
         cells = by.codes == code
-        outline = patheffects.withStroke(linewidth=2.5, foreground="white")
-        place = (float(np.median(x[cells])), float(np.median(y[cells])))
-        number = axes.text(*place, str(code + 1), ha="center", va="center", fontsize="small", fontweight="bold")
-        number.set_path_effects([outline])
-        texts.append(number)
+        text = axes.text(
+            float(np.median(x[cells])),
+            float(np.median(y[cells])),
+            shortened(marks[code]),
+            ha="center",
+            va="center",
+            fontsize="small",
+            fontweight="bold",
+            color=visible(INK, axes),
+            path_effects=[outline],
+        )
+        texts.append(text)
     keep_apart(axes, texts)
 
 
-def entries(by: Labels) -> tuple[list[Line2D], list[str]]:
+def entries(axes: Axes, by: Labels) -> tuple[list[Line2D], list[str]]:
     """Handles and texts for a legend."""
+    from matplotlib import rcParams
     from matplotlib.lines import Line2D
 
     def dot(colour: str) -> Line2D:
-        return Line2D([], [], linestyle="none", marker="o", markersize=6, color=colour)
+        return Line2D([], [], linestyle="none", marker="o", markersize=0.6 * rcParams["font.size"], color=colour)
 
-    shown = list(zip(by.colours, by.categories, strict=True))[:LISTED]
-    texts = [f"{i} {shortened(name)}" if by.numbered else shortened(name) for i, (_, name) in enumerate(shown, 1)]
-    handles = [dot(colour) for colour, _ in shown]
+    shown = list(zip(by.colours, by.categories, by.marks, strict=True))[:LISTED]
+    handles = [dot(colour) for colour, _, _ in shown]
+    texts = [f"{mark} {shortened(name)}" if by.marked else shortened(name) for _, name, mark in shown]
     if len(by.categories) > LISTED:
         handles.append(Line2D([], [], linestyle="none"))
         texts.append(f"and {len(by.categories) - LISTED} more")
     if (by.codes < 0).any():
-        handles.append(dot(GREY))
+        handles.append(dot(visible(GREY, axes)))
         texts.append("missing")
     return handles, texts
 
@@ -200,10 +232,12 @@ def entries(by: Labels) -> tuple[list[Line2D], list[str]]:
 def legend_below(axes: Axes, by: Labels) -> Legend:
     """Adds a legend below all axes, in as many columns as fit; the figure grows by the legend's height."""
     figure = whole_figure(axes)
-    handles, texts = entries(by)
+    handles, texts = entries(axes, by)
     width, height = figure.get_size_inches()
     for n_columns in range(min(len(texts), MOST_COLUMNS), 0, -1):
-        legend = figure.legend(handles, texts, loc="outside lower left", ncols=n_columns, **_look(by))
+        legend = figure.legend(
+            handles, texts, loc="outside lower left", ncols=n_columns, fontsize="small", handlelength=2.0, **_look(by)
+        )
         extent = legend.get_window_extent()
         if extent.width < 0.98 * figure.dpi * width or n_columns == 1:
             break
@@ -212,18 +246,13 @@ def legend_below(axes: Axes, by: Labels) -> Legend:
     return legend
 
 
-def legend_beside(axes: Axes, by: Labels) -> Legend:
-    """Adds a legend to the right of axes that the user passed."""
-    handles, texts = entries(by)
-    n_columns = -(-len(texts) // IN_A_COLUMN)
-    return axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=n_columns, **_look(by))
+def legend_beside(axes: Axes, by: Labels, scale: float) -> None:
+    """Adds a legend to the right of axes that the user passed, no taller than these."""
+    room = (WIDEST * whole_figure(axes).bbox.width, axes.get_window_extent().height)
+    handles, texts = entries(axes, by)
+    look = {"handles": handles, "labels": texts, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    legend(axes, room, range(1, MOST_COLUMNS_BESIDE + 1), scale, **look, **_look(by))
 
 
 def _look(by: Labels) -> dict[str, Any]:
-    return {
-        "frameon": False,
-        "fontsize": "small",
-        "title": shortened(by.name),
-        "alignment": "left",
-        "handletextpad": 0.2,
-    }
+    return {"frameon": False, "title": shortened(by.name), "alignment": "left", "handletextpad": 0.2}

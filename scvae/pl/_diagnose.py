@@ -6,21 +6,24 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.keys import Keys
+from ._contrast import visible
 from ._dimensions import ACTIVE_ABOVE, draw_kl
-from ._figure import COLOURS, GREY, MARKED, MARKERS, hand_over, stored, title
+from ._figure import COLOURS, GREY, INK, MARKED, MARKERS, font_scale, hand_over, stored, title
+from ._layout import keep_apart, lay_out, legend_inside
 from ._posterior_predictive import draw_ranks, draw_variances
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT, LINE = 11.0, 6.6, 0.19  # inches: width of the page, height of its six panels and of a line of text
-CHARACTERS = 140  # per line of text
+WIDTH, HEIGHT, LINE = 11.0, 6.6, 0.19  # inches at 10 pt: page, its six panels, a line of text
+CHARACTERS, BOLD = 140, 80  # per line of text, and of the verdict
 FLAT_BELOW = math.expm1(2.0 * ACTIVE_ABOVE)  # eigenvalue e of a direction with 1/2 log(1 + e) = 0.05 nats
 SMALLEST = 1e-6  # eigenvalue drawn
 GAPS = {"amortization_gap": "amortization", "variational_gap": "variational", "generalization_gap": "train − held out"}
@@ -71,12 +74,14 @@ def diagnose(
     6
     """
     from matplotlib import pyplot as plt
+    from matplotlib import rcParams
 
     keys = Keys(key_added)
     found = stored(adata, keys, keys.diagnosis, "scvae.tl.diagnose(adata, model)")
     verdict, *lines = _words(found)
     below = LINE * (len(lines) + 2)
-    figure = plt.figure(figsize=(WIDTH, HEIGHT + below), layout="constrained")
+    size = (WIDTH * font_scale(), (HEIGHT + below) * font_scale())
+    figure = plt.figure(figsize=size, layout="constrained")
     page, words = figure.subfigures(2, 1, squeeze=False, height_ratios=[HEIGHT, below]).ravel()
     axes = page.subplots(2, 3)
     page.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
@@ -84,10 +89,15 @@ def diagnose(
     _draw_rate(axes[0, 1], found)
     _draw_gaps(axes[0, 2], found)
     _draw_spectrum(axes[1, 0], found)
+    names = draw_variances(axes[1, 1], found)
     draw_ranks(axes[1, 2], found)
-    page.suptitle(verdict, x=0.01, ha="left", fontweight="bold", color="black" if found["healthy"] else MARKED)
-    words.text(0.01, 0.98, "\n".join(lines), ha="left", va="top", fontsize=9, linespacing=1.35)
-    draw_variances(axes[1, 1], found)  # last, because the gene labels are placed around everything else
+    colour = visible(INK if found["healthy"] else MARKED, figure)
+    page.suptitle(textwrap.fill(verdict, BOLD), x=0.01, ha="left", fontweight="bold", color=colour)
+    words.text(
+        0.01, 0.98, "\n".join(lines), ha="left", va="top", fontsize=0.9 * rcParams["font.size"], linespacing=1.35
+    )
+    lay_out(axes.ravel(), partial(_explain, axes[0, 1], axes[1, 0]))
+    keep_apart(axes[1, 1], names)
     return hand_over(tuple(axes.ravel()), axes[0, 0], drawn_into=None, show=show, save=save)
 
 
@@ -110,21 +120,29 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text.replace("$", r"\$"), CHARACTERS, subsequent_indent="    ")
 
 
+def _explain(rate: Axes, spectrum: Axes, scale: float) -> None:
+    legend_inside(rate, scale, loc="upper left", frameon=False)
+    legend_inside(spectrum, scale, loc="lower left", frameon=False)
+
+
 def _draw_rate(axes: Axes, found: Mapping[str, Any]) -> None:
     """Draws the rate as the sum of mutual information and marginal KL."""
     told, apart = float(found["mutual_information"]), float(found["marginal_kl"])
     parts = ((told, "mutual_information_error", COLOURS[0]), (apart, "marginal_kl_error", GREY))
+    ink = visible(INK, axes)
     for place, (value, error, colour) in enumerate(parts):
-        axes.bar(place, value, yerr=float(found[error]), color=colour, width=0.6, capsize=3)
+        spread = float(found[error])
+        axes.bar(place, value, yerr=spread, color=visible(colour, axes), ecolor=ink, width=0.6, capsize=3)
     kl = float(np.sum(found["kl_per_dimension"]))
-    axes.bar(2, kl, color="black", width=0.6)
+    axes.bar(2, kl, color=ink, width=0.6)
     axes.set_xticks(range(3), ["I(x; z)", "KL(q(z) ‖ p(z))", "rate"], fontsize="small")
     cap, bound = float(found["information_cap"]), float(found["information_bound"])
-    axes.axhline(cap, color="black", linewidth=1.0, linestyle=":", label=f"cap of I, log(number of cells): {cap:.1f}")
-    axes.hlines(bound, -0.4, 0.4, color=MARKED, linewidth=1.5, linestyle="--", label=f"upper bound of I: {bound:.1f}")
+    label = f"cap of I, log(number of cells): {cap:.1f}"
+    axes.axhline(cap, color=ink, linewidth=1.0, linestyle=":", label=label)
+    label = f"upper bound of I: {bound:.1f}"
+    axes.hlines(bound, -0.4, 0.4, color=visible(MARKED, axes), linewidth=1.5, linestyle="--", label=label)
     axes.set_ylim(min(0.0, told, apart), 1.45 * max(kl, cap, bound))
     axes.set_ylabel("nats per cell")
-    axes.legend(loc="upper left", fontsize="small", frameon=False)
     title(axes, "information" + (" (saturated)" if found["saturated"] else ""))
 
 
@@ -134,7 +152,14 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
     values = np.array([float(found[name]) for name in GAPS])
     errors = np.array([float(found[f"{name}_error"]) for name in GAPS])
     axes.errorbar(
-        values, places, xerr=np.nan_to_num(errors), fmt="o", color=COLOURS[0], capsize=4, markersize=6, elinewidth=1.5
+        values,
+        places,
+        xerr=np.nan_to_num(errors),
+        fmt="o",
+        color=visible(COLOURS[0], axes),
+        capsize=4,
+        markersize=6,
+        elinewidth=1.5,
     )
     for place, value in zip(places, values, strict=True):
         axes.annotate(
@@ -142,8 +167,9 @@ def _draw_gaps(axes: Axes, found: Mapping[str, Any]) -> None:
             (value if np.isfinite(value) else 0.0, place),
             xytext=(6, 6),
             textcoords="offset points",
+            color=visible(INK, axes),
         )
-    axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.axvline(0.0, color=visible(INK, axes), linewidth=0.8)
     axes.set_yticks(places, list(GAPS.values()), fontsize="small")
     axes.set_ylim(len(GAPS) - 0.5, -0.6)
     low, high = axes.get_xlim()
@@ -161,17 +187,16 @@ def _draw_spectrum(axes: Axes, found: Mapping[str, Any]) -> None:
         axes.plot(
             np.arange(1, len(values) + 1),
             np.maximum(values, SMALLEST),
-            color=COLOURS[i],
+            color=visible(COLOURS[i], axes),
             marker=MARKERS[i],
             markersize=5,
             linewidth=1.2,
             label=label,
         )
-    axes.axhline(FLAT_BELOW, color="black", linewidth=1.0, linestyle=":", label="flat below")
+    axes.axhline(FLAT_BELOW, color=visible(INK, axes), linewidth=1.0, linestyle=":", label="flat below")
     axes.set_yscale("log")
     axes.set_xlabel("direction")
     axes.set_ylabel("eigenvalue of JᵀJ")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower left", fontsize="small", frameon=False)
     flat = int((np.asarray(found["spectrum_shared"]) < FLAT_BELOW).sum())
     title(axes, f"decoder: {flat} of {len(found['spectrum_shared'])} directions flat")

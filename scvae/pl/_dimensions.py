@@ -10,14 +10,15 @@ from jaxtyping import Float
 
 from ..common.checks import check_adata, missing_key
 from ..common.keys import Keys
-from ._figure import COLOURS, GREY, title
+from ._contrast import visible
+from ._figure import COLOURS, GREY, INK, title
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 ACTIVE_ABOVE = 0.05  # nats of mean KL, the same limit as for a model's active dimensions
-NAMED, NAMED_UPRIGHT = 30, 12  # most bars with a label; most with a horizontal label
+NAMED, NAMED_UPRIGHT = 20, 12  # most bars with a label; most with a horizontal label
 
 
 def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
@@ -78,8 +79,9 @@ def draw_kl(axes: Axes, kl: Float[np.ndarray, " latent"]) -> None:
     """Draws a bar per dimension, the largest first; grey if the dimension is not in use."""
     order = by_kl(kl)
     used = kl[order] > ACTIVE_ABOVE
-    axes.bar(np.arange(len(kl)), kl[order], color=[COLOURS[0] if u else GREY for u in used], width=0.8)
-    axes.axhline(ACTIVE_ABOVE, color="black", linewidth=0.8, linestyle=":")
+    colours = [visible(COLOURS[0] if u else GREY, axes) for u in used]
+    axes.bar(np.arange(len(kl)), kl[order], color=colours, width=0.8)
+    axes.axhline(ACTIVE_ABOVE, color=visible(INK, axes), linewidth=0.8, linestyle=":")
     places = np.arange(0, len(kl), -(-len(kl) // NAMED))
     many = len(places) > NAMED_UPRIGHT
     axes.set_xticks(places, [str(order[i]) for i in places])

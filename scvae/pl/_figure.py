@@ -1,4 +1,4 @@
-"""Helpers of all plots: stored results, axes, colours, labels without overlap, and showing or saving a figure."""
+"""Helpers of all plots: stored results, axes, colours, names, and showing or saving a figure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
 
 # Okabe & Ito's colour-blind-safe colours; vermilion highlights the recommended β, the epoch kept, or a disease
 MARKED = "#D55E00"
-COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+INK = "#000000"  # lines and texts: `visible` turns it into the colour of text
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", INK, "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#B3B3B3"  # unused or missing
 
@@ -61,17 +60,25 @@ def given_axes(ax: Axes | Sequence[Axes] | np.ndarray, n: int | None = None) -> 
 
 
 def new_axes(n: int, n_columns: int, *, width: float, height: float) -> list[Axes]:
-    """Axes of a new figure, row by row; `width` of the figure and `height` of a row are in inches."""
+    """Axes of a new figure, row by row; `width` of the figure and `height` of a row are in inches at 10 pt."""
     from matplotlib import pyplot as plt
 
     n_columns = min(n, n_columns)
     n_rows = -(-n // n_columns)
-    figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(width, n_rows * height), layout="constrained", squeeze=False
-    )
+    size = (width * font_scale(), n_rows * height * font_scale())
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
     for empty in axes.ravel()[n:]:
         figure.delaxes(empty)
     return list(axes.ravel()[:n])
+
+
+def font_scale() -> float:
+    """How much larger than at matplotlib's default, 10 pt, a figure is drawn so that the user's letters have room."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
+    sizes = [rcParams[name] for name in ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize")]
+    return max(1.0, *(FontProperties(size=size).get_size_in_points() / 10 for size in sizes))
 
 
 def hand_over(
@@ -91,8 +98,8 @@ def hand_over(
     return None
 
 
-def whole_figure(axes: Axes) -> Figure:
-    """The figure of `axes`, also if they are in a subfigure."""
+def whole_figure(axes: Axes | Figure) -> Figure:
+    """The figure of `axes`, also if they are in a subfigure; a figure itself."""
     from matplotlib.figure import SubFigure
 
     figure = axes.figure
@@ -106,26 +113,9 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize="medium")
 
 
-def keep_apart(axes: Axes, texts: Sequence[Text]) -> None:
-    """Removes each text that overlaps an earlier one or extends beyond the axes; list the most important first.
-
-    Call it last: the extent of a text is known only when everything around its axes has been drawn.
-    """
-    whole_figure(axes).draw_without_rendering()
-    frame = axes.get_window_extent()
-    kept: list[Bbox] = []
-    for text in texts:
-        extent = text.get_window_extent()
-        inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
-        if not inside or any(extent.overlaps(other) for other in kept):
-            text.remove()
-        else:
-            kept.append(extent)
-
-
 def shortened(name: str, most: int = 28) -> str:
-    """A long name without its middle, since names usually differ at either end."""
-    if len(name) <= most:
-        return name
-    tail = (most - 1) // 3
-    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+    """A long name without its middle, since names usually differ at either end; written as it is, not as a formula."""
+    if len(name) > most:
+        tail = (most - 1) // 3
+        name = f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
+    return name.replace("$", r"\$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..common.keys import Keys
-from ._figure import COLOURS, MARKED, given_axes, hand_over, new_axes, stored, title
+from ._contrast import visible
+from ._figure import COLOURS, INK, MARKED, given_axes, hand_over, new_axes, stored, title
+from ._layout import keep_apart, lay_out, legend_inside
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
 TRAINING, HELD_OUT = COLOURS[0], COLOURS[5]
+BAND = 0.4  # opacity of the range of β
 SETTLED = 0.1  # share of the epochs ignored when setting axis limits: the first few would flatten all others
 
 
@@ -67,7 +71,8 @@ def history(
     key_added
         The `key_added` passed to `scvae.fit`.
     ax
-        Four axes to draw into: ELBO, β, distortion, rate. None creates a figure.
+        Four axes to draw into: ELBO, β, distortion, rate. If labels have too little room there, the figure
+        gets a tight layout and their letters become smaller. None creates a figure.
     show
         Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
         ``autoshow`` is on.
@@ -110,8 +115,8 @@ def history(
     for panel in axes:
         _mark(panel, run)
         panel.set_xlabel("epoch")
+    lay_out(axes, partial(legend_inside, for_elbo, loc="lower right", framealpha=0.9))
     _name_starts(for_beta, run)
-    for_elbo.legend(loc="lower right", fontsize="small", framealpha=0.9)
     return hand_over((for_elbo, for_beta, for_distortion, for_rate), for_elbo, drawn_into=ax, show=show, save=save)
 
 
@@ -152,7 +157,7 @@ def _draw_both(axes: Axes, run: _Run, sides: dict[str, pd.Series]) -> None:
     ):
         if values.isna().all():
             continue
-        _broken(axes, run, values, color=colour, label=label, linestyle=style, linewidth=1.5)
+        _broken(axes, run, values, color=visible(colour, axes), label=label, linestyle=style, linewidth=1.5)
         seen.append(values[settled].dropna())
     values = pd.concat(seen)
     values = values[np.isfinite(values)]
@@ -172,13 +177,13 @@ def _draw_beta(axes: Axes, run: _Run) -> None:
     """Draws β at the end of each epoch; for a model with a range of β, the whole range."""
     epoch, beta = run.table["epoch"], run.table["beta"]
     if run.betas is None:
-        _broken(axes, run, beta, color="black", linewidth=1.5)
+        _broken(axes, run, beta, color=visible(INK, axes), linewidth=1.5)
         axes.set_ylim(0.0, 1.1 * max(float(beta.max()), 1e-3))
         title(axes, "β (weight of the rate)")
         return
     low, high = run.betas
-    axes.fill_between(epoch, beta * low, beta * high, color=COLOURS[3], alpha=0.4, linewidth=0)
-    _broken(axes, run, beta, color="black", linewidth=1.5)
+    axes.fill_between(epoch, beta * low, beta * high, color=visible(COLOURS[3], axes, BAND), alpha=BAND, linewidth=0)
+    _broken(axes, run, beta, color=visible(INK, axes), linewidth=1.5)
     axes.set_yscale("log")
     title(axes, f"β: one per cell, {low * beta.iloc[-1]:g} to {high * beta.iloc[-1]:g}")
 
@@ -186,14 +191,15 @@ def _draw_beta(axes: Axes, run: _Run) -> None:
 def _mark(axes: Axes, run: _Run) -> None:
     """Marks the epoch kept, and where another training begins."""
     if run.kept is not None:
-        axes.axvline(run.kept, color=MARKED, linewidth=1.0, linestyle="-.", label=f"epoch kept: {run.kept:.0f}")
+        label = f"epoch kept: {run.kept:.0f}"
+        axes.axvline(run.kept, color=visible(MARKED, axes), linewidth=1.0, linestyle="-.", label=label)
     for last in run.starts:
-        axes.axvline(last + 0.5, color="black", linewidth=0.8, linestyle=":")
+        axes.axvline(last + 0.5, color=visible(INK, axes), linewidth=0.8, linestyle=":")
 
 
 def _name_starts(axes: Axes, run: _Run) -> None:
     """Writes the name of each further training at the bottom of the β panel, below the curve."""
-    for last, name in run.starts.items():
+    names = [
         axes.annotate(
             name,
             (last + 0.5, 0.0),
@@ -204,4 +210,8 @@ def _name_starts(axes: Axes, run: _Run) -> None:
             va="bottom",
             rotation=90,
             fontsize="small",
+            color=visible(INK, axes),
         )
+        for last, name in run.starts.items()
+    ]
+    keep_apart(axes, names)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from ..common.keys import Keys
-from ._color import Colouring, Labels, Numbers, colouring, draw_points, legend_below, legend_beside, write_numbers
+from ._color import (
+    Colouring,
+    Labels,
+    Numbers,
+    colouring,
+    draw_points,
+    legend_below,
+    legend_beside,
+    visible_labels,
+    write_marks,
+)
 from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, draw_kl, kl_per_dimension, moments
 from ._figure import given_axes, hand_over, new_axes, shortened
+from ._layout import Explain, lay_out
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,15 +56,16 @@ def latent(
     color
         Column of `adata.obs` or gene to colour cells by. A gene is looked up in `adata.raw` if it has the gene, else in
         `adata.X`. Labels take the colours in ``adata.uns["<color>_colors"]``; without these, up to 8 labels get
-        colour-blind-safe colours, and more than 8 are also numbered. Missing values are grey. None gives all cells the
-        same colour.
+        colour-blind-safe colours, and more than 8 are also numbered. Numbers take the style's colour map,
+        ``rcParams["image.cmap"]``. Missing values are grey. None gives all cells the same colour.
     key_added
         The `key_added` passed to `scvae.fit`.
     dimensions
         Dimensions to draw in pairs, counted from 0. If their number is odd, the last is drawn against the first; a
         single one is drawn against its posterior standard deviation. None takes up to six in use, largest KL first.
     ax
-        Axes to draw into: the first for the KL, one more for each pair. None creates a figure.
+        Axes to draw into: the first for the KL, one more for each pair. If labels have too little room there, the
+        figure gets a tight layout and their letters become smaller. None creates a figure.
     show
         Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
         ``autoshow`` is on.
@@ -94,15 +107,18 @@ def latent(
             raise ValueError(f"ax has {len(axes)} axes; pass one for the KL and one for each of the {len(pairs)} pairs")
     bars, *panels = axes
     draw_kl(bars, kl)
+    if isinstance(by, Labels):
+        by = visible_labels(by, panels[0])
     for panel, pair in zip(panels, pairs, strict=False):
         x, y = _points(mean, variance, pair)
         draw_points(panel, x, y, by)
         panel.set_xlabel(_name(pair[0], kl))
         panel.set_ylabel(_name(pair[1], kl) if pair[0] != pair[1] else "posterior standard deviation")
-    _explain(panels, by, beside=ax is not None)
-    if isinstance(by, Labels) and by.numbered:
+    explain = _explanation(panels, by, beside=ax is not None)
+    lay_out(axes, explain)
+    if isinstance(by, Labels) and by.marked:
         for panel, pair in zip(panels, pairs, strict=False):
-            write_numbers(panel, *_points(mean, variance, pair), by)
+            write_marks(panel, *_points(mean, variance, pair), by)
     return hand_over(tuple(axes), bars, drawn_into=ax, show=show, save=save)
 
 
@@ -129,11 +145,14 @@ def _name(dimension: int, kl: Float[np.ndarray, " latent"]) -> str:
     return f"dimension {dimension} ({kl[dimension]:.2f} nats)"
 
 
-def _explain(panels: Sequence[Axes], by: Colouring, *, beside: bool) -> None:
-    """Adds a legend or a colour bar."""
+def _explanation(panels: Sequence[Axes], by: Colouring, *, beside: bool) -> Explain | None:
+    """Adds a colour bar, or a legend below the panels; returns what adds a legend beside them."""
     last = panels[-1]
+    if isinstance(by, Labels) and beside:
+        return partial(legend_beside, last, by)
     if isinstance(by, Labels):
-        (legend_beside if beside else legend_below)(last, by)
+        legend_below(last, by)
     elif isinstance(by, Numbers) and np.isfinite(by.values).any():
         coloured = last.collections[-1]
         last.figure.colorbar(coloured, ax=last if beside else list(panels), label=shortened(by.name), aspect=30)
+    return None

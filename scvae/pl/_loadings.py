@@ -12,8 +12,10 @@ from jaxtyping import Float, Int
 from ..common.checks import MissingKeyError, check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.provenance import check_of_embedding
+from ._contrast import visible
 from ._dimensions import ACTIVE_ABOVE, by_kl, check_dimensions, kl_per_dimension, moments
-from ._figure import COLOURS, given_axes, hand_over, new_axes, shortened, title
+from ._figure import COLOURS, INK, given_axes, hand_over, new_axes, shortened, title
+from ._layout import lay_out
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,7 +55,8 @@ def loadings(
     key_added
         The `key_added` passed to `scvae.fit`.
     ax
-        Axes to draw into, one per dimension. None creates a figure.
+        Axes to draw into, one per dimension. If labels have too little room there, the figure gets a tight layout and
+        their letters become smaller. None creates a figure.
     show
         Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
         ``autoshow`` is on.
@@ -103,6 +106,7 @@ def loadings(
         _draw(panel, values[:, dimension], names, n_genes)
         title(panel, f"dimension {dimension} ({kl[dimension]:.2f} nats)")
         panel.set_xlabel(unit)
+    lay_out(axes)
     return hand_over(tuple(axes), axes[0], drawn_into=ax, show=show, save=save)
 
 
@@ -131,8 +135,9 @@ def _draw(axes: Axes, values: Float[np.ndarray, " genes"], names: np.ndarray, n_
     """Draws bars of the largest changes in both directions, the most raised gene on top."""
     order = _both_ends(values, n_genes)
     shown = values[order]
-    axes.barh(np.arange(len(order)), shown, color=[RAISED if v > 0 else LOWERED for v in shown], height=0.75)
-    axes.axvline(0.0, color="black", linewidth=0.8)
+    colours = [visible(RAISED if v > 0 else LOWERED, axes) for v in shown]
+    axes.barh(np.arange(len(order)), shown, color=colours, height=0.75)
+    axes.axvline(0.0, color=visible(INK, axes), linewidth=0.8)
     axes.set_yticks(np.arange(len(order)), [shortened(name, 20) for name in names[order]], fontsize="small")
     axes.tick_params(axis="y", length=0)
     axes.use_sticky_edges = False

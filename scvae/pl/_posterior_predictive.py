@@ -10,13 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 from ..common.keys import Keys
-from ._figure import COLOURS, given_axes, hand_over, keep_apart, new_axes, shortened, stored, title
+from ._contrast import visible
+from ._figure import COLOURS, INK, given_axes, hand_over, new_axes, shortened, stored, title
+from ._layout import keep_apart, lay_out
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
 
+OPACITY = 0.5  # of the points, one for each gene
 NAMED = 5  # genes farthest from the diagonal that are labelled
 INTERVAL = 0.9  # probability of the intervals that `coverage` refers to
 
@@ -44,7 +47,8 @@ def posterior_predictive(
     key_added
         The `key_added` passed to `scvae.tl.diagnose`.
     ax
-        Three axes to draw into; None creates a figure.
+        Three axes to draw into. If labels have too little room there, the figure gets a tight layout and their letters
+        become smaller. None creates a figure.
     show
         Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
         ``autoshow`` is on.
@@ -76,17 +80,23 @@ def posterior_predictive(
     keys = Keys(key_added)
     found = stored(adata, keys, keys.diagnosis, "scvae.tl.diagnose(adata, model)")
     left, middle, right = new_axes(3, 3, width=11.0, height=3.7) if ax is None else given_axes(ax, 3)
-    draw_variances(left, found)
+    names = draw_variances(left, found)
     if found["likelihood"] == "gaussian":
-        _draw_difference(middle, found, "gene_mean", "mean over cells", "mean")
+        more_names = _draw_difference(middle, found, "gene_mean", "mean over cells", "mean")
     else:
-        _draw_difference(middle, found, "gene_zero_fraction", "share of cells with 0", "zeros")
+        more_names = _draw_difference(middle, found, "gene_zero_fraction", "share of cells with 0", "zeros")
     draw_ranks(right, found)
+    lay_out((left, middle, right))
+    keep_apart(left, names)
+    keep_apart(middle, more_names)
     return hand_over((left, middle, right), left, drawn_into=ax, show=show, save=save)
 
 
-def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
-    """Draws the drawn against the observed variance of each gene, on log axes if they span a factor of ten."""
+def draw_variances(axes: Axes, found: Mapping[str, Any]) -> list[Annotation]:
+    """Draws the drawn against the observed variance of each gene, on log axes if they span a factor of ten.
+
+    Returns the names of the genes farthest from the diagonal, for `keep_apart`.
+    """
     observed, drawn = _both(found, "gene_variance")
     varying = (observed > 0) & (drawn > 0)
     observed, drawn, genes = observed[varying], drawn[varying], np.asarray(found["genes"])[varying]
@@ -98,18 +108,19 @@ def draw_variances(axes: Axes, found: Mapping[str, Any]) -> None:
     distance = (
         np.where(observed >= np.median(observed), np.abs(np.log(drawn / observed)), 0) if len(observed) else observed
     )
-    _draw_genes(axes, observed, drawn, distance, genes)
     axes.set_xlabel("variance over cells, observed")
     axes.set_ylabel("drawn")
     ratio = f" (median ratio {np.median(observed / drawn):.2f})" if len(observed) else ""
     title(axes, f"genes: variance{ratio}")
+    return _draw_genes(axes, observed, drawn, distance, genes)
 
 
 def draw_ranks(axes: Axes, found: Mapping[str, Any]) -> None:
     """Draws the share of values at each rank among their draws."""
     ranks = np.asarray(found["ranks"], dtype=np.float64)
-    axes.bar(np.arange(len(ranks)), ranks, width=1.0, color=COLOURS[0], edgecolor="white", linewidth=0.5)
-    axes.axhline(1 / len(ranks), color="black", linewidth=1.0, linestyle="--")
+    colour, between = visible(COLOURS[0], axes), axes.get_facecolor()
+    axes.bar(np.arange(len(ranks)), ranks, width=1.0, color=colour, edgecolor=between, linewidth=0.5)
+    axes.axhline(1 / len(ranks), color=visible(INK, axes), linewidth=1.0, linestyle="--")
     axes.set_xlim(-0.5, len(ranks) - 0.5)
     axes.set_ylim(0.0, 1.15 * max(float(ranks.max()), 2 / len(ranks)))
     axes.set_xlabel(f"rank among {len(ranks) - 1} draws")
@@ -117,13 +128,13 @@ def draw_ranks(axes: Axes, found: Mapping[str, Any]) -> None:
     title(axes, f"{found['coverage']:.0%} in {INTERVAL:.0%} intervals")
 
 
-def _draw_difference(axes: Axes, found: Mapping[str, Any], name: str, in_words: str, short: str) -> None:
+def _draw_difference(axes: Axes, found: Mapping[str, Any], name: str, in_words: str, short: str) -> list[Annotation]:
     """Draws the drawn against the observed values of each gene, on linear axes."""
     observed, drawn = _both(found, name)
-    _draw_genes(axes, observed, drawn, np.abs(drawn - observed), np.asarray(found["genes"]))
     axes.set_xlabel(f"{in_words}, observed")
     axes.set_ylabel("drawn")
     title(axes, f"genes: {short} (off by {np.abs(observed - drawn).mean():.2g})")
+    return _draw_genes(axes, observed, drawn, np.abs(drawn - observed), np.asarray(found["genes"]))
 
 
 def _both(found: Mapping[str, Any], name: str) -> tuple[Float[np.ndarray, " genes"], Float[np.ndarray, " genes"]]:
@@ -136,15 +147,16 @@ def _draw_genes(
     drawn: Float[np.ndarray, " genes"],
     distance: Float[np.ndarray, " genes"],
     genes: np.ndarray,
-) -> None:
+) -> list[Annotation]:
     """Draws a point per gene, the line on which draws and cells agree, and the names of the genes farthest from it."""
-    axes.scatter(observed, drawn, s=7, color=COLOURS[0], alpha=0.5, linewidths=0, rasterized=True)
+    colour = visible(COLOURS[0], axes, OPACITY)
+    axes.scatter(observed, drawn, s=7, color=colour, alpha=OPACITY, linewidths=0, rasterized=True)
     if len(observed) == 0:
-        return
+        return []
     ends = [min(observed.min(), drawn.min()), max(observed.max(), drawn.max())]
-    axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--")
+    axes.plot(ends, ends, color=visible(INK, axes), linewidth=1.0, linestyle="--")
     axes.autoscale_view()  # labels are placed within the final limits
-    keep_apart(axes, [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]])
+    return [_name(axes, observed[i], drawn[i], str(genes[i])) for i in np.argsort(-distance)[:NAMED]]
 
 
 def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
@@ -152,7 +164,7 @@ def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
     above = drawn > observed
     along = axes.transAxes.inverted().transform(axes.transData.transform((observed, drawn)))[0]
     to_the_left = along > 0.3 if above else along > 0.75
-    return axes.annotate(
+    name = axes.annotate(
         shortened(gene, 18),
         (observed, drawn),
         xytext=(-4 if to_the_left else 4, 2 if above else -2),
@@ -161,4 +173,7 @@ def _name(axes: Axes, observed: float, drawn: float, gene: str) -> Annotation:
         va="bottom" if above else "top",
         fontsize="small",
         fontstyle="italic",
+        color=visible(INK, axes),
     )
+    name.set_in_layout(False)  # those beyond the axes are taken away again
+    return name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +13,20 @@ import pandas as pd
 
 from ..common.checks import missing_key
 from ..common.keys import Keys
-from ._figure import COLOURS, MARKED, MARKERS, given_axes, hand_over, keep_apart, new_axes, stored, title, whole_figure
+from ._contrast import visible
+from ._figure import (
+    COLOURS,
+    INK,
+    MARKED,
+    MARKERS,
+    given_axes,
+    hand_over,
+    new_axes,
+    stored,
+    title,
+    whole_figure,
+)
+from ._layout import keep_apart, lay_out, legend, line_look
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,6 +42,7 @@ NAMES = {
     "ari": "ARI with labels",
     "silhouette": "silhouette of labels",
 }
+MOST = 0.5  # of the width of the axes: a label beside its point; a wider one is left out
 WITHOUT_LABELS = ("leiden_stability", "graph_agreement", "modularity", "trustworthiness")
 WITH_LABELS = ("leiden_stability", "graph_agreement", "nmi", "ari")
 
@@ -55,7 +71,8 @@ def rate_distortion(
         Columns of the table to draw against β; None for ``leiden_stability``, ``graph_agreement``, ``modularity`` and
         ``trustworthiness`` (if labels were given, ``nmi`` and ``ari`` replace the last two).
     ax
-        Two axes to draw into; None creates a figure.
+        Two axes to draw into. If labels have too little room there, the figure gets a tight layout and their letters
+        become smaller. None creates a figure.
     show
         Whether to show the figure; None shows it if neither `ax` nor `save` is given and scanpy's setting
         ``autoshow`` is on.
@@ -90,6 +107,7 @@ def rate_distortion(
     left, right = new_axes(2, 2, width=9.5, height=4) if ax is None else given_axes(ax, 2)
     _draw_curve(left, table)
     _draw_scores(right, table, names)
+    lay_out((left, right), partial(_explain_above, right))
     _write_along(left, table)
     return hand_over((left, right), left, drawn_into=ax, show=show, save=save)
 
@@ -108,8 +126,9 @@ def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
     """Draws distortion against rate, with a ring around the recommended β."""
     rate, distortion = table["rate"].to_numpy(), table["distortion"].to_numpy()
     chosen = int(table["recommended"].to_numpy().argmax())
-    axes.plot(rate, distortion, color="black", marker="o", markersize=4, linewidth=1.2)
-    axes.plot(rate[chosen], distortion[chosen], "o", markersize=11, color=MARKED, fillstyle="none", markeredgewidth=2)
+    ink, marked = visible(INK, axes), visible(MARKED, axes)
+    axes.plot(rate, distortion, color=ink, marker="o", markersize=4, linewidth=1.2)
+    axes.plot(rate[chosen], distortion[chosen], "o", markersize=11, color=marked, fillstyle="none", markeredgewidth=2)
     axes.set_xlabel("rate R (nats per cell)")
     axes.set_ylabel("distortion D (nats per cell)")
     title(axes, "β along the rate-distortion curve")
@@ -117,46 +136,47 @@ def _draw_curve(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _write_along(axes: Axes, table: pd.DataFrame) -> None:
-    """Writes β above and to the right of the points of the curve; leaves out labels that would overlap.
-
-    Call it last: the extent of a text is known only when everything around the axes has been drawn.
-    """
+    """Writes β above and to the right of the points of the curve; leaves out labels that would overlap."""
     beta, rate, distortion = (table[name].to_numpy() for name in ("beta", "rate", "distortion"))
     chosen = int(table["recommended"].to_numpy().argmax())
     texts = [_label(axes, (rate[i], distortion[i]), value, strong=i == chosen) for i, value in enumerate(beta)]
-    whole_figure(axes).draw_without_rendering()
     frame, left = axes.get_window_extent(), axes.get_xlim()[0]
-    # set the upper limit so that every label ends within the frame; its share of the frame's width is fixed
-    points = axes.transData.transform(np.column_stack([rate, distortion]))
-    share = [(text.get_window_extent().x1 - x) / frame.width for text, x in zip(texts, points[:, 0], strict=True)]
-    axes.set_xlim(left, max((x - left * part) / (1 - part) for x, part in zip(rate, share, strict=True)))
+    # set the upper limit so that every label ends a pixel within the frame; its share of the frame's width is fixed
+    points = axes.transData.transform(np.column_stack([rate, distortion]))[:, 0]
+    share = np.array([text.get_window_extent().x1 + 1 for text in texts]) - points
+    share = np.minimum(share / frame.width, MOST)
+    axes.set_xlim(left, ((rate - left * share) / (1 - share)).max())
+    whole_figure(axes).draw_without_rendering()  # the limits have changed, and the ticks with them
     ends = (0, len(beta) - 1)
     order = sorted(range(len(beta)), key=lambda i: (i != chosen, i not in ends, abs(np.log(beta[i]))))
     keep_apart(axes, [texts[i] for i in order])
 
 
 def _label(axes: Axes, point: tuple[float, float], beta: float, *, strong: bool) -> Annotation:
-    return axes.annotate(
+    label = axes.annotate(
         f"β = {beta:.3g}" if strong else f"{beta:.3g}",
         point,
         xytext=(9, 5) if strong else (6, 5),  # beside the ring, or the dot
         textcoords="offset points",
         fontsize="medium" if strong else "small",
         fontweight="bold" if strong else "normal",
-        color=MARKED if strong else "black",
+        color=visible(MARKED if strong else INK, axes),
     )
+    label.set_in_layout(False)
+    return label
 
 
 def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
     """Draws scores against β on a log axis, and the recommended β."""
     beta = table["beta"].to_numpy()
     chosen = beta[int(table["recommended"].to_numpy().argmax())]
-    axes.axvline(chosen, color=MARKED, linestyle="--", linewidth=1.5, label=f"recommended: β = {chosen:.3g}")
+    label = f"recommended: β = {chosen:.3g}"
+    axes.axvline(chosen, color=visible(MARKED, axes), linestyle="--", linewidth=1.5, label=label)
     for i, name in enumerate(names):
         axes.plot(
             beta,
             table[name].to_numpy(),
-            color=COLOURS[i % len(COLOURS)],
+            color=visible(COLOURS[i % len(COLOURS)], axes),
             marker=MARKERS[i % len(MARKERS)],
             markersize=5,
             linewidth=1.2,
@@ -168,7 +188,13 @@ def _draw_scores(axes: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("β")
     axes.set_ylabel("score" if len(names) != 1 else NAMES.get(names[0], names[0].replace("_", " ")))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize="small", borderaxespad=0.3)
+
+
+def _explain_above(axes: Axes, scale: float) -> None:
+    """Adds a legend above the axes, in two columns if these are wide enough."""
+    room = (axes.get_window_extent().width, math.inf)
+    look = line_look(axes) | {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "borderaxespad": 0.3}
+    legend(axes, room, (2, 1), scale, **look)
 
 
 def _apart(beta: np.ndarray, most: int = 6) -> list[float]:
