@@ -306,9 +306,7 @@ def _number(name: str) -> int:
     """The number in an environment variable of torchrun."""
     text = os.environ[name].strip()
     if not text.isdecimal():
-        raise ValueError(
-            f"the environment variable {name} is {text!r}, not a number; unset it, or start with torchrun"
-        )
+        raise ValueError(f"the environment variable {name} is {text!r}, not a number; unset it, or start with torchrun")
     return int(text)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..common.checks import MissingKeyError, check_adata, missing_key
-from ..common.files import as_path
+from ..common.files import as_path, written_whole
 from ..common.keys import Keys
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def hand_over(
 ) -> Result | None:
     """Saves and shows the figure of `axes` as requested; returns the result, or None if it was shown."""
     if save is not None:
-        whole_figure(axes).savefig(save if hasattr(save, "write") else as_path(save), dpi=150, bbox_inches="tight")
+        _save(whole_figure(axes), save)
     if show is None:
         scanpy = sys.modules.get("scanpy")  # its setting applies here too; if it is not loaded, the default holds
         show = drawn_into is None and save is None and (scanpy is None or bool(scanpy.settings.autoshow))
@@ -96,6 +96,17 @@ def hand_over(
 
     plt.show()
     return None
+
+
+def _save(figure: Figure, save: str | os.PathLike[str]) -> None:
+    from matplotlib import rcParams
+
+    if hasattr(save, "write"):
+        figure.savefig(save, dpi=150, bbox_inches="tight")
+        return
+    path = as_path(save)
+    with written_whole(path if path.suffix else path.with_suffix(f".{rcParams['savefig.format']}")) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
 
 
 def whole_figure(axes: Axes | Figure) -> Figure:

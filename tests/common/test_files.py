@@ -74,6 +74,19 @@ def test_what_is_no_regular_file_is_refused_and_stays(tmp_path, model):
     assert names_in(tmp_path) == ["circle", "pipe", "to_pipe"]
 
 
+def test_a_picture_follows_a_link_and_refuses_a_pipe(tmp_path):
+    adata = scvae.datasets.simulate(n_cells=60, n_genes=20, rng=0)
+    scvae.fit(adata, n_latent=2, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=1))
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FileExistsError, match="no regular file"):
+        scvae.pl.latent(adata, save=tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("real.png")
+    scvae.pl.latent(adata, save=tmp_path / "link.png")
+    scvae.pl.latent(adata, save=tmp_path / "plain")
+    assert names_in(tmp_path) == ["link.png", "pipe.png", "plain.png", "real.png"]
+    assert (tmp_path / "link.png").is_symlink()
+
+
 def test_a_file_that_appears_in_the_meantime_is_kept_unless_it_may_be_replaced(tmp_path):
     path = tmp_path / "out"
     with pytest.raises(FileExistsError, match="written by another program"), written_whole(path, may_replace=False):
