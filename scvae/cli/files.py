@@ -17,6 +17,9 @@ H5AD, STORE = ".h5ad", ".zarr"  # endings of an output, and what they stand for
 
 def check_input(path: Path, *, may_be_folder: bool = False) -> None:
     """Refuses a path that is neither a file nor, if allowed, a folder."""
+    from ..data.file_kinds import refuse_address
+
+    refuse_address(path)
     if path.is_dir() and may_be_folder:
         return
     if path.is_dir():
@@ -89,25 +92,26 @@ def check_writable(folder: Path) -> None:
 @contextmanager
 def opened(path: Path, layer: str | None) -> Iterator[AnnData]:
     """Opens an h5ad file whose `layer` (None: `X`) can be read; `X` stays on disk and is read in chunks."""
+    import h5py
     from anndata import read_h5ad
 
     from ..data.containers import matrix_of
+    from ..data.file_kinds import refuse_other_kinds, why_unreadable
     from ..data.turns import let_others_add, turn
 
     try:
         with turn(path, to_write=False):
+            with h5py.File(path, "r") as file:
+                refuse_other_kinds(file, path)
             adata = read_h5ad(path, backed="r")
-        can_be_added_to = all(hasattr(adata.file[group], "keys") for group in ("obsm", "uns") if group in adata.file)
         if "X" not in adata.file:
             adata.file.close()
             adata = read_h5ad(path)
     except BlockingIOError:
         raise
     except Exception as error:  # the type depends on where in the file anndata failed
-        raise ValueError(f"cannot read {path} as an h5ad file: {error}") from error
+        raise ValueError(f"cannot read {path} as an h5ad file: {why_unreadable(path, error)}") from error
     try:
-        if not can_be_added_to:
-            raise ValueError(f"{path} has the format of anndata before 0.7; write it again with a newer anndata")
         if adata.isbacked:
             let_others_add(adata.file["obs"].file)
         try:

@@ -19,6 +19,11 @@ import pandas as pd
 from anndata import AnnData
 
 LISTED = 10  # names shown in a message
+PART_OF = {
+    "MuData": ": one of its modalities, e.g. mdata['rna']",
+    "SpatialData": ": one of its tables, e.g. sdata.tables['table']",
+    "Raw": ", e.g. adata.raw.to_adata()",
+}
 RAW = "raw"  # as a layer: the matrix of `adata.raw`, unless a layer has this name
 PACKAGE = Path(__file__).parents[1]
 Settings = TypeVar("Settings")
@@ -101,7 +106,8 @@ def check_adata(adata: object) -> AnnData:
         If it is empty.
     """
     if not isinstance(adata, AnnData):
-        raise TypeError(f"adata is a {type(adata).__name__}; pass an anndata.AnnData, cells x genes")
+        kind = type(adata).__name__
+        raise TypeError(f"adata is a {kind}; pass an anndata.AnnData, cells x genes{PART_OF.get(kind, '')}")
     for count, what in ((adata.n_obs, "cells"), (adata.n_vars, "genes")):
         if count == 0:
             raise ValueError(

@@ -20,6 +20,7 @@ from ..common.files import as_path
 from .categories import as_text
 from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
+from .file_kinds import refuse_address, refuse_other_kinds, why_unreadable
 from .in_place import restore
 from .on_disk import Joined, on_disk
 from .turns import Reader, check_can_be_changed, is_open_here, turn
@@ -123,10 +124,13 @@ def listed(given: Paths) -> tuple[Path, ...]:
     paths = [as_path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
     files: list[Path] = []
     for path in paths:
+        refuse_address(path)
         if path.is_dir() and not is_store(path):
             inside = sorted(entry for entry in path.iterdir() if entry.suffix in ENDINGS and entry.name[0] != ".")
             if not inside:
-                raise FileNotFoundError(f"the folder {path} has no file that ends in .h5ad or .zarr")
+                is_10x = any(path.glob("*matrix.mtx*"))
+                hint = f"; it holds a matrix of 10x: pass sc.read_10x_mtx({str(path)!r})" if is_10x else ""
+                raise FileNotFoundError(f"the folder {path} has no file that ends in .h5ad or .zarr{hint}")
             files += inside
         elif not path.exists():
             raise FileNotFoundError(f"there is no file {path}; pass an h5ad file or a zarr store")
@@ -161,6 +165,7 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
     try:
         with turn(path, to_write=False), warnings.catch_warnings():
             group = _group(path, stack)
+            refuse_other_kinds(group, path)
             warnings.simplefilter("ignore")  # of anndata on repeated names, which `intake` checks
             raw = {"X": _matrix(group["raw/X"]), "var": read_elem(group["raw/var"])} if "raw/var" in group else None
             adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]), raw=raw)
@@ -176,7 +181,7 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
         raise
     except Exception as error:  # the type depends on where in the file reading failed
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
-        raise ValueError(f"cannot read {path} as {kind} of anndata: {error}") from error
+        raise ValueError(f"cannot read {path} as {kind} of anndata: {why_unreadable(path, error)}") from error
     return adata
 
 

@@ -69,6 +69,8 @@ def good_and_bad(example, tmp_path_factory):
     (made / "cut.h5ad").write_bytes((example / "in.h5ad").read_bytes()[:5000])
     with h5py.File(made / "foreign.h5ad", "w") as file:
         file["matrix"] = np.ones(3)
+    with h5py.File(made / "10x.h5", "w") as file:
+        file["matrix/barcodes"] = [b"cell"]
     shutil.copy(example / "in.h5ad", made / "empty_x.h5ad")
     with h5py.File(made / "empty_x.h5ad", "r+") as file:
         del file["X"]
@@ -128,6 +130,9 @@ REFUSED = {
     "input is text": ("fit text.h5ad -o out.h5ad", "cannot read text.h5ad as an h5ad file"),
     "input is cut off": ("fit cut.h5ad -o out.h5ad", "cannot read cut.h5ad as an h5ad file"),
     "input is foreign": ("fit foreign.h5ad -o out.h5ad", "cannot read foreign.h5ad as an h5ad file"),
+    "input is of 10x": ("fit 10x.h5", "cannot read 10x.h5 as an h5ad file of anndata: it is a 10x file; pass sc.read"),
+    "input of 10x to copy": ("tune-beta 10x.h5 -o out.h5ad", "cannot read 10x.h5 as an h5ad file: it is a 10x file"),
+    "input is an address": ("fit s3://bucket/in.h5ad -o out.h5ad", "s3://bucket/in.h5ad is an address"),
     "input without X": ("fit empty_x.h5ad -o out.h5ad", "pass layer=, one of 'counts'"),
     "input of words": ("fit words.h5ad -o out.h5ad", "words.h5ad: X holds values of type"),
     "wrong layer": ("fit in.h5ad -o out.h5ad --layer count", "did you mean 'counts'"),
@@ -224,7 +229,7 @@ def test_a_file_of_old_that_cannot_take_the_results_is_refused_before_the_fit(fo
     before = contents(folder)
     monkeypatch.setattr("scvae.training.fit.fit", lambda *_, **__: pytest.fail("the fit was begun"))
     assert run("fit", "in.h5ad", "-o", "out.h5ad") == 2
-    assert "in.h5ad has the format of anndata before 0.7" in the_error(capsys)
+    assert "in.h5ad as an h5ad file: it has the format of anndata before 0.7" in the_error(capsys)
     assert contents(folder) == before
 
 
