@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 # Okabe & Ito's colour-blind-safe colours; with more categories, each is also written on the panels
 SAFE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", INK, "#F0E442")
 PLAIN = "#4C72A0"  # if no colour is requested
+SHORT = 4  # letters of a name that is written on the panels as it is
 LISTED = 60  # most categories in a legend
 MOST_COLUMNS, MOST_COLUMNS_BESIDE = 8, 3  # of legends below and beside axes
 WIDEST = 0.4  # of the figure's width: a legend beside axes
@@ -57,8 +61,10 @@ class Labels:
 
     @property
     def marks(self) -> list[str]:
-        """What stands for each category on a panel: its number."""
-        return [str(i) for i in range(1, len(self.categories) + 1)]
+        """What stands for each category on a panel: its name if it is short, else letters that name no other."""
+        short = {name.casefold() for name in self.categories if len(name) <= SHORT}
+        free = (letters for letters in _letters() if letters.casefold() not in short)
+        return [name if len(name) <= SHORT else next(free) for name in self.categories]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +76,12 @@ class Numbers:
 
 
 Colouring: TypeAlias = Labels | Numbers | None
+
+
+def _letters() -> Iterator[str]:
+    """A to Z, AA to ZZ, and so on."""
+    for n in itertools.count(1):
+        yield from map("".join, itertools.product(ascii_uppercase, repeat=n))
 
 
 def colouring(adata: AnnData, color: str | None) -> Colouring:
@@ -186,13 +198,18 @@ def _visible_shades(axes: Axes) -> Any:
 
 
 def write_marks(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:
-    """Writes the mark of each category at the median of its cells, larger categories first, if there is room."""
+    """Writes the mark of each category at the median of its cells, larger categories first, if there is room.
+
+    Letters that the legend does not explain are left out.
+    """
     from matplotlib import patheffects
 
     texts: list[Text] = []
     marks = by.marks
     outline = patheffects.withStroke(linewidth=2.5, foreground=axes.get_facecolor())
     for code in np.argsort(-np.bincount(by.codes[by.codes >= 0], minlength=len(by.categories)), kind="stable"):
+        if code >= LISTED and marks[code] != by.categories[code]:
+            continue
         cells = by.codes == code
         text = axes.text(
             float(np.median(x[cells])),
@@ -219,7 +236,7 @@ def entries(axes: Axes, by: Labels) -> tuple[list[Line2D], list[str]]:
 
     shown = list(zip(by.colours, by.categories, by.marks, strict=True))[:LISTED]
     handles = [dot(colour) for colour, _, _ in shown]
-    texts = [f"{mark} {shortened(name)}" if by.marked else shortened(name) for _, name, mark in shown]
+    texts = [f"{mark}: {shortened(name)}" if by.marked and mark != name else shortened(name) for _, name, mark in shown]
     if len(by.categories) > LISTED:
         handles.append(Line2D([], [], linestyle="none"))
         texts.append(f"and {len(by.categories) - LISTED} more")

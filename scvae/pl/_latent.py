@@ -56,7 +56,8 @@ def latent(
     color
         Column of `adata.obs` or gene to colour cells by. A gene is looked up in `adata.raw` if it has the gene, else in
         `adata.X`. Labels take the colours in ``adata.uns["<color>_colors"]``; without these, up to 8 labels get
-        colour-blind-safe colours, and more than 8 are also numbered. Numbers take the style's colour map,
+        colour-blind-safe colours, and more than 8 are also written among the cells: names of up to 4 letters as they
+        are, and for longer names letters that the legend explains. Numbers take the style's colour map,
         ``rcParams["image.cmap"]``. Missing values are grey. None gives all cells the same colour.
     key_added
         The `key_added` passed to `scvae.fit`.

@@ -121,20 +121,55 @@ def test_colours_that_scanpy_has_stored_are_used_for_the_categories_that_are_lef
     assert "#111111" not in colours(panel).values()
 
 
-def test_more_labels_than_colours_can_tell_apart_are_numbered_and_numbers_do_not_touch():
-    adata = records.embedded()
-    _, panel, *_ = scvae.pl.latent(adata, color="many", show=False)
-    texts = [text.get_text() for text in panel.figure.legends[0].get_texts()]
-    assert [text.split()[0] for text in texts] == [str(i) for i in range(1, 41)]
-    assert all(len(text) <= 32 for text in texts)
+def marked(adata, color):
+    """What is written on the first panel at the median of the cells of each category, and the legend."""
+    _, panel, *_ = scvae.pl.latent(adata, color=color, dimensions=[0, 1], show=False)
     panel.figure.draw_without_rendering()
     extents = [text.get_window_extent() for text in panel.texts]
-    assert extents
+    assert len(extents) > 2
     assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
-    first = adata.obs["many"].cat.codes.to_numpy() == int(panel.texts[0].get_text()) - 1
-    np.testing.assert_allclose(
-        panel.texts[0].get_position(), np.median(adata.obsm["X_scvae"][first, :2], axis=0), rtol=1e-6
-    )
+    names = adata.obs[color].unique()
+    medians = np.array([np.median(adata.obsm["X_scvae"][adata.obs[color] == name, :2], axis=0) for name in names])
+    found = {}
+    for text in panel.texts:
+        away = np.abs(medians - text.get_position()).max(1)
+        assert away.min() < 1e-6
+        found[text.get_text()] = names[away.argmin()]
+    return found, [text.get_text() for text in panel.figure.legends[0].get_texts()]
+
+
+def test_of_many_clusters_each_has_its_own_name_written_on_it():
+    adata = records.embedded()
+    adata.obs["leiden"] = pd.Categorical((np.arange(240) % 15).astype(str))
+    at, legend = marked(adata, "leiden")
+    assert all(mark == name for mark, name in at.items())
+    assert legend == adata.obs["leiden"].cat.categories.tolist()
+
+
+def test_of_many_long_names_letters_are_written_that_the_legend_explains():
+    adata = records.embedded()
+    at, legend = marked(adata, "many")
+    explained = dict(entry.split(": ") for entry in legend)
+    letters = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *(f"A{second}" for second in "ABCDEFGHIJKLMN")]
+    assert list(explained) == letters
+    names = adata.obs["many"].cat.categories
+    assert all(names[letters.index(mark)] == name for mark, name in at.items())
+    assert all(len(name) <= 28 for name in explained.values())
+
+
+def test_no_letter_is_the_name_of_another_category():
+    adata = records.embedded()
+    names = ["B", "c", "mast", "a very long name", *(f"long name {i}" for i in range(6))]
+    adata.obs["it"] = np.array(names)[np.arange(240) % 10]
+    _, legend = marked(adata, "it")
+    assert legend == ["B", "A: a very long name", "c", *(f"{x}: long name {i}" for i, x in enumerate("DEFGHI")), "mast"]
+
+
+def test_a_name_is_not_a_formula():
+    adata = records.embedded()
+    adata.obs["it"] = np.where(np.arange(240) % 2, "$^{$", "CD4$+$")
+    axes = scvae.pl.latent(adata, color="it", show=False)
+    axes[0].figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize("color", ["type", "many"])
