@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype
 
 from ..common.checks import check_var_column, is_raw, listing, warn
+from .gene_names import better_match
 from .schema import Schema
 
 LEAST_COVERAGE = 0.5  # of the modelled genes; with fewer, most of the encoder's input was not measured
@@ -90,15 +91,19 @@ def find_genes(adata: AnnData | Raw, schema: Schema) -> NDArray[np.intp]:
     missing = wanted[genes < 0]
     if len(missing) == 0:
         return genes
+    better = better_match(adata.var, wanted)
+    remedy = "" if better is None else f"{better.where('adata')} has {better.n:,} of them: {better.rename()}"
     n_found = len(wanted) - len(missing)
     found = f"{n_found:,} of the {len(wanted):,} modelled genes ({100 * n_found / len(wanted):.1f} %)"
     if n_found == 0:
         raise ValueError(
             f"adata has none of the {len(wanted):,} modelled genes: its genes are {listing(names, 3)}, those of the "
-            f"model {listing(wanted, 3)}; set adata.var_names to the same kind of name"
+            f"model {listing(wanted, 3)}; {remedy or 'set adata.var_names to the same kind of name'}"
         )
     if schema.kind == "real" or n_found < LEAST_COVERAGE * len(wanted):
         why = "real values need all of them" if schema.kind == "real" else "at least half are needed"
-        raise ValueError(f"adata has {found}, but {why}; pass data with the missing genes: {listing(missing, 5)}")
-    warn(f"adata has {found}; the {len(missing):,} others are filled in by the model: {listing(missing, 5)}")
+        remedy = remedy or f"pass data with the missing genes: {listing(missing, 5)}"
+        raise ValueError(f"adata has {found}, but {why}; {remedy}")
+    others = f"the {len(missing):,} others are filled in by the model: {listing(missing, 5)}"
+    warn(f"adata has {found}; {others}" + (f". But {remedy}" if remedy else ""))
     return genes

@@ -21,6 +21,7 @@ from .categories import as_text
 from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
 from .file_kinds import refuse_address, refuse_other_kinds, why_unreadable
+from .gene_names import better_match
 from .in_place import restore
 from .on_disk import Joined, on_disk
 from .turns import Reader, check_can_be_changed, is_open_here, turn
@@ -210,15 +211,15 @@ def _group(path: Path, stack: ExitStack) -> Any:
 def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
     """Several files as one: the genes that all share, in the order of the first, and the cells, concatenated."""
     names = [pd.Index(adata.var_names.astype(str)) for adata in found]
-    shared = _shared(files, names)
+    shared = _shared(files, [adata.var for adata in found], names)
     most = max(map(len, names))
     if len(shared) < most:
         warn(
             f"{len(shared):,} genes are in all {len(files):,} files and are used; up to {most - len(shared):,} genes "
-            "of a file are left out"
+            f"of a file are left out{_better(files, [adata.var for adata in found], names)}"
         )
     of_matrix = [pd.Index(var_names_of(adata, layer).astype(str)) for adata in found]
-    genes = _shared(files, of_matrix) if layer == RAW else shared
+    genes = _shared(files, [adata.raw.var for adata in found], of_matrix) if layer == RAW else shared
     parts, first_cell = [], 0
     for path, adata, here in zip(files, found, of_matrix, strict=True):
         where = f"{name_of(layer)} of {path}"
@@ -234,7 +235,7 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
     return Source(adata, matrix, files, tuple(each.obs_names for each in found), tuple(names))
 
 
-def _shared(files: tuple[Path, ...], names: list[pd.Index]) -> pd.Index:
+def _shared(files: tuple[Path, ...], tables: list[pd.DataFrame], names: list[pd.Index]) -> pd.Index:
     """The genes that all files have, in the order of the first."""
     for path, here in zip(files, names, strict=True):
         twice = here[here.duplicated()].unique()
@@ -250,8 +251,18 @@ def _shared(files: tuple[Path, ...], names: list[pd.Index]) -> pd.Index:
         raise ValueError(
             f"the {len(files):,} files share no gene: genes in {files[0]} are {listing(names[0], 3)}, those in "
             f"{files[-1]} are {listing(names[-1], 3)}; use the same kind of gene name in all files"
+            f"{_better(files, tables, names)}"
         )
     return shared
+
+
+def _better(files: tuple[Path, ...], tables: list[pd.DataFrame], names: list[pd.Index]) -> str:
+    """The better names of the file that has the fewest genes of the first one, if it has better ones."""
+    worst = min(range(1, len(files)), key=lambda number: names[number].isin(names[0]).sum())
+    match = better_match(tables[worst], names[0])
+    if match is None:
+        return ""
+    return f"; in {files[worst]}, {match.where('adata')} has {match.n:,} of the genes of {files[0]}"
 
 
 def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:
