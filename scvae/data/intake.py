@@ -314,6 +314,23 @@ def read_query(
     return cells
 
 
+def read_columns(adata: AnnData, layer: str | None, mask: NDArray[np.bool_]) -> sp.csr_matrix:
+    """The stored values of the genes of `mask`, modelled or not: float32, cells x these genes.
+
+    Raises
+    ------
+    ValueError
+        If `adata.raw` is to be read, and lacks some of these genes.
+    """
+    matrix, columns = matrix_of(adata, layer), columns_of(adata, layer, mask)
+    source = None if sp.issparse(matrix) else on_disk(matrix, name_of(layer))
+    wanted = _as_mask(columns, matrix)
+    pieces = [masked(block, wanted) for block in (blocks(matrix) if source is None else source.blocks())]
+    found = gather(pieces, matrix.shape)
+    whole = sp.csr_matrix((found.values.astype(np.float32), found.columns, found.indptr), shape=matrix.shape)
+    return whole[:, columns]
+
+
 def _cells(
     adata: AnnData,
     schema: Schema,

@@ -140,13 +140,16 @@ def placed(batch: Batch, target: Target) -> list[Batch]:
     return [_in_batch(batch, code) for code in target.batches] or [batch]
 
 
-def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray) -> Int[np.ndarray, " chosen"]:
-    """Positions of the given genes among the model's genes.
+def gene_positions(
+    model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray, measured: pd.Index
+) -> Int[np.ndarray, " chosen"]:
+    """Positions of the given genes among the model's genes; `measured` are the genes of the cells at hand.
 
     Raises
     ------
     ValueError
-        If `genes` is empty, names a gene twice or names one that the model does not have.
+        If `genes` is empty, names a gene twice or names one that the model does not have; the message tells genes
+        outside the mask of the fit from others.
     TypeError
         If `genes` is a single string or not a list.
     """
@@ -161,11 +164,17 @@ def gene_positions(model: FittedModel, genes: Sequence[str] | pd.Index | np.ndar
     if len(twice):
         raise ValueError(f"genes names {listing(twice)} more than once; name each gene once")
     found = model.genes.get_indexer(names)
-    unknown = names[found < 0]
-    if len(unknown):
+    unknown, outside = names[found < 0], names[(found < 0) & names.isin(measured.astype(str))]
+    if len(unknown) > len(outside):
         raise ValueError(
-            f"genes has {listing(unknown)}, unknown to the model; choose among its {len(model.genes):,} genes, listed "
-            "in model.genes"
+            f"genes has {listing(unknown.drop(outside))}, unknown to the model; choose among its {len(model.genes):,} "
+            "genes, listed in model.genes"
+        )
+    if len(outside):
+        raise ValueError(
+            f"genes has {listing(outside)}, in adata but not modelled: the model has {len(model.genes):,} genes, those "
+            "in the mask_var of its fit (by default var['highly_variable']) with counts. Fit with a mask_var that has "
+            "them, too, or pass all_genes=True for a layer in which genes that are not modelled are as measured"
         )
     positions: Int[np.ndarray, " chosen"] = found.astype(np.int64)
     return positions

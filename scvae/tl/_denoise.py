@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..common.provenance import record_in
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
-from ..data.intake import Cells
+from ..data.intake import Cells, read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
@@ -57,6 +58,7 @@ def denoise(
     model: FittedModel,
     *,
     genes: Sequence[str] | pd.Index | np.ndarray | None = None,
+    all_genes: bool = False,
     library_size: float | Literal["observed"] | None = None,
     transform_batch: str | Sequence[str] | None = None,
     n_samples: int = 25,
@@ -88,6 +90,13 @@ def denoise(
     genes
         Names of the genes to return, in this order; None for all modelled genes. Only these are kept, chunk by chunk,
         and for heads without a softmax (bernoulli, gaussian) only these are decoded.
+    all_genes
+        Whether to write a layer with every gene of `adata`: the modelled genes denoised, all others as measured. Their
+        counts are scaled as the denoised values are: divided by the cell's library size and multiplied by
+        `library_size`. Binary and real values stay as they are. Use it where a function needs a layer with any gene,
+        e.g. ``sc.pl.umap(adata, color=genes, layer="scvae_denoised")``. Do not compare denoised with measured genes:
+        only the latter have counting noise, and `transform_batch` does not move them. Not with `genes`, `interval` or
+        `path`.
     library_size
         Counts: the total over the modelled genes that the values are scaled to; None for 1, which gives proportions.
         ``"observed"``: the cell's own library size (or size factor), which covers the genes measured; genes that
@@ -129,11 +138,11 @@ def denoise(
     -------
     AnnData or None
         The copy, or None. A table with exactly the genes of `adata` in their order is written as a layer; without
-        `genes`, this is the case if the model has the same genes as `adata`, in any order. Any other table goes to
-        `obsm`. A table that an earlier call left in the other place is removed:
+        `genes`, this is the case if the model has the same genes as `adata`, in any order, or with `all_genes`. Any
+        other table goes to `obsm`. A table that an earlier call left in the other place is removed:
 
         ``layers["<key_added>_denoised"]``
-            float32, cells x genes of `adata`; CSR with a `threshold`.
+            float32, cells x genes of `adata`; CSR with a `threshold`, and with `all_genes` if that takes less memory.
         ``obsm["<key_added>_denoised"]``
             float32 DataFrame, cells x genes wanted, with gene names as columns. With a `threshold` it is a CSR matrix,
             and if a gene has a "/" in its name, which files cannot hold in a column, an array; the gene names are then
@@ -142,7 +151,7 @@ def denoise(
             Bounds of the interval in the same form, if `interval` is given.
         ``uns["<key_added>"]["denoised"]``
             The settings: ``library_size``, ``transform_batch``, ``n_samples``, ``interval``, ``threshold``,
-            ``beta``, ``seed`` and ``genes``.
+            ``beta``, ``seed`` and ``genes``, the names of the denoised genes.
 
     Raises
     ------
@@ -188,10 +197,12 @@ def denoise(
         raise ValueError(
             "denoised values are not written into the files; pass path='denoised.zarr', or pass an AnnData"
         )
+    if all_genes:
+        _check_alone(genes=genes, interval=interval, path=path)
     with opened(adata, model.schema.layer_of(layer)) as source:
         cells_in = source.adata
         record_in(cells_in, keys)
-        columns = _columns(cells_in, model, genes)
+        columns = _columns(cells_in, model, genes, all_genes=all_genes)
         request = _Request(
             columns=columns,
             target=Target(
@@ -217,18 +228,33 @@ def denoise(
             else SparseMatrices(request.names, request.threshold)
         )
         _fill(memory, model, cells, request)
+        tables: Mapping[str, Any] = memory.tables
+        if all_genes and len(wanted) < cells_in.n_vars:
+            others = ~cells_in.var_names.astype(str).isin(wanted)
+            measured = read_columns(cells_in, model.schema.layer_of(layer), others)
+            if model.schema.kind == "counts" and request.target.library is not None:
+                _scale_rows(measured, request.target.library, cells.library)
+            wanted = cells_in.var_names.astype(str)
+            tables = {MEAN: _with_measured(tables[MEAN], measured, others)}
         target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
-        layers, obsm = _places(target, keys, memory.tables, wanted)
+        layers, obsm = _places(target, keys, tables, wanted)
         write_made(target, keys, digest_of(model.network), layers=layers, obsm=obsm, record={keys.denoising: record})
     return target if copy else None
 
 
-def _columns(adata: AnnData, model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray | None) -> np.ndarray:
-    """Positions of the genes wanted: those named, or all modelled genes, in the order of `adata` if it has the same."""
+def _columns(
+    adata: AnnData, model: FittedModel, genes: Sequence[str] | pd.Index | np.ndarray | None, *, all_genes: bool
+) -> np.ndarray:
+    """Positions of the genes wanted: those named, or all modelled genes, in the order of `adata` if it has the same.
+
+    With `all_genes` those that `adata` has, in its order.
+    """
     if genes is not None:
-        return gene_positions(model, genes)
+        return gene_positions(model, genes, adata.var_names)
     columns: np.ndarray = model.genes.get_indexer(adata.var_names.astype(str))
+    if all_genes:
+        return columns[columns >= 0]
     return columns if _is_permutation(columns, len(model.genes)) else np.arange(len(model.genes))
 
 
@@ -265,6 +291,35 @@ def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) 
         below = min(math.floor(place), len(draws) - 2)
         ends[name] = torch.lerp(ordered[below], ordered[below + 1], place - below)
     return {MEAN: draws.mean(0), **ends}
+
+
+def _check_alone(**others: object) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ValueError(
+            "all_genes=True writes a layer with every gene of adata, of which only the modelled ones have an interval; "
+            f"leave out {' and '.join(given)}, or all_genes"
+        )
+
+
+def _scale_rows(counts: sp.csr_matrix, library_size: float, library: Float[np.ndarray, " cells"]) -> None:
+    """Scales counts in place to a library size; those of a cell without counts in modelled genes become 0."""
+    share = np.divide(library_size, library, out=np.zeros_like(library), where=library > 0)
+    counts.data *= np.repeat(share, np.diff(counts.indptr))
+
+
+def _with_measured(
+    denoised: Float[np.ndarray, "cells modelled"] | sp.csr_matrix, measured: sp.csr_matrix, others: np.ndarray
+) -> Float[np.ndarray, "cells genes"] | sp.csr_matrix:
+    """One table of all genes, from those denoised and the `others`; sparse where this takes less memory."""
+    n_cells, n_genes = measured.shape[0], len(others)
+    order = np.argsort(np.concatenate([np.flatnonzero(~others), np.flatnonzero(others)]))
+    n_stored = measured.nnz + n_cells * (n_genes - measured.shape[1])
+    if sp.issparse(denoised) or 2 * n_stored < n_cells * n_genes:  # each value is stored with its column
+        return sp.hstack([sp.csr_matrix(denoised), measured], format="csr")[:, order]
+    table = np.empty((n_cells, n_genes), np.float32)
+    table[:, ~others], table[:, others] = denoised, measured.toarray()
+    return table
 
 
 def _places(

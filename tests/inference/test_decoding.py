@@ -133,15 +133,15 @@ def test_of_a_zero_inflated_law_the_counts_before_any_is_lost_are_expected():
 
 def test_genes_are_found_by_name_and_unknown_ones_are_named():
     _, model = quick()
-    assert gene_positions(model, [model.genes[5], model.genes[2]]).tolist() == [5, 2]
+    assert gene_positions(model, [model.genes[5], model.genes[2]], model.genes).tolist() == [5, 2]
     with pytest.raises(ValueError, match="genes has 'CD3E', unknown to the model"):
-        gene_positions(model, [model.genes[0], "CD3E"])
+        gene_positions(model, [model.genes[0], "CD3E"], model.genes)
     with pytest.raises(ValueError, match="more than once"):
-        gene_positions(model, [model.genes[0]] * 2)
+        gene_positions(model, [model.genes[0]] * 2, model.genes)
     with pytest.raises(ValueError, match="genes is empty"):
-        gene_positions(model, [])
+        gene_positions(model, [], model.genes)
     with pytest.raises(TypeError, match="pass a list"):
-        gene_positions(model, "gene_1")
+        gene_positions(model, "gene_1", model.genes)
 
 
 def test_batches_are_found_by_name_and_unknown_ones_are_named():

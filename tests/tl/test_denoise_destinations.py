@@ -8,16 +8,21 @@ import warnings
 from pathlib import Path
 
 import anndata as ad
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
 import scvae
 import scvae.common.files
 import scvae.data.destinations
 from scvae.common.checks import MissingKeyError
-from tests.tl.hardly_trained import case
+from tests.tl.hardly_trained import case, fit
 
 SLOTS = ["scvae_denoised", "scvae_denoised_lower", "scvae_denoised_upper"]
 
@@ -183,7 +188,111 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "dear"
 
 
+# all genes of adata, modelled or not
+
+
+def masked_case(likelihood="nb"):
+    """Cells with 12 genes of which the odd ones are modelled, and their model."""
+    adata, _ = case(likelihood)
+    adata.var["mask"] = np.arange(12) % 2 == 1
+    return adata, fit(adata, likelihood=likelihood, mask_var="mask", batch_key="batch")
+
+
+@pytest.mark.parametrize("library_size", [None, 1e4, "observed"])
+@pytest.mark.parametrize("as_sparse", [True, False])
+def test_a_layer_of_all_genes_has_the_others_as_measured_on_the_same_scale(library_size, as_sparse):
+    adata, model = masked_case()
+    counts = adata.X.toarray() * (np.arange(50) != 3)[:, None]  # a cell has none
+    adata.X = sparse.csr_matrix(counts) if as_sparse else counts
+    scvae.tl.denoise(adata, model, library_size=library_size)
+    assert "scvae_denoised" not in adata.layers
+    alone = adata.obsm["scvae_denoised"]
+    scvae.tl.denoise(adata, model, library_size=library_size, all_genes=True)
+    assert "scvae_denoised" not in adata.obsm
+    layer = pd.DataFrame(adata.layers["scvae_denoised"], adata.obs_names, adata.var_names)
+    assert (layer.dtypes == np.float32).all()
+    pd.testing.assert_frame_equal(layer[model.genes], alone, rtol=1e-5)
+    counts = adata.to_df()
+    library = counts[model.genes].sum(axis=1)
+    scale = 1 if library_size == "observed" else (library_size or 1) / library.where(library > 0, np.inf)
+    others = adata.var_names[~adata.var["mask"]]
+    np.testing.assert_allclose(layer[others], counts[others].mul(scale, axis=0), rtol=1e-5)
+    assert list(adata.uns["scvae"]["denoised"]["genes"]) == list(model.genes)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_binary_and_real_values_that_are_not_modelled_stay_as_they_are(likelihood):
+    adata, model = masked_case(likelihood=likelihood)
+    scvae.tl.denoise(adata, model, all_genes=True)
+    found = np.asarray(adata.layers["scvae_denoised"])
+    np.testing.assert_allclose(found[:, ::2], adata.to_df().to_numpy()[:, ::2], rtol=1e-6)
+
+
+def test_a_layer_of_all_genes_is_sparse_where_that_is_smaller_or_a_threshold_is_given():
+    adata, model = case()
+    rare = sparse.csr_matrix(np.random.default_rng(0).poisson(0.05, (50, 60)).astype(np.float32))
+    wide = ad.concat([adata, ad.AnnData(rare, adata.obs[[]])], axis=1, merge="first")
+    wide = wide[:, np.random.default_rng(0).permutation(72)].copy()
+    for threshold in (None, 0.02):
+        scvae.tl.denoise(adata, model, threshold=threshold)
+        scvae.tl.denoise(wide, model, threshold=threshold, all_genes=True)
+        found = wide.layers["scvae_denoised"]
+        assert found.format == "csr"
+        assert found.dtype == np.float32
+        expected = adata.layers["scvae_denoised"]
+        expected = expected.toarray() if threshold else expected
+        np.testing.assert_allclose(found[:, wide.var_names.get_indexer(model.genes)].toarray(), expected, rtol=1e-5)
+    scvae.tl.denoise(adata, model, all_genes=True)  # all are modelled
+    assert isinstance(adata.layers["scvae_denoised"], np.ndarray)
+
+
+@pytest.mark.parametrize("where", ["backed", "raw", "counts"])
+def test_measured_values_are_read_wherever_the_counts_are(where, tmp_path):
+    adata, model = masked_case()
+    expected = scvae.tl.denoise(adata, model, all_genes=True, copy=True).layers["scvae_denoised"]
+    if where == "backed":
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    elif where == "raw":
+        adata.raw = adata[:, ::-1].copy()
+        adata.X = np.log1p(adata.X)
+    else:
+        adata.layers["counts"] = adata.X.copy()
+        adata.X = np.log1p(adata.X)
+    scvae.tl.denoise(adata, model, all_genes=True, layer={"backed": None}.get(where, where))
+    np.testing.assert_allclose(adata.layers["scvae_denoised"], expected, rtol=1e-5)
+    if where == "backed":
+        adata.file.close()
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # in scanpy
+@pytest.mark.parametrize("gene", ["gene_1", "gene_2"])
+def test_scanpy_draws_any_gene_of_that_layer(gene):
+    import scanpy
+
+    adata, model = masked_case()
+    adata.raw = adata.copy()
+    adata.obsm["X_umap"] = adata.obsm["X_scvae"]
+    scvae.tl.denoise(adata, model, all_genes=True)
+    panel = scanpy.pl.umap(adata, color=gene, layer="scvae_denoised", show=False, sort_order=False)
+    layer = pd.DataFrame(adata.layers["scvae_denoised"], columns=adata.var_names)
+    np.testing.assert_allclose(panel.collections[0].get_array(), layer[gene])
+    plt.close("all")
+
+
 # what is refused
+
+
+def test_a_gene_outside_the_mask_is_told_from_one_that_nothing_has(digest):
+    adata, model = masked_case()
+    before = digest(adata)
+    with pytest.raises(
+        ValueError, match=r"genes has 'gene_2', in adata but not modelled: .* mask_var .*all_genes=True"
+    ):
+        scvae.tl.denoise(adata, model, genes=["gene_1", "gene_2"])
+    with pytest.raises(ValueError, match="genes has 'CD3E', unknown to the model"):
+        scvae.tl.denoise(adata, model, genes=["gene_2", "CD3E"])
+    assert digest(adata) == before
 
 
 @pytest.mark.parametrize(
@@ -206,6 +315,8 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path):
         ("nb", {"threshold": -0.1}, ValueError, "threshold is -0.1"),
         ("nb", {"overwrite": True}, ValueError, "overwrite=True has no effect without path"),
         ("nb", {"path": "d.zarr", "copy": True}, ValueError, "copy=True has no effect with path"),
+        ("nb", {"all_genes": True, "path": "d.zarr"}, ValueError, "leave out path, or all_genes"),
+        ("nb", {"all_genes": True, "genes": ["gene_1"], "interval": 0.9}, ValueError, "leave out genes and interval"),
         ("nb", {"beta": 2.0}, ValueError, "trained at β = 1 alone"),
         ("nb", {"layer": "nothing"}, MissingKeyError, "nothing"),
         ("nb", {"rng": "seed"}, TypeError, "rng must be"),
