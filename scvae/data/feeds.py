@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..common.distributed import ranks
 from ..kernels.block import Dense
+from ..kernels.context import give_way
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 from .batches import Batch, Batches, Shuffle, WindowedPlan, chunks
@@ -57,6 +58,7 @@ class Host(Feed):
 
     def batches(self, plan: Batches) -> Iterator[Batch]:
         for positions in plan:
+            give_way()
             yield self.cells.batch(positions).to(self.device)
 
 
@@ -161,7 +163,10 @@ class FromDisk(Feed):
         return self.cells.taken(np.concatenate(group))
 
     def _sent(self, batch: Batch) -> Batch:
-        return _uploaded(batch, self.device) if self.device.type == "cuda" else batch.to(self.device)
+        if self.device.type != "cuda":
+            give_way()
+            return batch.to(self.device)
+        return _uploaded(batch, self.device)
 
 
 def _between(window: Cells, start: int, stop: int) -> Batch:

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
 from ..common.rng import igraph_random_state
+from ..kernels.context import turn
 
 if TYPE_CHECKING:
     import igraph
@@ -112,7 +113,7 @@ def as_igraph(graph: sp.csr_array) -> igraph.Graph:
 
 def leiden(graph: igraph.Graph, *, resolution: float, seed: int) -> Int[np.ndarray, " cells"]:
     """Cluster of each cell: Leiden (Traag et al. 2019) on modularity, as ``sc.tl.leiden(flavor="igraph")``."""
-    with igraph_random_state(seed):
+    with turn(), igraph_random_state(seed):
         partition = graph.community_leiden(
             objective_function="modularity", weights="weight", resolution=resolution, n_iterations=LEIDEN_ITERATIONS
         )

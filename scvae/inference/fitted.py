@@ -24,6 +24,7 @@ from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import BetaRange
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
+from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
 
@@ -112,6 +113,8 @@ class FittedModel:
     libraries
         Library sizes of the fit, and of batches mapped later; None for real values, which have none, and for models
         saved before scvae recorded them.
+    threads
+        Number of threads of the CPU that the fit used; None for models saved before scvae recorded it.
 
     Examples
     --------
@@ -139,6 +142,7 @@ class FittedModel:
     versions: dict[str, str]
     trained_on: str
     libraries: LibrarySizes | None = None
+    threads: int | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -254,6 +258,7 @@ class FittedModel:
             "history": {name: column.tolist() for name, column in self.history.items()},
             "seed": self.seed,
             "versions": self.versions,
+            "threads": self.threads,
             "trained_on": self.trained_on,
             "libraries": None if self.libraries is None else self.libraries.to_json(),
         }
@@ -300,6 +305,7 @@ def check_model(model: object, name: str = "model") -> None:
         )
 
 
+@computing()
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
     """Reads a model that `FittedModel.save` wrote, on any machine or device.
 
@@ -354,4 +360,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         versions=record["versions"],
         trained_on=record.get("trained_on", ""),  # older files lack it; "" matches no cells
         libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
+        threads=record.get("threads"),
     )

@@ -1,59 +1,212 @@
-"""Settings during training and inference that are restored afterwards: device, precision, threads."""
+"""How the package computes: settings of torch and numba during a call, all of which are put back afterwards."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
+
+from .backends import give_back_threads
+from .threads import in_child, in_new_thread, is_forked, of_torch, wanted
+
+
+class _OfThread(threading.local):
+    """What this Python thread is in: a block of `computing`, a `turn`."""
+
+    computes = False
+    has_turn = False
+
+
+class _OfProcess:
+    """What the Python threads of a process share: settings, held while any of them computes, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self.lock, self.n_computing = threading.Lock(), 0
+        self.settings, self.threads = ExitStack(), 1
+        self.turn, self.queue = threading.Lock(), threading.Lock()
+
+    @contextmanager
+    def held(self) -> Iterator[int]:
+        """Holds the settings of the process; gives the number of threads to compute with."""
+        with self.lock:
+            if self.n_computing == 0:
+                self.threads = self.settings.enter_context(_settings_of_process())
+            self.n_computing += 1
+        try:
+            yield self.threads
+        finally:
+            with self.lock:
+                self.n_computing -= 1
+                if self.n_computing == 0:
+                    self.settings.close()
+
+    def take_turn(self) -> None:
+        """Waits for the turn of this thread; threads get it in the order in which they ask."""
+        with self.queue:
+            self.turn.acquire()
+        _here.has_turn = True
+
+    def end_turn(self) -> None:
+        if _here.has_turn:  # not if Ctrl-C came while `give_way` waited
+            _here.has_turn = False
+            self.turn.release()
+
+
+_here, _process = _OfThread(), _OfProcess()
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """A call of a public function, which gives the same result whatever the program has set and whatever ran before.
+
+    Held for the process while any of its threads is in such a block: torch's number of threads (`wanted`), float32 as
+    the default type and the precision of products, and no search for anomalies. Held for the present thread: the number
+    of threads of OpenMP libraries and numba, and numpy's handling of floating-point errors; gradients are on; inference
+    mode, autocast, default devices and other modes of torch functions, and flushing of denormal numbers are off.
+
+    Choices of a library or of determinism stay as they are: `torch.backends.mkldnn.enabled`,
+    `torch.use_deterministic_algorithms`, and the settings of cuBLAS.
+
+    Raises
+    ------
+    RuntimeError
+        In a process made by fork, if torch cannot compute there; the message names the start method to use.
+    """
+    if _here.computes:
+        yield
+        return
+    with _process.held() as threads, _settings_of_thread(threads):
+        try:
+            yield
+        except RuntimeError as error:
+            if is_forked() and "fork" in str(error):
+                raise RuntimeError(
+                    "torch cannot compute in this process, which was made by fork after its parent had used a GPU; "
+                    "start processes with multiprocessing.get_context('spawn')"
+                ) from error
+            raise
+
+
+@contextmanager
+def _settings_of_process() -> Iterator[int]:
+    found, kind = of_torch(), torch.get_default_dtype()
+    threads = wanted(found)
+    torch.set_default_dtype(torch.float32)
+    try:
+        with float32_products(tf32=False), torch.autograd.set_detect_anomaly(False):
+            yield threads
+    finally:
+        torch.set_default_dtype(kind)
+        if threads != found:
+            in_new_thread(lambda: torch.set_num_threads(found))
+
+
+@contextmanager
+def _settings_of_thread(threads: int) -> Iterator[None]:
+    torch.get_num_threads()  # a thread that has not used torch takes torch's number now, and not within the block
+    flushes = sys.float_info.min / 2 == 0.0
+    with (
+        _openmp().limit(limits=threads),
+        np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"),
+        torch.inference_mode(False),
+        torch._C.DisableTorchFunction(),
+        torch._C._DisableAutocast(),
+    ):
+        torch.set_num_threads(threads)  # of MKL and of new threads, too
+        if flushes:
+            torch.set_flush_denormal(False)
+        _here.computes = True
+        try:
+            yield
+        finally:
+            _here.computes = False
+            give_back_threads()
+            if flushes:
+                torch.set_flush_denormal(True)
+
+
+@cache
+def _openmp() -> ThreadpoolController:
+    """The OpenMP libraries that are loaded: that of torch and numba, and that of scikit-learn."""
+    return ThreadpoolController().select(user_api="openmp")
 
 
 @contextmanager
 def working_on(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
-    """Makes a CUDA device the current one, with or without TF32 in its products; on the CPU, sets numba's threads.
+    """A turn of this thread; makes a CUDA device the current one, with or without TF32 in its products.
 
     TF32 rounds the factors to 10 bits. This suffices for a training step, but results would not agree with the CPU's.
     """
-    if device.type == "cuda":
-        with torch.cuda.device(device), float32_products(tf32=tf32):
-            yield
-    else:
-        with shared_threads():
+    with turn():
+        if device.type == "cuda":
+            with torch.cuda.device(device), float32_products(tf32=tf32):
+                yield
+        else:
             yield
 
 
 @contextmanager
-def shared_threads() -> Iterator[None]:
-    """Lets numba's kernels use as many threads as torch does, so that `torch.set_num_threads` sets both."""
-    numba = sys.modules.get("numba")  # never loaded for real values
-    if numba is None:
+def turn() -> Iterator[None]:
+    """A block that only one thread at a time is in, because it changes settings of the process or depends on them.
+
+    Such settings are the library of products (`large_products`) and their precision: a product in one thread would be
+    rounded as another thread has set it. Another is the source of igraph's random numbers.
+    """
+    if _here.has_turn:
         yield
         return
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    _process.take_turn()
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        _process.end_turn()
+
+
+def give_way() -> None:
+    """Lets a thread that waits for its turn go first; for use between batches on the CPU, where nothing is set."""
+    if _here.has_turn and _process.queue.locked():
+        _process.end_turn()
+        _process.take_turn()
 
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Sets how torch multiplies float32 matrices on CUDA devices, and restores the earlier setting."""
-    matmul = torch.backends.cuda.matmul
+    """Sets how torch multiplies float32 matrices, and restores the earlier setting."""
+    both: tuple[Any, Any] = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    newer = [setting for setting in both if hasattr(setting, "fp32_precision")]  # from torch 2.9 on
+    earlier = [setting.fp32_precision for setting in newer]
     try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has used torch's newer setting, and torch does not allow both
-        newer = matmul.fp32_precision
-        matmul.fp32_precision = "tf32" if tf32 else "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = newer
-        return
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        before: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has used the newer settings, and torch does not allow both
+        before = None
+    if before is not None:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    else:
+        for setting in newer:
+            setting.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
+        for setting, precision in zip(newer, earlier, strict=True):  # the older setting has changed them, too
+            setting.fp32_precision = precision
+
+
+def _alone() -> None:
+    """Ends what other threads were in when this process was copied by fork: the copy does not have them."""
+    _process.lock, _process.turn, _process.queue = threading.Lock(), threading.Lock(), threading.Lock()
+    _process.n_computing = int(_here.computes)
+    if not _here.computes:
+        _process.settings.close()
+    _openmp.cache_clear()
+
+
+in_child(_alone)

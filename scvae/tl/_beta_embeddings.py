@@ -19,6 +19,7 @@ from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model, digest_of
 from ..inference.posterior import posterior_moments
+from ..kernels.context import computing
 from ._layouts import aligned_layouts
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ LEAST_CELLS = 10  # fewest cells for a neighbour graph
 SHOWN = 41  # random stream that draws the cells
 
 
+@computing()
 def beta_embeddings(
     adata: AnnData,
     model: FittedModel,

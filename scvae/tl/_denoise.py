@@ -26,7 +26,7 @@ from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
 from ..inference.fitted import FittedModel, check_model, digest_of
-from ..kernels.context import working_on
+from ..kernels.context import computing, working_on
 from ..likelihoods import Bernoulli
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class _Request:
         return (MEAN,) if self.interval is None else (MEAN, *ENDS)
 
 
+@computing()
 def denoise(
     adata: AnnData | Paths,
     model: FittedModel,

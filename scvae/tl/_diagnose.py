@@ -22,6 +22,7 @@ from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model, digest_of
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,6 +114,7 @@ class Diagnosis:
         return rows
 
 
+@computing()
 def diagnose(
     adata: AnnData,
     model: FittedModel,

@@ -14,12 +14,14 @@ from ..data.write_back import write_back
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import latent_draws, posterior_moments
+from ..kernels.context import computing
 from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@computing()
 def embed(
     adata: AnnData | Paths | Source,
     model: FittedModel,

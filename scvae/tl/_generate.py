@@ -25,7 +25,7 @@ from ..inference.fitted import FittedModel, check_model
 from ..inference.mixture import Mixture, fit_mixture
 from ..inference.posterior import at_beta, whole_libraries
 from ..kernels.block import Dense
-from ..kernels.context import working_on
+from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -56,6 +56,7 @@ class _Given:
     numeric: dict[int, Float[np.ndarray, " cells"]]
 
 
+@computing()
 def generate(
     model: FittedModel,
     *,

@@ -16,6 +16,7 @@ from ..data.on_disk import on_disk
 from ..data.sources import Paths, Source, opened
 from ..data.value_check import ValueCheck
 from ..data.write_back import write_back
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ("highly_variable", "highly_variable_rank", "means", "variances", "variances_norm")
 
 
+@computing()
 def highly_variable_genes(
     adata: AnnData | Paths | Source,
     *,

@@ -15,6 +15,7 @@ from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model, identity_of
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ENDS = (0.05, 0.95)  # quantiles over cells between which a dimension is traversed
 
 
+@computing()
 def latent_genes(
     adata: AnnData,
     model: FittedModel,

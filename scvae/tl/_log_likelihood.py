@@ -11,11 +11,13 @@ from ..common.rng import SeedLike, seed_of
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import BoundKind, log_likelihood_bound
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@computing()
 def log_likelihood(
     adata: AnnData,
     model: FittedModel,

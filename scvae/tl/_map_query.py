@@ -17,6 +17,7 @@ from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
+from ..kernels.context import computing
 from ..training.refit import map_cells
 from ..training.results import write_results
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@computing()
 @process_group()
 def map_query(
     adata: AnnData,

@@ -17,12 +17,14 @@ from ..diagnostics.neighbours import graph_of, nearest
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.posterior import latent_draws, posterior_moments
+from ..kernels.context import computing
 from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@computing()
 def neighbors(
     adata: AnnData,
     model: FittedModel,

@@ -9,6 +9,7 @@ from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
+from ..kernels.context import computing
 from ..training.refit import prune_cells
 from ..training.results import write_results
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@computing()
 @process_group()
 def prune(
     adata: AnnData,

@@ -19,6 +19,7 @@ from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts, tested
 from ..inference.fitted import FittedModel, check_model
 from ..inference.shrinkage import bayesian_fdr, shrink
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,6 +50,7 @@ class _Ranking:
     unchanged: float
 
 
+@computing()
 def rank_genes(
     adata: AnnData,
     model: FittedModel,

@@ -15,7 +15,7 @@ from ..inference.cells import read_cells
 from ..inference.decoding import posterior_draws
 from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
-from ..kernels.context import working_on
+from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VALUES = 51  # random stream that draws values
 
 
+@computing()
 def sample(
     adata: AnnData,
     model: FittedModel,

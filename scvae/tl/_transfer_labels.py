@@ -18,6 +18,7 @@ from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model, digest_of
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.posterior import posterior_moments
+from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +27,7 @@ UNKNOWN = "unknown"
 FEW_LABELS = 20  # up to this many labels are accepted for any number of cells
 
 
+@computing()
 def transfer_labels(
     adata: AnnData,
     model: FittedModel,

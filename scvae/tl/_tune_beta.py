@@ -27,6 +27,7 @@ from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstic
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel
+from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..training.fit import read_and_train, shared_seed
 from ..training.refit import fit_next
@@ -86,6 +87,7 @@ class BetaPath:
         return page("BetaPath", said, columns([str(name) for name in shown], rows, marked=marked))
 
 
+@computing()
 @process_group()
 def tune_beta(
     adata: AnnData,

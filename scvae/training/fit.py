@@ -33,6 +33,7 @@ from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
 from ..data.write_back import write_back
 from ..inference.fitted import FittedModel, check_model, in_use
+from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
 from .refit import check_agreement, continue_fit, prune_cells, usage
@@ -69,6 +70,7 @@ class NotWrittenError(OSError):
         self.model = model
 
 
+@computing()
 @process_group()
 def fit(
     adata: AnnData | Paths | Source,
@@ -184,8 +186,8 @@ def fit(
         ``uns["<key_added>"]``
             ``params``, ``history`` (one array per column, one entry per epoch; ELBOs in nats per cell at β = 1),
             ``beta_attained``, ``converged`` and ``reason``, ``kl_per_dimension`` (nats, over held-out cells), ``seed``,
-            ``seconds``, ``versions``; ``models``, the identity of the model behind each slot (a digest of its weights);
-            ``checksums``, which tell whether the embedding was replaced since.
+            ``seconds``, ``versions``, ``threads`` (of the CPU); ``models``, the identity of the model behind each slot
+            (a digest of its weights); ``checksums``, which tell whether the embedding was replaced since.
 
         Results of another model under the same `key_added` are removed: effects, draws, stability and its graph,
         transferred labels, denoised values, UMAPs at many β, diagnosis. Graphs and UMAPs that scanpy made from its

@@ -22,6 +22,7 @@ from ..data.rows import SparseRows
 from ..data.schema import Schema
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
+from ..kernels.context import working_on
 from ..kernels.csr import CSR
 from ..model.vae import VAE
 from .checkpoint import Ending, Progress
@@ -198,7 +199,8 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
         )
     network = copy.deepcopy(model.network)
     mean, _ = posterior_moments(model, cells)
-    network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
+    with working_on(network.device):
+        network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
     settings, fine = settings_of(model), fine_tuning(model.training_config, epochs)
     progress = train(network, cells, replace(settings, training_config=fine), Recipe.of(fine), verbose=verbose)
     again = fitted_model(network, cells, settings, _as_one_run(model, progress))

@@ -51,6 +51,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "seed": model.seed,
         "seconds": outcome.seconds,
         "versions": dict(model.versions),
+        "threads": model.threads or "none",
     }
 
 

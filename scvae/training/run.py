@@ -79,6 +79,7 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
         libraries=libraries,
+        threads=torch.get_num_threads(),
     )
 
 

@@ -104,6 +104,7 @@ def test_a_loaded_model_remembers_everything(fitted, tmp_path):
     for name in ("schema", "likelihood", "n_latent", "beta", "network_config", "training_config", "outcome", "seed"):
         assert getattr(loaded, name) == getattr(model, name)
     assert loaded.versions == model.versions
+    assert loaded.threads == model.threads == torch.get_num_threads()
     pd.testing.assert_frame_equal(loaded.history, model.history, check_exact=True)
     assert repr(loaded) == repr(model)
     assert not loaded.network.training

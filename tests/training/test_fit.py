@@ -74,6 +74,7 @@ def test_uns_records_the_whole_fit():
     assert record["reason"] == model.outcome.reason
     assert record["seconds"] > 0
     assert {"scvae", "torch", "anndata", "python"} <= set(record["versions"])
+    assert record["threads"] == torch.get_num_threads()
     assert set(record["history"]) == set(model.history)
     for name, values in record["history"].items():
         assert isinstance(values, np.ndarray)

@@ -1,0 +1,59 @@
+"""How many threads a call computes with: decided when it begins, the same for torch and numba, whatever ran before."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_forked = False
+
+
+def wanted(found: int) -> int:
+    """Number of threads for a call, given that of torch: the only place where it is decided.
+
+    One in a process made by fork: it is a copy without the threads of its parent, for which OpenMP would wait forever.
+    """
+    return 1 if is_forked() else found
+
+
+def of_torch() -> int:
+    """Number of threads in `torch.set_num_threads`, MKL_NUM_THREADS or OMP_NUM_THREADS, else torch's own choice.
+
+    A new thread is asked: elsewhere, `torch.get_num_threads` gives the number of the OpenMP library for the present
+    thread, which numba changes when it starts its own threads, because both packages use one library.
+    """
+    return in_new_thread(torch.get_num_threads)
+
+
+def in_new_thread(function: Callable[[], T]) -> T:
+    """The result of `function`, called in a thread that ends afterwards."""
+    results: list[T] = []
+    thread = threading.Thread(target=lambda: results.append(function()), name="scvae-threads")
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def is_forked() -> bool:
+    """Whether `os.fork` made this process, as a copy of one that had imported the package."""
+    return _forked
+
+
+def in_child(function: Callable[[], None]) -> None:
+    """Lets `function` run first in every process that `os.fork` makes of this one."""
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=function)
+
+
+def _remember() -> None:
+    global _forked  # noqa: PLW0603
+    _forked = True
+
+
+in_child(_remember)
