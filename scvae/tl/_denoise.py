@@ -317,7 +317,9 @@ def _with_measured(
     order = np.argsort(np.concatenate([np.flatnonzero(~others), np.flatnonzero(others)]))
     n_stored = measured.nnz + n_cells * (n_genes - measured.shape[1])
     if sp.issparse(denoised) or 2 * n_stored < n_cells * n_genes:  # each value is stored with its column
-        return sp.hstack([sp.csr_matrix(denoised), measured], format="csr")[:, order]
+        table = sp.hstack([sp.csr_matrix(denoised), measured], format="csr")[:, order]
+        table.sort_indices()
+        return table
     table = np.empty((n_cells, n_genes), np.float32)
     table[:, ~others], table[:, others] = denoised, measured.toarray()
     return table
