@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +30,8 @@ def covariate_names(batch_key: str | None, covariate_keys: Sequence[str] | str) 
     ValueError
         If a key is given twice or is also the batch.
     """
+    if not isinstance(covariate_keys, Iterable):
+        raise TypeError(f"covariate_keys is {covariate_keys!r}; pass names of columns in adata.obs")
     keys = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
     for key in keys if batch_key is None else (batch_key, *keys):
         if not isinstance(key, str):
