@@ -25,8 +25,11 @@ from tests.kernels.test_context import SETTINGS, changed
 
 ROOT = Path(__file__).parents[1]
 SHORT = {"n_latent": 3, "verbose": False, "device": "cpu", "training": TrainingConfig(epochs=2)}
-PUBLIC = {f"tl.{name}": getattr(scvae.tl, name) for name in scvae.tl.__all__} | {
-    name: getattr(scvae, name) for name in ("fit", "load", "tune_beta")
+PUBLIC = {
+    f"{module.__name__}.{name}": function
+    for module in (scvae, scvae.tl)
+    for name in module.__all__
+    if inspect.isfunction(function := getattr(module, name))
 }
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}
 
@@ -114,8 +117,9 @@ class InTurn(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.__name__.split(".")[0] in PRODUCTS:
-            self.inside += context._here.has_turn
-            self.outside += [] if context._here.has_turn else [str(function)]
+            in_turn = context._here.turn is not None
+            self.inside += in_turn
+            self.outside += [] if in_turn else [str(function)]
         return function(*args, **(kwargs or {}))
 
 

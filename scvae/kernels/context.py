@@ -21,7 +21,7 @@ class _OfThread(threading.local):
     """What this Python thread is in: a block of `computing`, a `turn`."""
 
     computes = False
-    has_turn = False
+    turn: object = None
 
 
 class _OfProcess:
@@ -47,15 +47,16 @@ class _OfProcess:
                 if self.n_computing == 0:
                     self.settings.close()
 
-    def take_turn(self) -> None:
-        """Waits for the turn of this thread; threads get it in the order in which they ask."""
+    def take_turn(self, block: object) -> None:
+        """Waits for the turn of this thread, which is for a block; threads get it in the order in which they ask."""
         with self.queue:
             self.turn.acquire()
-        _here.has_turn = True
+        _here.turn = block
 
-    def end_turn(self) -> None:
-        if _here.has_turn:  # not if Ctrl-C came while `give_way` waited
-            _here.has_turn = False
+    def end_turn(self, block: object) -> None:
+        """Ends the turn of this block, unless it has ended: Ctrl-C may come while `give_way` waits for the next one."""
+        if block is not None and _here.turn is block:
+            _here.turn = None
             self.turn.release()
 
 
@@ -127,6 +128,7 @@ def _settings_of_thread(threads: int) -> Iterator[None]:
             yield
         finally:
             _here.computes = False
+            _process.end_turn(_here.turn)  # of a generator that an error has left unfinished
             give_back_threads()
             if flushes:
                 torch.set_flush_denormal(True)
@@ -159,21 +161,23 @@ def turn() -> Iterator[None]:
     Such settings are the library of products (`large_products`) and their precision: a product in one thread would be
     rounded as another thread has set it. Another is the source of igraph's random numbers.
     """
-    if _here.has_turn:
+    if _here.turn is not None:
         yield
         return
-    _process.take_turn()
+    block = object()
+    _process.take_turn(block)
     try:
         yield
     finally:
-        _process.end_turn()
+        _process.end_turn(block)
 
 
 def give_way() -> None:
     """Lets a thread that waits for its turn go first; for use between batches on the CPU, where nothing is set."""
-    if _here.has_turn and _process.queue.locked():
-        _process.end_turn()
-        _process.take_turn()
+    block = _here.turn
+    if block is not None and _process.queue.locked():
+        _process.end_turn(block)
+        _process.take_turn(block)
 
 
 @contextmanager

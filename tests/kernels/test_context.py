@@ -160,3 +160,22 @@ def test_threads_take_turns_in_the_order_in_which_they_ask():
         order.append("first again")
     other.join()
     assert order == ["first", "other", "first again"]
+
+
+def test_a_turn_ends_with_the_call_although_a_generator_is_left_within_it():
+    def unfinished():
+        with turn():
+            yield
+
+    def work():
+        with turn():
+            pass
+
+    with computing():
+        generator = unfinished()
+        next(generator)
+    other = threading.Thread(target=work, daemon=True)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    generator.close()
