@@ -169,7 +169,10 @@ def test_a_name_is_not_a_formula():
     adata = records.embedded()
     adata.obs["it"] = np.where(np.arange(240) % 2, "$^{$", "CD4$+$")
     axes = scvae.pl.latent(adata, color="it", show=False)
-    axes[0].figure.draw_without_rendering()
+    axes[0].figure.draw_without_rendering()  # a formula that cannot be parsed raises here
+    shown = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    assert sorted(text.replace(r"\$", "$").split(": ")[-1] for text in shown) == ["$^{$", "CD4$+$"]
+    assert not any("$" in text.replace(r"\$", "") for text in shown)
 
 
 @pytest.mark.parametrize("color", ["type", "many"])
