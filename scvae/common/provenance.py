@@ -55,6 +55,22 @@ def record_in(adata: AnnData, keys: Keys) -> dict[str, Any]:
     return dict(found)
 
 
+def check_replaceable(uns: Mapping[str, Any], keys: Keys, owner: str = "adata") -> None:
+    """Checks, before a long computation, that an entry of uns, of an AnnData or a file, is a record or missing.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, which the new record would replace.
+    """
+    entry = uns.get(keys.uns, {})
+    names = set(entry.keys()) if hasattr(entry, "keys") else {""}
+    if names and not names & {"versions", keys.models, keys.origin, *keys.entries}:
+        raise ValueError(
+            f"uns[{keys.uns!r}] of {owner} holds something that scvae did not write; pass another key_added"
+        )
+
+
 def recorded(
     record: Mapping[str, Any], keys: Keys, made_by: str, written: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pandas.api.types import is_bool_dtype
 
 from ..common.checks import RAW, check_adata, check_layer, listing, warn
 from ..common.files import as_path
+from ..common.keys import Keys
+from ..common.provenance import check_replaceable
 from .categories import as_text
 from .containers import matrix_of, name_of, var_names_of
 from .destinations import is_store
@@ -66,7 +68,7 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 
 @contextmanager
-def opened(given: object, layer: str | None, *, to_change: bool = False) -> Iterator[Source]:
+def opened(given: object, layer: str | None, *, to_change: bool = False, keys: Keys | None = None) -> Iterator[Source]:
     """The source for an AnnData, for files (open during the block), or for a source, of which only the AnnData is kept.
 
     Parameters
@@ -77,6 +79,8 @@ def opened(given: object, layer: str | None, *, to_change: bool = False) -> Iter
         The layer that is needed; None for X.
     to_change
         Whether results will be written into the files.
+    keys
+        Slots of these results, whose record must not replace something else.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def opened(given: object, layer: str | None, *, to_change: bool = False) -> Iter
     for path in files if to_change else ():
         check_can_be_changed(path)
     with ExitStack() as stack:
-        found = [_opened(path, stack) for path in files]
+        found = [_opened(path, stack, keys) for path in files]
         for path, adata in zip(files, found, strict=True):
             check_adata(adata)
             try:
@@ -157,7 +161,7 @@ def small(source: Source) -> AnnData:
     return AnnData(obs=adata.obs.copy(), obsm=obsm, uns=dict(adata.uns))
 
 
-def _opened(path: Path, stack: ExitStack) -> AnnData:
+def _opened(path: Path, stack: ExitStack, keys: Keys | None) -> AnnData:
     """Names and columns of a file, with its matrices left on disk."""
     from anndata.io import read_elem
 
@@ -183,6 +187,8 @@ def _opened(path: Path, stack: ExitStack) -> AnnData:
     except Exception as error:  # the type depends on where in the file reading failed
         kind = "a zarr store" if path.is_dir() else "an h5ad file"
         raise ValueError(f"cannot read {path} as {kind} of anndata: {why_unreadable(path, error)}") from error
+    if keys is not None and "uns" in group:
+        check_replaceable(group["uns"], keys, str(path))
     return adata
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.progress import progress_bar
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import target_of, write_made
 from ..data.beta_range import evenly_spaced, given_betas
@@ -111,7 +111,7 @@ def beta_embeddings(
     n_shown = min(check_positive_int(max_cells, "max_cells"), adata.n_obs)
     _check_numbers(n_shown, n_neighbors)
     seed = seed_of(rng)
-    record_in(adata, keys)
+    check_replaceable(adata.uns, keys)
     cells = read_cells(adata, model, layer)
     shown = np.sort(numpy_generator(seed, SHOWN).permutation(len(cells))[:n_shown])
     judged, role = to_judge_on(model, cells, seed=seed)

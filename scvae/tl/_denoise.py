@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common.checks import check_not_negative, check_positive, check_positive_int, plain
 from ..common.keys import Keys, can_be_key
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
@@ -202,7 +202,7 @@ def denoise(
         _check_alone(genes=genes, interval=interval, path=path)
     with opened(adata, model.schema.layer_of(layer)) as source:
         cells_in = source.adata
-        record_in(cells_in, keys)
+        check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)
         request = _Request(
             columns=columns,

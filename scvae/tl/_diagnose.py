@@ -12,7 +12,7 @@ import numpy as np
 from ..common.checks import check_positive_int
 from ..common.html import items, named_values, page
 from ..common.keys import Keys
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import write_made
 from ..diagnostics.examination import Examination, examine
@@ -195,7 +195,7 @@ def diagnose(
     keys = Keys(key_added)
     n_cells = check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
-    record_in(adata, keys)
+    check_replaceable(adata.uns, keys)
     cells = read_cells(adata, model, layer)
     measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
     heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()

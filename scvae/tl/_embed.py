@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of
 from ..data.sources import Paths, Source, opened, small
@@ -95,8 +95,8 @@ def embed(
     check_model(model)
     keys = Keys(key_added)
     n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
-    with opened(adata, model.schema.layer_of(layer), to_change=not copy) as source:
-        record_in(source.adata, keys)
+    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
+        check_replaceable(source.adata.uns, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)
         moments = posterior_moments(model, cells, beta=beta)
         draws = latent_draws(*moments, n_samples, seed_of(rng)) if n_samples else None

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells
@@ -91,7 +91,7 @@ def latent_genes(
     keys = Keys(key_added)
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)
-    record_in(adata, keys)
+    check_replaceable(adata.uns, keys)
     cells = read_cells(adata, model, layer)
     filled = np.flatnonzero(cells.library > 0)
     if len(filled) == 0:

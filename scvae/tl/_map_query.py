@@ -11,6 +11,7 @@ from jaxtyping import Int
 from ..common.checks import check_adata, check_positive_int, listing, warn
 from ..common.distributed import process_group
 from ..common.keys import Keys, as_keys
+from ..common.provenance import check_replaceable
 from ..common.slots import write
 from ..data.covariates import widened, with_new_batches
 from ..data.intake import Cells
@@ -135,6 +136,7 @@ def map_query(
     check_model(model)
     check_adata(adata)
     keys = Keys(key_added)
+    check_replaceable(adata.uns, keys)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..common.checks import check_positive_int
 from ..common.keys import Keys, check_slot_name
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of
 from ..diagnostics.neighbours import graph_of, nearest
@@ -104,7 +104,7 @@ def neighbors(
         raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}; pass two different names")
     if n_samples < 2:
         raise ValueError("n_samples is 1, but stability compares draws; pass at least 2")
-    record_in(adata, keys)
+    check_replaceable(adata.uns, keys)
     cells = read_cells(adata, model, layer)
     if not 2 <= n_neighbors <= len(cells):
         raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to the number of cells, {len(cells):,}")

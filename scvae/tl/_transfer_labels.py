@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..common.checks import check_adata, check_obs_column, check_probability, listing, speaking_of
 from ..common.keys import Keys
-from ..common.provenance import record_in
+from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
@@ -124,7 +124,7 @@ def transfer_labels(
     check_model(model)
     keys = Keys(key_added)
     check_adata(adata)
-    record_in(adata, keys)
+    check_replaceable(adata.uns, keys)
     limit = check_probability(unknown_above, "unknown_above")
     with speaking_of("reference", layer="reference_layer"):
         column = check_obs_column(check_adata(reference), labels_key)

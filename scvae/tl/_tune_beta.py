@@ -19,6 +19,7 @@ from ..common.distributed import process_group
 from ..common.html import columns, page, paragraph
 from ..common.keys import Keys
 from ..common.progress import passing, progress_bar
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.beta_range import evenly_spaced, given_betas
@@ -201,6 +202,7 @@ def tune_beta(
     """
     keys = Keys(key_added)
     check_adata(adata)
+    check_replaceable(adata.uns, keys)
     check_choice(method, ("path", "sweep"), "method")
     if adata.n_obs < LEAST_CELLS:
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")

@@ -25,6 +25,7 @@ from ..common.distributed import process_group, ranks
 from ..common.files import as_path, check_place, read_tensors
 from ..common.keys import Keys
 from ..common.progress import passing
+from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.intake import Cells, DataKeys, read_fit
@@ -226,7 +227,8 @@ def fit(
     request = Request(likelihood, n_latent, beta, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
-    with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True) as source:
+    with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True, keys=keys) as source:
+        check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
     ranks().gather(None)  # all processes have finished reading the files

@@ -213,3 +213,22 @@ def test_in_the_output_of_the_command_line_nothing_is_left_of_another_model(exam
     assert left(found) == set()
     assert_of_users_is_there(found)
     assert found.uns["scvae"]["seed"] == 7
+
+
+@pytest.mark.parametrize("entry", [{"mine": 1}, 3, np.arange(3)], ids=["dict", "number", "array"])
+@pytest.mark.parametrize("by_path", [False, True])
+def test_an_entry_of_uns_that_is_no_record_is_not_replaced(tmp_path, digest, entry, by_path):
+    adata = scvae.datasets.simulate(n_cells=60, n_genes=20, rng=0)
+    short = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=1)}
+    model = scvae.fit(adata.copy(), **short)
+    adata.uns["run"] = entry
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    before = digest(adata), path.read_bytes()
+    for call in (
+        lambda cells: scvae.fit(cells, key_added="run", **short),
+        lambda cells: scvae.tl.embed(cells, model, key_added="run"),
+    ):
+        with pytest.raises(ValueError, match=r"uns\['run'\] of .* holds something that scvae did not write"):
+            call(path if by_path else adata)
+    assert (digest(adata), path.read_bytes()) == before
