@@ -66,8 +66,9 @@ def check_replaceable(uns: Mapping[str, Any], keys: Keys, owner: str = "adata") 
     entry = uns.get(keys.uns, {})
     names = set(entry.keys()) if hasattr(entry, "keys") else {""}
     if names and not names & {"versions", keys.models, keys.origin, *keys.entries}:
+        kind = type(entry).__name__
         raise ValueError(
-            f"uns[{keys.uns!r}] of {owner} holds something that scvae did not write; pass another key_added"
+            f"uns[{keys.uns!r}] is a {kind} in {owner} that scvae did not write; pass another key_added to keep it"
         )
 
 
