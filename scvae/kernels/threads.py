@@ -5,21 +5,31 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import torch
 
+from .quota import affinity, physical_cores, usable_cores
+
 T = TypeVar("T")
 
 _forked = False
+_at_import = affinity()
+_from_environment = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
 def wanted(found: int) -> int:
     """Number of threads for a call, given that of torch: the only place where it is decided.
 
     One in a process made by fork: it is a copy without the threads of its parent, for which OpenMP would wait forever.
+    Not more than the cores that the process may use, if torch chose the number itself: it knows no quotas, and more
+    threads than cores wait for each other. A number that the user chose holds.
     """
-    return 1 if is_forked() else found
+    if is_forked():
+        return 1
+    cores = usable_cores()
+    return cores if found > cores and not _from_environment and found in _choices_of_torch() else found
 
 
 def of_torch() -> int:
@@ -29,6 +39,13 @@ def of_torch() -> int:
     thread, which numba changes when it starts its own threads, because both packages use one library.
     """
     return in_new_thread(torch.get_num_threads)
+
+
+@cache
+def _choices_of_torch() -> set[int]:
+    """The numbers that torch may choose: of the cores at its import, logical or, with MKL, physical."""
+    machine = set(range(os.cpu_count() or 1))
+    return {count(cores) for count in (len, physical_cores) for cores in (machine, _at_import)}
 
 
 def in_new_thread(function: Callable[[], T]) -> T:
