@@ -188,7 +188,8 @@ def read_fit(
     ----------
     adata
         Cells x genes, in memory or backed; not changed, and not referred to afterwards. A CSR matrix in memory is used
-        without a copy unless a mask drops most of it, so it must not be changed while the cells are in use.
+        without a copy unless a mask drops most of it or its rows are not sorted, so it must not be changed while the
+        cells are in use.
     data
         The layer, genes and columns to read.
     kind
@@ -395,19 +396,18 @@ def _rows(
     column_map[genes[here]] = here
     if isinstance(stored, Joined):
         return StoredRows(stored, column_map, len(genes), n_kept=check.n_kept, memory=memory)
-    if np.array_equal(genes, np.arange(n_columns)):
-        return SparseRows(stored.indptr, stored.columns, stored.values, n_columns, is_sorted=stored.is_sorted)
     rows = SparseRows(
         stored.indptr,
         stored.columns,
         stored.values,
         n_columns,
-        column_map=column_map,
+        column_map=None if np.array_equal(genes, np.arange(n_columns)) else column_map,
         n_genes=len(genes),
         is_sorted=stored.is_sorted,
     )
-    # a copy of less than half of the values is worth its memory; otherwise, every batch would skip over the rest
-    return rows.compact() if check.n_kept < check.n_stored / 2 else rows
+    # a copy is worth its memory if it is less than half of the values, over whose rest every batch would skip, or if
+    # every batch would be sorted
+    return rows.compact(check.n_kept) if not rows.is_sorted or check.n_kept < check.n_stored / 2 else rows
 
 
 def _is_dense_in_memory(matrix: Any, n_genes: int, memory: float) -> bool:

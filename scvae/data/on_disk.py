@@ -314,9 +314,8 @@ def _array(dataset: Any) -> ChunkTable | Slices:
 def regular(raw: Raw, n_columns: int) -> Raw:
     """The rows with each column once, in ascending order; values of repeated columns are summed."""
     rows = sp.csr_array((raw.values, raw.columns, raw.indptr), shape=(len(raw.indptr) - 1, n_columns))
-    rows, is_sorted = without_duplicates(rows)
-    if not is_sorted:
-        rows.sort_indices()
+    rows.sort_indices()
+    rows, _ = without_duplicates(rows)
     return Raw(rows.indptr.astype(np.int64), rows.indices, rows.data)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from ..kernels.rows import keep_entries, take_rows
+from ..kernels.rows import take_rows
 
 BLOCK = 2**21  # stored values processed together: about 32 MB with their columns as int64
 
@@ -76,7 +76,7 @@ class SparseRows(Rows):
         self.n_columns = n_columns
         self.column_map = column_map
         self._n_genes = n_columns if n_genes is None else n_genes
-        self._is_sorted = is_sorted and (column_map is None or bool(np.all(np.diff(column_map[column_map >= 0]) > 0)))
+        self.is_sorted = is_sorted and (column_map is None or bool(np.all(np.diff(column_map[column_map >= 0]) > 0)))
 
     @classmethod
     def of(cls, x: CSR) -> SparseRows:
@@ -97,27 +97,22 @@ class SparseRows(Rows):
         """See `Rows.take`."""
         positions = np.asarray(positions, dtype=np.int64)
         indptr, indices, values = take_rows(self.indptr, self.indices, self.values, positions, self.column_map)
-        if not self._is_sorted:
+        if not self.is_sorted:
             rows = sp.csr_array((values, indices, indptr), shape=(len(positions), self.n_genes))
             rows.sort_indices()
             indices, values = rows.indices, rows.data
         return CSR.from_numpy(indptr, indices, values, self.n_genes)
 
-    def compact(self) -> SparseRows:
-        """A copy of the modelled entries only, so that taking rows is fast if few genes are modelled."""
-        if self.column_map is None:
-            return self
-        pieces, lengths = [], []
+    def compact(self, n_kept: int) -> SparseRows:
+        """A sorted copy of the modelled entries only, at most `n_kept`: taking rows of it skips and sorts nothing."""
+        indptr = np.zeros(self.n_cells + 1, np.int64)
+        indices, values = np.empty(n_kept, np.int32), np.empty(n_kept, np.float32)
         for start, stop in row_ranges(self.indptr):
-            part = slice(int(self.indptr[start]), int(self.indptr[stop]))
-            indices = self.column_map[self.indices[part]]
-            piece = keep_entries(self.indptr[start : stop + 1] - part.start, indices, self.values[part], indices >= 0)
-            lengths.append(np.diff(piece[0]))
-            pieces.append(piece[1:])
-        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-        indices = np.concatenate([piece[0] for piece in pieces])
-        values = np.concatenate([piece[1] for piece in pieces])
-        return SparseRows(indptr, indices, values, self.n_genes, is_sorted=self._is_sorted)
+            piece = self.take(np.arange(start, stop))
+            ends = indptr[start] + piece.indptr.numpy()
+            indices[ends[0] : ends[-1]], values[ends[0] : ends[-1]] = piece.indices, piece.values
+            indptr[start : stop + 1] = ends
+        return SparseRows(indptr, indices[: indptr[-1]], values[: indptr[-1]], self.n_genes)
 
 
 @final

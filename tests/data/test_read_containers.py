@@ -173,6 +173,31 @@ def test_unsorted_columns_are_read_and_left_unsorted(mask):
     np.testing.assert_array_equal(matrix.indices, before)
 
 
+def assert_same_batches(found, expected):
+    positions = np.array([4, 0, 11, 3])
+    a, b = found.rows.take(positions), expected.rows.take(positions)
+    for part in ("indptr", "indices", "values"):
+        assert torch.equal(getattr(a, part), getattr(b, part)), part
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 0, 1, 1, 1, 1], [0, 1, 0, 0, 1, 0, 0]], ids=["most", "few"])
+def test_rows_are_sorted_when_they_are_read_and_not_in_every_batch(mask, monkeypatch):
+    shrink(monkeypatch, 9)
+    adata, order = annotate(sp.csr_matrix(truth("float32"))), np.array([4, 6, 0, 2, 5, 3, 1])
+    shuffled = adata[:, order].copy()
+    assert not shuffled.X.has_sorted_indices
+    mask = np.array(mask, dtype=bool)
+    schema, cells = read_fit(adata, **NONE | {"mask_var": mask})
+    by_name = read_query(shuffled, schema)
+    found, expected = (
+        read_fit(annotate(matrix), **NONE | {"mask_var": mask[order]})[1]
+        for matrix in (shuffled.X, shuffled.X.sorted_indices())
+    )
+    monkeypatch.setattr(sp.csr_array, "sort_indices", None)
+    assert_same_batches(found, expected)
+    assert_same_batches(by_name, cells)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
 def test_duplicates_are_summed_in_a_copy(dtype):
     values, columns = np.array([200, 100, 3, 1], dtype=dtype), np.array([1, 1, 0, 2])
