@@ -17,6 +17,19 @@ BENCHMARKS = Path(__file__).parents[1]
 Side = Literal["ours", "peer", "products"]
 Row = dict[str, Any]
 Measurement = Callable[[], Row]
+Environment = Mapping[str, str | None]  # None removes a variable
+
+WAITING = ("OMP_WAIT_POLICY", "OMP_DYNAMIC", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+UNSET: Environment = dict.fromkeys((*THREADS, *WAITING))  # as a user starts a process
+AVX2: Environment = {  # no code for AVX-512, of any library; LLVM takes the features of this machine unless told
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx2,+fma",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class Bench:
         Files of raw counts; none for the bundled one.
     folder
         Folder for files that measurements share.
+    data_folder
+        Folder of the data sets with batches, if any.
+    avx2
+        Whether all processes do without AVX-512.
     """
 
     peer_python: str
@@ -48,14 +65,14 @@ class Bench:
     quick: bool
     data: tuple[Path, ...]
     folder: Path
+    data_folder: Path | None = None
+    avx2: bool = False
 
     def times(self, default: int) -> int:
         """The number of repeats, if the default of the part is `default`."""
         return self.repeats or (1 if self.quick else default)
 
-    def call(
-        self, side: Side, task: str, settings: Row | None = None, environment: dict[str, str] | None = None
-    ) -> Row:
+    def call(self, side: Side, task: str, settings: Row | None = None, environment: Environment | None = None) -> Row:
         """The result of a task of the module `side` (ours, peer or products), run in a new process.
 
         Parameters
@@ -63,7 +80,7 @@ class Bench:
         settings
             Arguments of the task.
         environment
-            Variables to set for that process.
+            Variables to set for that process, or to remove.
 
         Raises
         ------
@@ -73,24 +90,28 @@ class Bench:
         python = self.peer_python if side == "peer" else sys.executable
         path = [BENCHMARKS] if side == "peer" else [BENCHMARKS, BENCHMARKS.parent]  # this checkout's package
         threads = str(self.threads)
-        variables = os.environ | {
+        variables: dict[str, str | None] = {
+            **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, path)),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "NUMBA_NUM_THREADS": threads,
+            **({**AVX2, "NUMBA_CACHE_DIR": str(self.folder / "avx2")} if self.avx2 else {}),
+            **(environment or {}),
         }
+        kept = {name: value for name, value in variables.items() if value is not None}
         given = json.dumps(settings or {}, default=str)
         command = [python, "-m", f"_speed.{side}", task, given]
-        done = subprocess.run(command, env=variables | (environment or {}), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
         if done.returncode:
             hint = " Does it have scvi-tools? --peer-python names one that has." if side == "peer" else ""
             sys.exit(f"{python} failed at {side}.{task}({given}).{hint} Its last words:\n{done.stderr[-2000:]}")
         answer: Row = json.loads(done.stdout.splitlines()[-1])
         return answer
 
-    def later(self, side: Side, task: str, settings: Row) -> Measurement:
+    def later(self, side: Side, task: str, settings: Row, environment: Environment | None = None) -> Measurement:
         """A function that makes this call later."""
-        return partial(self.call, side, task, settings)
+        return partial(self.call, side, task, settings, environment)
 
     def machine(self) -> Row:
         """The machine, and the versions of both packages."""

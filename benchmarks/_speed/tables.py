@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 
+from .batches import EPOCHS
 from .quality_time import SAMPLES, SHORTER
 from .runner import Row
 
@@ -18,6 +19,9 @@ TITLES = {
     "embed": "Embedding speed",
     "growth": "Growth with the number of cells",
     "recipe": "The batch size of the default recipe",
+    "busy": "The default fit on a busy machine",
+    "quota": "The default fit on one core",
+    "batches": "The default fit with batches",
 }
 METHODS = {
     "training": (
@@ -63,23 +67,45 @@ METHODS = {
         "more epochs, so that the number of steps does not fall below the minimum. The ELBO is that of the "
         "held-out tenth at β = 1, in nats per cell, averaged over seeds. Seconds are those of the whole call."
     ),
+    "busy": (
+        "Seconds of the whole call with the defaults, alone and while one Python process per core computes without "
+        "pause. No variable names a number of threads. In some processes another package is imported before scvae, "
+        "which brings threads of its own."
+    ),
+    "quota": (
+        "Seconds of the whole call with the defaults, in a process that may use one core: with one thread "
+        "(`OMP_NUM_THREADS=1`), and with what a user gets or asks for. torch on MKL takes at most as many threads as the "
+        "machine has cores."
+    ),
+    "batches": (
+        "Seconds of the whole call with the defaults and a batch of each cell, without imports, on up to 2,000 highly "
+        "variable genes. SCVI's are projected: its seconds up to the end of the first epoch, and for each other epoch "
+        f"of its default fit the seconds of an epoch, measured over {EPOCHS} epochs."
+    ),
 }
 
 
 def sections(records: Mapping[str, Row]) -> str:
-    """One section for each file, in a fixed order: all CPU sections, then all GPU sections."""
+    """One section for each part, in a fixed order: all CPU sections, then all GPU sections."""
     names = [f"{part}{suffix}" for suffix in ("", "_cuda") for part in TITLES]
-    return "\n\n".join(section(records[name]) for name in names if name in records)
+    return "\n\n".join(section(records[name], records.get(f"{name}_avx2")) for name in names if name in records)
 
 
-def section(record: Row) -> str:
-    """Title, command, method, table and machine of one part."""
+def section(record: Row, avx2: Row | None = None) -> str:
+    """Title, command, method, table and machine of one part; then the table of its run without AVX-512, if any."""
     part, settings = record["part"], record["settings"]
     title = TITLES[part] + (", GPU" if settings["device"] == "cuda" else "")
-    if settings["quick"]:
-        title += " (a trial with --quick: ignore the figures)"
+    title += trial(record)
     body = TABLES[part](record["rows"])
-    return f"### {title}\n\n    {command(record)}\n\n{wrapped(METHODS[part])}\n\n{body}\n\n{wrapped(machine(record))}"
+    text = f"### {title}\n\n    {command(record)}\n\n{wrapped(METHODS[part])}\n\n{body}\n\n{wrapped(machine(record))}"
+    if avx2 is None:
+        return text
+    body = TABLES[part](avx2["rows"])
+    return f"{text}\n\nWithout AVX-512 (`--avx2`){trial(avx2)}:\n\n{body}\n\n{wrapped(machine(avx2))}"
+
+
+def trial(record: Row) -> str:
+    return " (a trial with --quick: ignore the figures)" if record["settings"]["quick"] else ""
 
 
 def command(record: Row) -> str:
@@ -92,7 +118,9 @@ def command(record: Row) -> str:
         words += ["--device", settings["device"]]
     if settings["quick"]:
         words.append("--quick")
-    if settings["data"] and record["part"] in ("quality_time", "fit", "recipe"):
+    if record["part"] == "batches" and settings["data_folder"]:
+        words += ["--data-folder", "DATA_FOLDER"]
+    elif settings["data"] and record["part"] in ("quality_time", "fit", "recipe", "batches"):
         words += ["--data", *settings["data"]]
     return " ".join([*words, "--peer-python PYTHON_WITH_SCVI"])
 
@@ -248,6 +276,37 @@ def _recipe(rows: list[Row]) -> str:
     return table(header, lines)
 
 
+def _busy(rows: list[Row]) -> str:
+    header = ["imported before scvae", "threads", "other processes", "idle, s", "busy, s", "ratio"]
+    lines = []
+    for row in rows:
+        threads = ", ".join(str(n) for n in sorted({run["threads"] for run in row["runs"]["idle"]}))
+        seconds = [short(row["median"][name]) for name in ("idle", "busy")]
+        lines.append([row["first"] or "nothing", threads, str(row["others"]), *seconds, times(row["busy/idle"])])
+    return table(header, lines)
+
+
+def _quota(rows: list[Row]) -> str:
+    header = ["asked for", "threads", "s", "one thread, s", "ratio"]
+    lines = []
+    for row in rows:
+        threads = ", ".join(str(n) for n in sorted({run["threads"] for run in row["runs"]["asked"]}))
+        seconds = [short(row["median"][name]) for name in ("asked", "one")]
+        lines.append([row["asked"], threads, *seconds, times(row["asked/one"])])
+    return table(header, lines)
+
+
+def _batches(rows: list[Row]) -> str:
+    header = ["data", "cells", "genes", "batches", "scvae, s", "SCVI, s (projected)", "SCVI's epochs", "ratio"]
+    lines = []
+    for row in rows:
+        sizes = [f"{row[name]:,}" for name in ("cells", "genes", "batches")]
+        seconds = [short(row["median"][side]) for side in ("scvae", "scvi")]
+        epochs = f"{row['runs']['scvi'][0]['default_epochs']:,}"
+        lines.append([row["data"], *sizes, *seconds, epochs, times(row["scvi/scvae"])])
+    return table(header, [*lines, ["median", *[""] * 6, times(_median(row["scvi/scvae"] for row in rows))]])
+
+
 def _median(values: Iterable[float | None]) -> float | None:
     """Median of the values that are not None; None if there are none."""
     found = [value for value in values if value is not None]
@@ -262,4 +321,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "embed": _embed,
     "growth": _growth,
     "recipe": _recipe,
+    "busy": _busy,
+    "quota": _quota,
+    "batches": _batches,
 }
