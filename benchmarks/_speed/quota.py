@@ -9,8 +9,12 @@ from statistics import median
 
 from .runner import UNSET, Bench, Row, alternate
 
-THREADS = 16
-ASKED = {"nothing": {}, f"OMP_NUM_THREADS={THREADS}": {"OMP_NUM_THREADS": str(THREADS)}}
+SIXTEEN = {"OMP_NUM_THREADS": "16"}
+ASKED = {
+    "nothing": {},
+    "OMP_NUM_THREADS=16": SIXTEEN,
+    "the same with MKL_DYNAMIC=FALSE": {**SIXTEEN, "MKL_DYNAMIC": "FALSE"},  # torch takes them all
+}
 
 
 def measure(bench: Bench) -> Iterator[Row]:

@@ -74,8 +74,8 @@ METHODS = {
     ),
     "quota": (
         "Seconds of the whole call with the defaults, in a process that may use one core: with one thread "
-        "(`OMP_NUM_THREADS=1`), and with what a user gets or asks for. torch on MKL takes at most as many threads as the "
-        "machine has cores."
+        "(`OMP_NUM_THREADS=1`), and with what a user gets or asks for. Of the threads asked for, torch takes at most "
+        "as many as the machine has cores. `MKL_DYNAMIC=FALSE` makes it take all, as on a machine of as many cores."
     ),
     "batches": (
         "Seconds of the whole call with the defaults and a batch of each cell, without imports, on up to 2,000 highly "
