@@ -10,8 +10,9 @@ it can be rerun alone.
 otherwise idle.
 
 Parts: training (cells per second in the steady state, and the share of the bare decoder products), quality_time
-(seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, growth, recipe
-(held-out ELBO and seconds by batch size), busy (the default fit while other processes use every core), quota (the
+(seconds to SCVI's final held-out quality), fit (the whole default fit, and start-up), memory, embed, mapped (seconds of
+map_query, and of embedding mapped cells against known ones), growth, recipe (held-out ELBO and seconds by batch size),
+busy (the default fit while other processes use every core), quota (the
 default fit on one core, with as many threads as a user gets or asks for), batches (the default fit with a batch of each
 cell). With --device cuda only training runs unless others are named.
 
@@ -37,7 +38,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from _speed import batches, busy, embed, growth, memory, quality_time, quota, recipe, training, whole_fit
+from _speed import batches, busy, embed, growth, mapped, memory, quality_time, quota, recipe, training, whole_fit
 from _speed.runner import Bench, Row
 
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -46,6 +47,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "fit": whole_fit.measure,
     "memory": memory.measure,
     "embed": embed.measure,
+    "mapped": mapped.measure,
     "growth": growth.measure,
     "recipe": recipe.measure,
     "busy": busy.measure,

@@ -183,6 +183,21 @@ def embed(data: str, least_seconds: float, device: str) -> Answer:
     return {"seconds": seconds, "cells_per_second": adata.n_obs / seconds}
 
 
+def mapped(cells: int, genes: int, least_seconds: float, device: str) -> Answer:
+    """Seconds of mapping simulated cells of a new batch, and of embedding them and as many cells of the fit."""
+    adata = scvae.datasets.simulate(n_cells=2 * cells, n_genes=genes, n_batches=2, mean_library=genes / 4, truth=False)
+    is_new = (adata.obs["batch"] == "batch_1").to_numpy()
+    known, query = adata[~is_new].copy(), adata[is_new].copy()
+    one = scvae.TrainingConfig(epochs=1)
+    model = scvae.fit(known, batch_key="batch", training=one, rng=0, device=device, verbose=False)
+    start = time.perf_counter()
+    both = scvae.tl.map_query(query, model, verbose=False)
+    answer: Answer = {"map_seconds": time.perf_counter() - start}
+    for name, some in (("known_seconds", known), ("mapped_seconds", query)):
+        answer[name] = worker.seconds_per_call(lambda some=some: scvae.tl.embed(some, both), least_seconds)
+    return answer | {"mapped/known": answer["mapped_seconds"] / answer["known_seconds"]}
+
+
 def _plain(x: sparse.csr_matrix) -> anndata.AnnData:
     """Counts with names only, so that no column of the source can change what either package does."""
     adata = anndata.AnnData(x)
@@ -212,5 +227,5 @@ def _highly_variable(adata: anndata.AnnData) -> anndata.AnnData:
 
 if __name__ == "__main__":
     preparations = (versions, simulate, prepare, prepare_batches, warm)
-    tasks = (*preparations, training, fit, quality, recipe, start_up, memory, embed)
+    tasks = (*preparations, training, fit, quality, recipe, start_up, memory, embed, mapped)
     worker.serve({task.__name__: task for task in tasks})

@@ -17,6 +17,7 @@ TITLES = {
     "fit": "Seconds of the default fit",
     "memory": "Peak memory",
     "embed": "Embedding speed",
+    "mapped": "Embedding of mapped cells",
     "growth": "Growth with the number of cells",
     "recipe": "The batch size of the default recipe",
     "busy": "The default fit on a busy machine",
@@ -56,6 +57,10 @@ METHODS = {
     "embed": (
         "`scvae.tl.embed` against `SCVI.get_latent_representation` on the same simulated cells. The time includes "
         "reading the counts."
+    ),
+    "mapped": (
+        "scvae alone, on simulated cells of two batches, one of which is mapped onto a fit of the other. Seconds of "
+        "`scvae.tl.map_query`, and of `scvae.tl.embed` with the mapped model for as many cells of either batch."
     ),
     "growth": (
         "scvae alone, on simulated cells. The slope is that of log seconds against log cells, by least squares; a "
@@ -255,6 +260,15 @@ def _embed(rows: list[Row]) -> str:
     return table(header, lines)
 
 
+def _mapped(rows: list[Row]) -> str:
+    header = ["genes", "cells", "map_query, s", "embed, cells of the fit, s", "embed, mapped cells, s", "ratio"]
+    lines = []
+    for row in rows:
+        *seconds, ratio = row["median"].values()
+        lines.append([f"{row['genes']:,}", f"{row['cells']:,}", *map(short, seconds), times(ratio)])
+    return table(header, lines)
+
+
 def _growth(rows: list[Row]) -> str:
     names = {"epoch": "epoch of training, s", "embed": "embedding, s", "fit": "default fit, s"}
     lines = [[f"{row['cells']:,}", *(short(row["median"][name]) for name in names)] for row in rows]
@@ -319,6 +333,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "fit": _fit,
     "memory": _memory,
     "embed": _embed,
+    "mapped": _mapped,
     "growth": _growth,
     "recipe": _recipe,
     "busy": _busy,
