@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # fine-tuning: fractions of the peak learning rate and of the epochs of the fit
 FINE_RATE, FINE_EPOCHS = 0.3, 0.25
 
-MAPPING_STEPS, MAPPING_RATE = 400, 2e-2
+MAPPING_STEPS, MAPPING_RATE = 200, 4e-2
 MUCH_DEEPER, FEW = 3.0, 200  # a query with fewer cells, this many times as deep as the limit, is warned about
 UNASKED = Request()  # arguments with these values are taken from the model
 

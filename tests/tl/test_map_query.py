@@ -17,7 +17,7 @@ from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, posterior_of
 
 HARDLY = TrainingConfig(epochs=5)
-MAPPED = 60  # epochs of mapping, of 200 by default
+MAPPED = 60  # epochs of mapping, of 100 by default
 
 
 @functools.cache
