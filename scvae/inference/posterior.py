@@ -19,13 +19,13 @@ from ..kernels.context import working_on
 from ..model.latent import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from .fitted import FittedModel
-from .refinement import best_posterior
+from .refinement import best_posterior, nearer_mean
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # random stream of the log-likelihood bounds
 LATENT = 5  # random stream of the draws of an embedding
-REFINED_AT_ONCE = 2**20  # cells x genes
-REFINING_STEPS = 10  # measured: "Why the defaults are what they are" in benchmarks/README.md
+REFINED_AT_ONCE = 2**21  # cells x genes
+REFINING_STEPS = 10  # if genes are missing; measured: "Why the defaults are what they are" in benchmarks/README.md
 
 BoundKind = Literal["iw", "elbo"]
 
@@ -67,21 +67,19 @@ def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
 def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
     """q(z | x, s) of each cell, at the β of the batch.
 
-    If genes are missing or the batch was mapped, the encoder has not been trained on such cells. Its q is then refined
-    by a few gradient steps towards the best q under the decoder, given the measured genes.
+    If genes are missing or the batch was mapped, the encoder has not been trained on such cells. Its q is then moved
+    towards the best q under the decoder: if genes are missing, mean and variance by gradient steps; else the mean alone
+    by two Newton steps, which are cheaper.
     """
-    network, batch = model.network, model.network.shallow(batch)
+    network, batch, weight = model.network, model.network.shallow(batch), model.beta_of(beta)
     posterior = network.encode(batch)
-    refined = torch.ones_like(batch.group, dtype=torch.bool)
-    if batch.missing is None:
-        refined = network.conditions.of_mapped(batch.codes)
-        if not refined.any():
-            return posterior
-    best = best_posterior(network, batch, posterior, beta=model.beta_of(beta), seed=model.seed, steps=REFINING_STEPS)
-    return DiagonalNormal(
-        torch.where(refined[:, None], best.mean, posterior.mean),
-        torch.where(refined[:, None], best.log_variance, posterior.log_variance),
-    )
+    if batch.missing is not None:
+        return best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
+    mapped = network.conditions.of_mapped(batch.codes)
+    if not mapped.any():
+        return posterior
+    mean = nearer_mean(network, batch, posterior, beta=weight)
+    return DiagonalNormal(torch.where(mapped[:, None], mean, posterior.mean), posterior.log_variance)
 
 
 def latent_draws(

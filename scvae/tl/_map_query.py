@@ -49,10 +49,11 @@ def map_query(
     and so do the embedding and decoded expression of cells of known batches. New categories of other categorical
     covariates are learnt in the same way.
 
-    The embedding of a cell of a new batch is refined by ten gradient steps from the encoder's posterior, towards the
-    best posterior under the decoder. This happens here and in every tool that uses the returned model, such as
+    The embedding of a cell of a new batch is the encoder's posterior, with the mean moved by two Newton steps towards
+    the best posterior under the decoder. This happens here and in every tool that uses the returned model, such as
     `scvae.tl.embed`: the encoder has seen no cell of the batch, and a shift alone does not correct for another
-    technology. With 2,000 genes this takes about thirty times as long as the encoder alone.
+    technology. With 2,000 genes it takes two to four times as long as the encoder alone. If genes are missing, mean and
+    variance are led there by ten gradient steps, which take longer.
 
     Counts of cells with more than twice the mean library size of the fit are scaled down to that size, here and in
     every embedding with the returned model. Read counts, as from Smart-seq2, are far larger than counts of molecules,
@@ -78,7 +79,7 @@ def map_query(
         of another study. These get a name of their own in the model and in the batch column of `adata`: donor "1"
         becomes "1-query" (or "1-query2", ..., if there is one already). Give later cells of this donor under that name.
     epochs
-        Passes over the cells of new batches; None for as many as make 400 steps, but at least two.
+        Passes over the cells of new batches; None for as many as make 200 steps, but at least two.
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer

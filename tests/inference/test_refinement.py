@@ -1,5 +1,6 @@
 """The best posterior of a cell against a model in which it is known, and where it takes the encoder's place."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from scvae.inference.posterior import posterior_moments
-from scvae.inference.refinement import best_posterior
+from scvae.inference.refinement import DAMPING, FURTHEST, best_posterior, nearer_mean
+from scvae.model.latent import DiagonalNormal
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.0, 0.0], [0.0, 0.5], [1.0, 0.0], [0.0, 0.5], [0.7, 0.0]], dtype=np.float32)
@@ -31,6 +33,24 @@ def test_without_an_encoder_the_posterior_is_found():
     mean, variance = exact(x)
     np.testing.assert_allclose(found.mean, mean, atol=0.02)
     np.testing.assert_allclose(found.variance, np.broadcast_to(variance, mean.shape), rtol=0.05)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_newton_steps_lead_towards_the_best_mean_by_what_the_data_tell_but_not_far(beta):
+    model, cells, x = linear_normal(LOADINGS, n_cells=60)
+    precision = 1.0 + (LOADINGS**2).sum(0) / NOISE**2 / beta
+    best = torch.from_numpy(x @ LOADINGS / NOISE**2 / beta / precision).float()
+    log_variance = -torch.from_numpy(precision).float().log().expand(60, 2)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    explained = float((1.0 - 1.0 / precision).mean())
+    near, left = torch.tensor([0.3, -0.2]), math.prod(1.0 - explained**2 * damping for damping in DAMPING)
+    assert left < 0.7
+    for offset, remains in ((near, near * left), (3.0, 3.0 - 2 * FURTHEST)):
+        start = DiagonalNormal(best + offset, log_variance)
+        found = nearer_mean(model.network, cells.batch(np.arange(60)), start, beta=beta)
+        torch.testing.assert_close(found, best + remains, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.network.parameters())
 
