@@ -201,12 +201,12 @@ def test_a_fit_after_numba_functions_of_scanpy_gives_the_same_bits(of_torch, of_
     threads = {"OMP_NUM_THREADS": of_torch, "NUMBA_NUM_THREADS": of_numba}
     first, before, bits, used, after = run(AFTER_SCANPY, "after", **threads).split()
     assert (first, before) == (of_torch, of_numba), "scanpy changes torch's number of threads no longer"
-    assert (used, after) == (of_torch, before)
-    assert run(AFTER_SCANPY, "alone", **threads).split() == [of_torch, of_torch, bits, of_torch, of_torch]
+    assert (used, after) == (min(of_torch, of_numba), before)  # NUMBA_NUM_THREADS can only lower the number
+    assert run(AFTER_SCANPY, "alone", **threads).split() == [of_torch, of_torch, bits, used, of_torch]
 
 
-ON_THE_WORKQUEUE = """
-import sys, numba, scvae
+IN_THREADS = """
+import sys, scvae
 from concurrent.futures import ThreadPoolExecutor
 from tests.test_wherever import SHORT, TrainingConfig, cells, digest, weights
 cells().write_h5ad(sys.argv[1])
@@ -218,15 +218,14 @@ def again(seed):
     return digest(*weights(scvae.fit(cells(), rng=seed, **SHORT)))
 in_memory = [again(seed) for seed in range(3)]
 with ThreadPoolExecutor(3) as pool:
-    print(numba.threading_layer(), list(pool.map(again, range(3))) == in_memory, fit(0) == alone[0])
+    print(list(pool.map(again, range(3))) == in_memory, fit(0) == alone[0])
 """
 
 
 @pytest.mark.slow
-def test_fits_in_threads_do_not_end_the_process_on_numbas_workqueue(tmp_path):
-    assert run(
-        ON_THE_WORKQUEUE, str(tmp_path / "cells.h5ad"), NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2"
-    ) == ("workqueue True True\n")
+def test_fits_in_threads_give_what_they_give_alone_whatever_layer_numba_has(tmp_path):
+    variables = {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2"}
+    assert run(IN_THREADS, str(tmp_path / "cells.h5ad"), **variables) == "True True\n"
 
 
 def run(code, *arguments, **environment):

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import reference
+from . import reference, team
 from .backends import cpu_kernels, kernels_for
 from .block import Block, Dense
 from .csr import CSR
 from .fused_cpu import FusedHead, RowsMatmul
 from .fused_cuda import CountHead, densify
+
+ROWS = 64  # that a thread takes at a time
 
 
 class WeightedLogProb(NamedTuple):
@@ -51,7 +53,8 @@ def log1p_scaled(rows: Block, scale: Float[Tensor, " rows"]) -> CSR | Dense:
     if kernels is None:
         return rows.with_values(reference.log1p_scaled(rows, scale))
     out = torch.empty_like(rows.values)
-    kernels.heads.log1p_scaled(rows.indptr.numpy(), rows.values.numpy(), scale.numpy(), out.numpy())
+    arrays = (rows.indptr.numpy(), rows.values.numpy(), scale.numpy(), out.numpy())
+    team.run(kernels.heads.log1p_scaled, ROWS, *arrays, work=10 * len(out))
     return rows.with_values(out)
 
 
@@ -160,9 +163,7 @@ def _head(
         library = features.new_zeros(len(values)) if library is None else library
         group = torch.zeros(len(values), dtype=torch.int64, device=features.device) if group is None else group
         tensors = (features, weight, bias, log_theta, values, library, group, row_weight)
-        return WeightedLogProb(
-            *(CountHead.apply(name, *tensors) if on_device else FusedHead.apply(f"{name}_rows", *tensors))
-        )
+        return WeightedLogProb(*(CountHead.apply(name, *tensors) if on_device else FusedHead.apply(name, *tensors)))
     return weighted(table(repeat_cells(values.to_dense(), len(features))), row_weight)
 
 

@@ -1,4 +1,4 @@
-"""How the package computes: settings of torch and numba during a call, all of which are put back afterwards."""
+"""How the package computes: settings of torch and BLAS during a call, all of which are put back afterwards."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-from .backends import give_back_threads
-from .threads import in_child, in_new_thread, is_forked, of_torch, wanted
+from .threads import in_child, in_new_thread, is_forked, of_torch, set_of_call, wanted
 
 
 class _OfThread(threading.local):
@@ -29,18 +28,18 @@ class _OfProcess:
 
     def __init__(self) -> None:
         self.lock, self.n_computing = threading.Lock(), 0
-        self.settings, self.threads = ExitStack(), 1
+        self.settings = ExitStack()
         self.turn, self.queue = threading.Lock(), threading.Lock()
 
     @contextmanager
-    def held(self) -> Iterator[int]:
-        """Holds the settings of the process; gives the number of threads to compute with."""
+    def held(self) -> Iterator[None]:
+        """Holds the settings of the process."""
         with self.lock:
             if self.n_computing == 0:
-                self.threads = self.settings.enter_context(_settings_of_process())
+                self.settings.enter_context(_settings_of_process())
             self.n_computing += 1
         try:
-            yield self.threads
+            yield
         finally:
             with self.lock:
                 self.n_computing -= 1
@@ -67,10 +66,14 @@ _here, _process = _OfThread(), _OfProcess()
 def computing() -> Iterator[None]:
     """A call of a public function, which gives the same result whatever the program has set and whatever ran before.
 
-    Held for the process while any of its threads is in such a block: torch's number of threads (`wanted`), float32 as
-    the default type and the precision of products, and no search for anomalies. Held for the present thread: the number
-    of threads of OpenMP libraries and numba, and numpy's handling of floating-point errors; gradients are on; inference
-    mode, autocast, default devices and other modes of torch functions, and flushing of denormal numbers are off.
+    torch and BLAS get one thread: their threads wait for each other after every operation, at the price of the
+    processor, and on a busy machine for those that have none. The threads of the package share larger pieces of work
+    (`scvae.kernels.team`); their number is `wanted`.
+
+    Held for the process while any of its threads is in such a block: one thread for BLAS, float32 as the default type
+    and the precision of products, and no search for anomalies. Held for the present thread: one thread for OpenMP
+    libraries, and numpy's handling of floating-point errors; gradients are on; inference mode, autocast, default
+    devices and other modes of torch functions, and flushing of denormal numbers are off.
 
     Choices of a library or of determinism stay as they are: `torch.backends.mkldnn.enabled`,
     `torch.use_deterministic_algorithms`, and the settings of cuBLAS.
@@ -83,7 +86,7 @@ def computing() -> Iterator[None]:
     if _here.computes:
         yield
         return
-    with _process.held() as threads, _settings_of_thread(threads):
+    with _process.held(), _settings_of_thread():
         try:
             yield
         except RuntimeError as error:
@@ -96,31 +99,36 @@ def computing() -> Iterator[None]:
 
 
 @contextmanager
-def _settings_of_process() -> Iterator[int]:
+def _settings_of_process() -> Iterator[None]:
     found, kind = of_torch(), torch.get_default_dtype()
-    threads = wanted(found)
+    set_of_call(wanted(found))
     torch.set_default_dtype(torch.float32)
     try:
-        with float32_products(tf32=False), torch.autograd.set_detect_anomaly(False):
-            yield threads
+        with (
+            _pools("blas").limit(limits=1),
+            float32_products(tf32=False),
+            torch.autograd.set_detect_anomaly(False),
+        ):
+            yield
     finally:
+        set_of_call(0)
         torch.set_default_dtype(kind)
-        if threads != found:
+        if found > 1:
             in_new_thread(lambda: torch.set_num_threads(found))
 
 
 @contextmanager
-def _settings_of_thread(threads: int) -> Iterator[None]:
+def _settings_of_thread() -> Iterator[None]:
     torch.get_num_threads()  # a thread that has not used torch takes torch's number now, and not within the block
     flushes = sys.float_info.min / 2 == 0.0
     with (
-        _openmp().limit(limits=threads),
+        _pools("openmp").limit(limits=1),
         np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"),
         torch.inference_mode(False),
         torch._C.DisableTorchFunction(),
         torch._C._DisableAutocast(),
     ):
-        torch.set_num_threads(threads)  # of MKL and of new threads, too
+        torch.set_num_threads(1)  # of MKL and of new threads, too
         if flushes:
             torch.set_flush_denormal(False)
         _here.computes = True
@@ -129,15 +137,16 @@ def _settings_of_thread(threads: int) -> Iterator[None]:
         finally:
             _here.computes = False
             _process.end_turn(_here.turn)  # of a generator that an error has left unfinished
-            give_back_threads()
             if flushes:
                 torch.set_flush_denormal(True)
 
 
 @cache
-def _openmp() -> ThreadpoolController:
-    """The OpenMP libraries that are loaded: that of torch and numba, and that of scikit-learn."""
-    return ThreadpoolController().select(user_api="openmp")
+def _pools(kind: str) -> ThreadpoolController:
+    """The libraries of this kind that are loaded: "openmp" of torch and scikit-learn, "blas" of numpy and scipy."""
+    import scipy.linalg.cython_blas  # noqa: F401  (its library multiplies in the kernels)
+
+    return ThreadpoolController().select(user_api=kind)
 
 
 @contextmanager
@@ -158,8 +167,8 @@ def working_on(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
 def turn() -> Iterator[None]:
     """A block that only one thread at a time is in, because it changes settings of the process or depends on them.
 
-    Such settings are the library of products (`large_products`) and their precision: a product in one thread would be
-    rounded as another thread has set it. Another is the source of igraph's random numbers.
+    Such a setting is the precision of products on a GPU: a product in one thread would be rounded as another thread has
+    set it. Another is the source of igraph's random numbers.
     """
     if _here.turn is not None:
         yield
@@ -210,7 +219,7 @@ def _alone() -> None:
     _process.n_computing = int(_here.computes)
     if not _here.computes:
         _process.settings.close()
-    _openmp.cache_clear()
+    _pools.cache_clear()
 
 
 in_child(_alone)

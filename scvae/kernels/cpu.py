@@ -17,16 +17,21 @@ kernels are in one file, because numba checks only the date of that file to deci
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+from numba.extending import overload
+
+from .native import INNER, fetch_add, multiply
+from .records import TABLE, BernoulliHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)
 LN2_LOW = np.float32(-2.12194440e-4)
 LN2 = np.float32(0.6931471805599453)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1.0), np.float32(2.0)
+TINY = np.float32(np.finfo(np.float32).eps)  # least probability of a count above zero
 SEEN = np.float32(1.0)  # marks a count; it cannot be the log-probability of a zero, which is never positive
 SMALL_COUNT = 16  # up to this count, lgamma and digamma differences are finite products and sums
-TABLE = 8  # up to this count, they come from a table, because for each gene they depend on theta alone
+PIECE = 256  # rows or columns of a matrix that a thread takes at a time
 SLICE = 512  # number of genes summed in float32; longer sums are accumulated in float64
 LOG_FACTORIAL = np.array([math.lgamma(x + 1.0) for x in range(256)])
 
@@ -87,7 +92,7 @@ def _digamma_tail(x):
     return z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * (1 / 240 - z * (1 / 132 - z * (691 / 32760))))))
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _digamma_rise(x, theta):
     """digamma(x + theta) - digamma(theta) for x, theta > 0 in float64.
 
@@ -102,7 +107,7 @@ def _digamma_rise(x, theta):
     return rise + math.log1p(x / theta) + 0.5 * x / (theta * top) + _digamma_tail(theta) - _digamma_tail(top)
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _rising(x, theta, scale):
     """lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(scale), and its derivative in theta, in float64.
 
@@ -121,23 +126,35 @@ def _rising(x, theta, scale):
     return value, _digamma_rise(x, theta)
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
-def _count_tables(theta):
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_tables(theta):
     """1 / theta, and the lgamma and digamma terms of `_nb_count` for x = 1 ... TABLE, in row x - 1 of each group.
 
     logs: lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) - x log(theta), the sum of log1p(k / theta) over k < x minus
     log(x!). drops: x - theta (digamma(x + theta) - digamma(theta)), the sum of k / (theta + k). Neither cancels.
     """
-    inverse_theta = ONE / theta
-    logs = np.zeros((theta.shape[0], TABLE, theta.shape[1]), np.float32)
-    drops = np.zeros_like(logs)
-    for i in range(theta.shape[0]):
-        for x in range(2, TABLE + 1):
-            _next_count(x, inverse_theta[i], logs[i, x - 2], drops[i, x - 2], logs[i, x - 1], drops[i, x - 1])
+    inverse_theta = np.empty_like(theta)
+    logs = np.empty((theta.shape[0], TABLE, theta.shape[1]), np.float32)
+    drops = np.empty_like(logs)
+    for k in range(theta.shape[0]):
+        fill_count_tables(theta, inverse_theta, logs, drops, k, 0, theta.shape[1])
     return inverse_theta, logs, drops
 
 
-@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
+def fill_count_tables(theta, inverse_theta, logs, drops, k, first, last):
+    """The tables of `count_tables` for group k of cells and the genes first ... last - 1."""
+    for g in range(first, last):
+        inverse_theta[k, g] = ONE / theta[k, g]
+        logs[k, 0, g], drops[k, 0, g] = np.float32(0.0), np.float32(0.0)
+    for x in range(2, TABLE + 1):
+        _next_count(
+            x, inverse_theta[k, first:last], logs[k, x - 2, first:last], drops[k, x - 2, first:last],
+            logs[k, x - 1, first:last], drops[k, x - 1, first:last],
+        )  # fmt: skip
+
+
+@njit(forceinline=True, fastmath=STRICT, **INNER)
 def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
     factor = np.float32(math.log(x))
     for g in range(inverse_theta.size):
@@ -147,7 +164,7 @@ def _next_count(x, inverse_theta, logs, drops, next_logs, next_drops):
         next_drops[g] = drops[g] + u * r
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _nb_count(count, mean, theta, log_zero, logs, drops, g):
     """Terms that a count adds to `log_zero`, the log-probability of a zero, besides count x log mean; and to slopes.
 
@@ -163,7 +180,7 @@ def _nb_count(count, mean, theta, log_zero, logs, drops, g):
     return _nb_large_count(np.float64(count), np.float64(mean), np.float64(theta))
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _nb_large_count(x, mean, theta):
     """`_nb_count` in float64, for any x > 0."""
     scale = theta + mean
@@ -171,7 +188,7 @@ def _nb_large_count(x, mean, theta):
     return value, np.float32(x * theta / scale), np.float32(theta * rise - x * theta / scale)
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _sum(values):
     """Sum in float64 of float32 sums over slices; each slice is a separate array, so that its loop vectorises."""
     total = 0.0
@@ -184,7 +201,7 @@ def _sum(values):
     return total
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _add_bias(logits, bias):
     """logits += bias; returns the largest, found among integers with the order of the floats, which LLVM vectorises."""
     top = np.int32(-0x80000000)
@@ -196,7 +213,7 @@ def _add_bias(logits, bias):
     return np.int32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _exp_row(logits, top, out):
     """out = exp(logits - top); returns the sum."""
     total = 0.0
@@ -205,7 +222,7 @@ def _exp_row(logits, top, out):
     return total
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _exp_slice(logits, top, out):
     total = np.float32(0.0)
     for g in range(logits.size):
@@ -215,7 +232,7 @@ def _exp_slice(logits, top, out):
     return total
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _softmax_row(logits, bias, out):
     """Adds the bias to the logits; fills `out` with exp(logits - largest).
 
@@ -227,7 +244,7 @@ def _softmax_row(logits, bias, out):
     return np.float32(1.0 / total), np.float64(top) + math.log(total)
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
     """Values of all genes at count 0: log p, d log p / d log mean, d log p / d log theta.
 
@@ -245,7 +262,7 @@ def _nb_zeros(proportions, scale, library, theta, inverse_theta, log_probability
     return total, total_slope
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_probability, slope, theta_slope):
     total, total_slope = np.float32(0.0), np.float32(0.0)
     for g in range(proportions.size):
@@ -262,7 +279,7 @@ def _nb_zeros_slice(proportions, scale, library, theta, inverse_theta, log_proba
     return total, total_slope
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, bias_gradient, theta_gradient):
     """logits = weight (slope - proportions total_slope), by the chain rule; adds to the bias and theta gradients."""
     for g in range(slope.size):
@@ -272,110 +289,106 @@ def _gradient_row(slope, total_slope, proportions, theta_slope, weight, logits, 
         theta_gradient[g] += weight * theta_slope[g]
 
 
-@njit(forceinline=True, fastmath=SUMS, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=SUMS, **INNER)
 def _add(target, values):
     for g in range(values.size):
         target[g] += values[g]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def nb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-            log_probability, bias_gradient, theta_gradient):  # fmt: skip
+@njit(forceinline=True, **INNER)
+def _nb_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+              log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """Negative-binomial log p per row from logits; logits become weight x d log p / d logits.
 
     Row i of the logits belongs to cell i % cells, so the draws of the latent variables follow one another. The logits
-    come without `bias`, which is added here. bias_gradient (blocks, genes) and theta_gradient (blocks, groups, genes)
-    receive weight x d log p / d bias and / d log theta, one slab per block of cells.
+    come without `bias`, which is added here. weight x d log p / d bias and / d log theta are added to bias_gradient
+    (genes) and theta_gradient (groups, genes).
     """
-    n_rows, n_genes = logits.shape
+    n_genes = logits.shape[1]
     n_cells = library.size
-    n_blocks = (n_rows + block - 1) // block
-    inverse_theta, logs, drops = _count_tables(theta)
-    for b in prange(n_blocks):
-        proportions = np.empty(n_genes, np.float32)
-        log_p = np.empty(n_genes, np.float32)
-        slope = np.empty(n_genes, np.float32)
-        theta_slope = np.empty(n_genes, np.float32)
-        for i in range(b * block, min((b + 1) * block, n_rows)):
-            c = i % n_cells
-            row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
-            row_logs, row_drops = logs[group[c]], drops[group[c]]
-            scale, log_total = _softmax_row(logits[i], bias, proportions)
-            log_norm = math.log(np.float64(library[c])) - log_total
-            total, total_slope = _nb_zeros(
-                proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope
-            )
-            # the log mean at the non-zero counts comes from the logits, before they are overwritten
-            for j in range(indptr[c], indptr[c + 1]):
-                if counts[j] > 0:
-                    g = indices[j]
-                    value, pull, theta_pull = _nb_count(
-                        counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
-                    )
-                    total += value + np.float64(counts[j]) * (logits[i, g] + log_norm)
-                    slope[g] += pull
-                    total_slope += pull
-                    theta_slope[g] += theta_pull
-            log_probability[i] = total
-            if not want_gradient:
-                continue
-            _gradient_row(
-                slope, np.float32(total_slope), proportions, theta_slope, weight[i],
-                logits[i], bias_gradient[b], theta_gradient[b, group[c]],
-            )  # fmt: skip
+    theta, inverse_theta, logs, drops = head.theta, head.inverse_theta, head.logs, head.drops
+    proportions = np.empty(n_genes, np.float32)
+    log_p = np.empty(n_genes, np.float32)
+    slope = np.empty(n_genes, np.float32)
+    theta_slope = np.empty(n_genes, np.float32)
+    for i in range(first, last):
+        c = i % n_cells
+        row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
+        row_logs, row_drops = logs[group[c]], drops[group[c]]
+        scale, log_total = _softmax_row(logits[i], bias, proportions)
+        log_norm = math.log(np.float64(library[c])) - log_total
+        total, total_slope = _nb_zeros(
+            proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope
+        )
+        # the log mean at the non-zero counts comes from the logits, before they are overwritten
+        for j in range(indptr[c], indptr[c + 1]):
+            if counts[j] > 0:
+                g = indices[j]
+                value, pull, theta_pull = _nb_count(
+                    counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
+                )
+                total += value + np.float64(counts[j]) * (logits[i, g] + log_norm)
+                slope[g] += pull
+                total_slope += pull
+                theta_slope[g] += theta_pull
+        log_probability[i] = total
+        if not want_gradient:
+            continue
+        _gradient_row(
+            slope, np.float32(total_slope), proportions, theta_slope, weight[i],
+            logits[i], bias_gradient, theta_gradient[group[c]],
+        )  # fmt: skip
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def zinb_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-              log_probability, bias_gradient, theta_gradient):  # fmt: skip
-    """As `nb_rows`, with zero inflation: the second half of each row holds the logits q of pi.
+@njit(forceinline=True, **INNER)
+def _zinb_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    """As `_nb_block`, with zero inflation: the second half of each row holds the logits q of pi.
 
     log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q). A zero comes from the negative binomial
     with probability sigmoid(log NB(0) - q); the slopes of the negative binomial are multiplied by it.
     """
-    n_rows, n_genes = logits.shape[0], logits.shape[1] // 2
+    n_genes = logits.shape[1] // 2
     n_cells = library.size
-    n_blocks = (n_rows + block - 1) // block
-    inverse_theta, logs, drops = _count_tables(theta)
-    for b in prange(n_blocks):
-        proportions = np.empty(n_genes, np.float32)
-        log_p = np.empty(n_genes, np.float32)
-        slope = np.empty(n_genes, np.float32)
-        theta_slope = np.empty(n_genes, np.float32)
-        for i in range(b * block, min((b + 1) * block, n_rows)):
-            c = i % n_cells
-            row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
-            row_logs, row_drops = logs[group[c]], drops[group[c]]
-            row, inflation = logits[i, :n_genes], logits[i, n_genes:]
-            scale, log_total = _softmax_row(row, bias[:n_genes], proportions)
-            _add(inflation, bias[n_genes:])
-            log_norm = math.log(np.float64(library[c])) - log_total
-            _nb_zeros(proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
-            total = 0.0
-            for j in range(indptr[c], indptr[c + 1]):
-                if counts[j] > 0:  # replaces the value at a zero; SEEN marks the gene for `_inflate`
-                    g = indices[j]
-                    value, pull, theta_pull = _nb_count(
-                        counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
-                    )
-                    total += value + np.float64(counts[j]) * (row[g] + log_norm) + log_p[g]
-                    slope[g] += pull
-                    theta_slope[g] += theta_pull
-                    log_p[g] = SEEN
-            _inflate(log_p, inflation, slope, theta_slope)
-            log_probability[i] = total + _sum(log_p)
-            if not want_gradient:
-                continue
-            _gradient_row(
-                slope, np.float32(_sum(slope)), proportions, theta_slope, weight[i],
-                row, bias_gradient[b, :n_genes], theta_gradient[b, group[c]],
-            )  # fmt: skip
-            for g in range(n_genes):
-                inflation[g] *= weight[i]
-            _add(bias_gradient[b, n_genes:], inflation)
+    theta, inverse_theta, logs, drops = head.theta, head.inverse_theta, head.logs, head.drops
+    proportions = np.empty(n_genes, np.float32)
+    log_p = np.empty(n_genes, np.float32)
+    slope = np.empty(n_genes, np.float32)
+    theta_slope = np.empty(n_genes, np.float32)
+    for i in range(first, last):
+        c = i % n_cells
+        row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
+        row_logs, row_drops = logs[group[c]], drops[group[c]]
+        row, inflation = logits[i, :n_genes], logits[i, n_genes:]
+        scale, log_total = _softmax_row(row, bias[:n_genes], proportions)
+        _add(inflation, bias[n_genes:])
+        log_norm = math.log(np.float64(library[c])) - log_total
+        _nb_zeros(proportions, scale, library[c], row_theta, row_inverse, log_p, slope, theta_slope)
+        total = 0.0
+        for j in range(indptr[c], indptr[c + 1]):
+            if counts[j] > 0:  # replaces the value at a zero; SEEN marks the gene for `_inflate`
+                g = indices[j]
+                value, pull, theta_pull = _nb_count(
+                    counts[j], library[c] * proportions[g], row_theta[g], log_p[g], row_logs, row_drops, g
+                )
+                total += value + np.float64(counts[j]) * (row[g] + log_norm) + log_p[g]
+                slope[g] += pull
+                theta_slope[g] += theta_pull
+                log_p[g] = SEEN
+        _inflate(log_p, inflation, slope, theta_slope)
+        log_probability[i] = total + _sum(log_p)
+        if not want_gradient:
+            continue
+        _gradient_row(
+            slope, np.float32(_sum(slope)), proportions, theta_slope, weight[i],
+            row, bias_gradient[:n_genes], theta_gradient[group[c]],
+        )  # fmt: skip
+        for g in range(n_genes):
+            inflation[g] *= weight[i]
+        _add(bias_gradient[n_genes:], inflation)
 
 
-@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, **INNER)
 def _inflate(log_p, inflation, slope, theta_slope):
     """Turns log NB(0) and its slopes into log p(0) and its slopes, and q into d log p / d q.
 
@@ -400,64 +413,60 @@ def _inflate(log_p, inflation, slope, theta_slope):
         theta_slope[g] = theta_slope[g] if seen else theta_slope[g] * from_base
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def poisson_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-                 log_probability, bias_gradient, theta_gradient):  # fmt: skip
-    """As `nb_rows`, without dispersion: the zeros of a row give -library in total, as its proportions sum to 1."""
-    n_rows, n_genes = logits.shape
+@njit(forceinline=True, **INNER)
+def _poisson_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    """As `_nb_block`, without dispersion: the zeros of a row give -library in total, as its proportions sum to 1."""
+    n_genes = logits.shape[1]
     n_cells = library.size
-    n_blocks = (n_rows + block - 1) // block
-    for b in prange(n_blocks):
-        proportions = np.empty(n_genes, np.float32)
-        for i in range(b * block, min((b + 1) * block, n_rows)):
-            c = i % n_cells
-            scale, log_total = _softmax_row(logits[i], bias, proportions)
-            log_norm = math.log(np.float64(library[c])) - log_total
-            total, seen = -np.float64(library[c]), 0.0
-            for j in range(indptr[c], indptr[c + 1]):
-                x = np.float64(counts[j])
-                if x > 0:
-                    seen += x
-                    total += x * (logits[i, indices[j]] + log_norm) - _log_factorial(x)
-            log_probability[i] = total
-            if not want_gradient:
-                continue
-            pulled = np.float32(-seen * scale * weight[i])
-            for g in range(n_genes):
-                logits[i, g] = pulled * proportions[g]
-            for j in range(indptr[c], indptr[c + 1]):
-                logits[i, indices[j]] += weight[i] * counts[j]
-            _add(bias_gradient[b], logits[i])
+    proportions = np.empty(n_genes, np.float32)
+    for i in range(first, last):
+        c = i % n_cells
+        scale, log_total = _softmax_row(logits[i], bias, proportions)
+        log_norm = math.log(np.float64(library[c])) - log_total
+        total, seen = -np.float64(library[c]), 0.0
+        for j in range(indptr[c], indptr[c + 1]):
+            x = np.float64(counts[j])
+            if x > 0:
+                seen += x
+                total += x * (logits[i, indices[j]] + log_norm) - _log_factorial(x)
+        log_probability[i] = total
+        if not want_gradient:
+            continue
+        pulled = np.float32(-seen * scale * weight[i])
+        for g in range(n_genes):
+            logits[i, g] = pulled * proportions[g]
+        for j in range(indptr[c], indptr[c + 1]):
+            logits[i, indices[j]] += weight[i] * counts[j]
+        _add(bias_gradient, logits[i])
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
+@njit(forceinline=True, **INNER)
 def _log_factorial(x):
     return LOG_FACTORIAL[np.int64(x)] if x < LOG_FACTORIAL.size and x == math.floor(x) else math.lgamma(x + 1.0)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def bernoulli_rows(logits, bias, indptr, indices, counts, library, theta, group, weight, block, want_gradient,
-                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
-    """Bernoulli log p per row from logits; logits become weight x d log p / d logits. Arguments as in `nb_rows`."""
-    n_rows, n_genes = logits.shape
+@njit(forceinline=True, **INNER)
+def _bernoulli_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                     log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    """Bernoulli log p per row from logits; logits become weight x d log p / d logits. Arguments as in `_nb_block`."""
+    n_genes = logits.shape[1]
     n_cells = library.size
-    n_blocks = (n_rows + block - 1) // block
-    for b in prange(n_blocks):
-        log_p = np.empty(n_genes, np.float32)
-        for i in range(b * block, min((b + 1) * block, n_rows)):
-            c = i % n_cells
-            _add(logits[i], bias)
-            total = 0.0
-            for j in range(indptr[c], indptr[c + 1]):
-                total += np.float64(counts[j]) * np.float64(logits[i, indices[j]])
-            _bernoulli_zeros(logits[i], weight[i], log_p)
-            log_probability[i] = total + _sum(log_p)
-            for j in range(indptr[c], indptr[c + 1]):
-                logits[i, indices[j]] += weight[i] * counts[j]
-            _add(bias_gradient[b], logits[i])
+    log_p = np.empty(n_genes, np.float32)
+    for i in range(first, last):
+        c = i % n_cells
+        _add(logits[i], bias)
+        total = 0.0
+        for j in range(indptr[c], indptr[c + 1]):
+            total += np.float64(counts[j]) * np.float64(logits[i, indices[j]])
+        _bernoulli_zeros(logits[i], weight[i], log_p)
+        log_probability[i] = total + _sum(log_p)
+        for j in range(indptr[c], indptr[c + 1]):
+            logits[i, indices[j]] += weight[i] * counts[j]
+        _add(bias_gradient, logits[i])
 
 
-@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
+@njit(forceinline=True, fastmath=STRICT, **INNER)
 def _bernoulli_zeros(logits, weight, log_p):
     """log p(0) = -softplus(logit), and logits become weight x its slope, -sigmoid(logit)."""
     for g in range(logits.size):
@@ -467,14 +476,151 @@ def _bernoulli_zeros(logits, weight, log_p):
         logits[g] = -weight * (r if logits[g] >= 0 else e * r)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def log1p_scaled(indptr, values, scale, out):
-    """out[j] = log(1 + scale[row of j] * values[j])."""
-    for i in prange(indptr.size - 1):
-        _log1p_row(values[indptr[i] : indptr[i + 1]], scale[i], out[indptr[i] : indptr[i + 1]])
-
-
-@njit(forceinline=True, fastmath=STRICT, cache=True, error_model="numpy")
-def _log1p_row(values, scale, out):
+@njit(forceinline=True, fastmath=STRICT, **INNER)
+def log1p_row(values, scale, out):
+    """out[j] = log(1 + scale * values[j])."""
     for j in range(values.size):
         out[j] = _log1p(scale * values[j])[0]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def log1p_scaled(counter, block, indptr, values, scale, out):
+    """out[j] = log(1 + scale[row of j] * values[j])."""
+    while True:
+        first = block * fetch_add(counter, 0, 1)
+        if first >= scale.size:
+            return
+        for i in range(first, min(first + block, scale.size)):
+            log1p_row(values[indptr[i] : indptr[i + 1]], scale[i], out[indptr[i] : indptr[i + 1]])
+
+
+def log_prob_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    """log p of some rows under the distribution that the type of `head` names: see `_nb_block`."""
+    raise NotImplementedError("kernels call this; Python does not")
+
+
+@overload(log_prob_block, jit_options={"forceinline": True, "error_model": "numpy"})
+def _log_prob_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                    log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    block = BLOCKS[head.instance_class]
+
+    def call(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+             log_probability, bias_gradient, theta_gradient):  # fmt: skip
+        block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+              log_probability, bias_gradient, theta_gradient)  # fmt: skip
+
+    return call
+
+
+BLOCKS = {
+    NegativeBinomialHead: _nb_block,
+    ZeroInflatedHead: _zinb_block,
+    PoissonHead: _poisson_block,
+    BernoulliHead: _bernoulli_block,
+}
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def log_prob_rows(counter, head, features, weight, logits, bias, indptr, indices, counts, library, group, row_weight,
+                  block, want_gradient, of_features, log_probability, bias_gradient, theta_gradient):  # fmt: skip
+    """The output layer and `log_prob_block`, in blocks of rows; each has its own slab of gradients.
+
+    With want_gradient, of_features is filled with row_weight x d log p / d features.
+    """
+    n_rows = logits.shape[0]
+    while True:
+        b = fetch_add(counter, 0, 1)
+        first, last = b * block, min((b + 1) * block, n_rows)
+        if first >= n_rows:
+            return
+        multiply(features[first:last], False, weight, True, np.float32(0.0), logits[first:last])
+        log_prob_block(head, logits, bias, indptr, indices, counts, library, group, row_weight, first, last,
+                       want_gradient, log_probability, bias_gradient[b], theta_gradient[b])  # fmt: skip
+        if want_gradient:
+            multiply(logits[first:last], False, weight, False, np.float32(0.0), of_features[first:last])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def multiply_rows(counter, a, b, beta, out):
+    """out = a @ b + beta out, in blocks of rows of `a`."""
+    n = out.shape[0]
+    while True:
+        first = PIECE * fetch_add(counter, 0, 1)
+        if first >= n:
+            return
+        last = min(first + PIECE, n)
+        multiply(a[first:last], False, b, False, beta, out[first:last])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def multiply_transposed(counter, a, b, beta, out):
+    """out = a.T @ b + beta out, in blocks of columns of `a`."""
+    n = out.shape[0]
+    while True:
+        first = PIECE * fetch_add(counter, 0, 1)
+        if first >= n:
+            return
+        last = min(first + PIECE, n)
+        multiply(a[:, first:last], True, b, False, beta, out[first:last])
+
+
+def expected_log1p_row(head, logits, bias, group, library, scale, out):
+    """E log1p(scale * count) of one cell under `head`: see `scvae.likelihoods.counts.expected_log1p`.
+
+    Adds the bias to the logits.
+    """
+    raise NotImplementedError("kernels call this; Python does not")
+
+
+@overload(expected_log1p_row, jit_options={"forceinline": True, "error_model": "numpy"})
+def _expected_log1p_row(head, logits, bias, group, library, scale, out):
+    return EXPECTED[head.instance_class]
+
+
+def _nb_expected(head, logits, bias, group, library, scale, out):
+    factor, _ = _softmax_row(logits, bias, out)
+    _nb_expected_row(out, np.float32(factor * library), head.theta[group], head.inverse_theta[group], scale)
+
+
+def _zinb_expected(head, logits, bias, group, library, scale, out):
+    n = out.size
+    factor, _ = _softmax_row(logits[:n], bias[:n], out)
+    _add(logits[n:], bias[n:])
+    _zinb_expected_row(
+        out, np.float32(factor * library), head.theta[group], head.inverse_theta[group], logits[n:], scale
+    )
+
+
+def _poisson_expected(head, logits, bias, group, library, scale, out):
+    factor, _ = _softmax_row(logits, bias, out)
+    _poisson_expected_row(out, np.float32(factor * library), scale)
+
+
+@njit(forceinline=True, fastmath=STRICT, **INNER)
+def _nb_expected_row(out, factor, theta, inverse_theta, scale):
+    for g in range(out.size):
+        mean = factor * out[g]
+        above_zero = max(ONE - _exp(-theta[g] * _log1p(mean * inverse_theta[g])[0]), TINY)
+        out[g] = above_zero * _log1p(scale * mean / above_zero)[0]
+
+
+@njit(forceinline=True, fastmath=STRICT, **INNER)
+def _zinb_expected_row(out, factor, theta, inverse_theta, zero_logit, scale):
+    for g in range(out.size):
+        e = _exp(-abs(zero_logit[g]))
+        kept = (e if zero_logit[g] >= 0 else ONE) / (ONE + e)
+        mean = factor * out[g]
+        above_zero = max(kept * (ONE - _exp(-theta[g] * _log1p(mean * inverse_theta[g])[0])), TINY)
+        out[g] = above_zero * _log1p(scale * kept * mean / above_zero)[0]
+
+
+@njit(forceinline=True, fastmath=STRICT, **INNER)
+def _poisson_expected_row(out, factor, scale):
+    for g in range(out.size):
+        mean = factor * out[g]
+        above_zero = max(ONE - _exp(-mean), TINY)
+        out[g] = above_zero * _log1p(scale * mean / above_zero)[0]
+
+
+EXPECTED = {NegativeBinomialHead: _nb_expected, ZeroInflatedHead: _zinb_expected, PoissonHead: _poisson_expected}

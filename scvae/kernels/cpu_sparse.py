@@ -4,108 +4,164 @@ They share no code with the heads in `cpu`, because numba checks the date of one
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from .native import INNER, fetch_add
 
 SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}  # sums may run in any order, the same at every call
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def csr_to_dense(indptr, indices, values, out):
+ROWS = 16  # claimed at a time
+GENES = 256  # columns claimed at a time
+
+
+@njit(forceinline=True, **INNER)
+def _claim(counter, n, size):
+    """The next items for this thread, as first and last + 1; both are n or more once all are claimed."""
+    first = size * fetch_add(counter, 0, 1)
+    return first, min(first + size, n)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def csr_to_dense(counter, indptr, indices, values, out):
     """out = the rows as a dense array."""
-    for i in prange(out.shape[0]):
-        out[i, :] = np.float32(0.0)
-        for j in range(indptr[i], indptr[i + 1]):
-            out[i, indices[j]] += values[j]
+    n_rows = out.shape[0]
+    while True:
+        first, last = _claim(counter, n_rows, ROWS)
+        if first >= n_rows:
+            return
+        for i in range(first, last):
+            fill_row(indices[indptr[i] : indptr[i + 1]], values[indptr[i] : indptr[i + 1]], out[i])
 
 
-@njit(inline="always")
-def _add_weighted(target, values, sources, table, start, stop):
-    """target += sum over j in start ... stop of values[j] * table[sources[j]], in fours to load `target` less often."""
-    whole = start + (stop - start) // 4 * 4
-    for j in range(start, whole, 4):
+@njit(forceinline=True, **INNER)
+def fill_row(indices, values, out):
+    """out = the sparse row as a dense one."""
+    for k in range(out.size):
+        out[k] = np.float32(0.0)
+    for j in range(indices.size):
+        out[indices[j]] += values[j]
+
+
+@njit(forceinline=True, fastmath=SUMS, **INNER)
+def add_weighted(target, values, sources, table):
+    """target += sum over j of values[j] * table[sources[j]], in fours to load `target` less often."""
+    whole = values.size // 4 * 4
+    for j in range(0, whole, 4):
         a, b, c, d = values[j], values[j + 1], values[j + 2], values[j + 3]
         of_a, of_b, of_c, of_d = table[sources[j]], table[sources[j + 1]], table[sources[j + 2]], table[sources[j + 3]]
         for k in range(target.size):
             target[k] += a * of_a[k] + b * of_b[k] + c * of_c[k] + d * of_d[k]
-    for j in range(whole, stop):
+    for j in range(whole, values.size):
         a, of_a = values[j], table[sources[j]]
         for k in range(target.size):
             target[k] += a * of_a[k]
 
 
-@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
-def csr_matmul(indptr, indices, values, weight, out):
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+def csr_matmul(counter, indptr, indices, values, weight, out):
     """out[i] += sum over the stored j of row i of values[j] * weight[indices[j]]."""
-    for i in prange(out.shape[0]):
-        _add_weighted(out[i], values, indices, weight, indptr[i], indptr[i + 1])
+    n_rows = out.shape[0]
+    while True:
+        first, last = _claim(counter, n_rows, ROWS)
+        if first >= n_rows:
+            return
+        for i in range(first, last):
+            add_weighted(out[i], values[indptr[i] : indptr[i + 1]], indices[indptr[i] : indptr[i + 1]], weight)
 
 
-@njit(forceinline=True, cache=True, error_model="numpy")
-def _by_column(indptr, indices, values, n_columns):
-    """Stored entries sorted by column and, within it, by row: the start of each column, the rows and the values."""
-    starts = np.zeros(n_columns + 1, np.int64)
-    for j in range(indices.size):
-        starts[indices[j] + 1] += 1
-    for g in range(n_columns):
-        starts[g + 1] += starts[g]
-    free = starts[:-1].copy()
-    rows = np.empty(indices.size, np.int32)
-    sorted_values = np.empty(indices.size, np.float32)
-    for i in range(indptr.size - 1):
-        for j in range(indptr[i], indptr[i + 1]):
-            place = free[indices[j]]
-            rows[place] = i
-            sorted_values[place] = values[j]
-            free[indices[j]] = place + 1
-    return starts, rows, sorted_values
-
-
-@njit(parallel=True, cache=True, error_model="numpy", fastmath=SUMS)
-def csr_transposed_matmul(indptr, indices, values, rows, out):
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+def csr_transposed_matmul(counter, indptr, indices, values, rows, out):
     """out[g] = sum over the stored j of column g of values[j] * rows[row of j]: the gradient of `csr_matmul`.
 
-    The entries are sorted by column first, so that one thread writes each row of `out` once, in the order of the cells.
+    Rows must be sorted. A thread claims some columns and finds their entries in each row.
     """
-    starts, row_of, sorted_values = _by_column(indptr, indices, values, out.shape[0])
-    for g in prange(out.shape[0]):
-        out[g, :] = np.float32(0.0)
-        _add_weighted(out[g], sorted_values, row_of, rows, starts[g], starts[g + 1])
+    n_columns = out.shape[0]
+    while True:
+        first, last = _claim(counter, n_columns, GENES)
+        if first >= n_columns:
+            return
+        for g in range(first, last):
+            for k in range(out.shape[1]):
+                out[g, k] = np.float32(0.0)
+        add_columns(first, last, indptr, indices, values, rows, out)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def take_rows(stored_indices, stored_values, first, indptr, indices, values):
+@njit(forceinline=True, fastmath=SUMS, **INNER)
+def add_columns(first, last, indptr, indices, values, rows, out):
+    """out[g] += sum over the stored j of column g of values[j] * rows[row of j], for the columns first ... last - 1."""
+    for i in range(indptr.size - 1):
+        j, end = indptr[i], indptr[i + 1]
+        below = end
+        while j < below:  # the first entry of the row that is not below `first`
+            middle = (j + below) // 2
+            if indices[middle] < first:
+                j = middle + 1
+            else:
+                below = middle
+        while j < end and indices[j] < last:
+            value, target = values[j], out[indices[j]]
+            for k in range(target.size):
+                target[k] += value * rows[i, k]
+            j += 1
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def are_sorted(indptr, indices):
+    """Whether the columns of every row ascend."""
+    for i in range(indptr.size - 1):
+        for j in range(indptr[i] + 1, indptr[i + 1]):
+            if indices[j] < indices[j - 1]:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def take_rows(counter, stored_indices, stored_values, first, indptr, indices, values):
     """Copies the entries of each row, stored from `first`, to the places given by `indptr`."""
-    for i in prange(first.size):
-        shift = first[i] - indptr[i]
-        for j in range(indptr[i], indptr[i + 1]):
-            indices[j] = stored_indices[j + shift]
-            values[j] = stored_values[j + shift]
+    while True:
+        start, stop = _claim(counter, first.size, ROWS)
+        if start >= first.size:
+            return
+        for i in range(start, stop):
+            shift = first[i] - indptr[i]
+            for j in range(indptr[i], indptr[i + 1]):
+                indices[j] = stored_indices[j + shift]
+                values[j] = stored_values[j + shift]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def count_mapped(stored_indices, first, last, column_map, lengths):
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_mapped(counter, stored_indices, first, last, column_map, lengths):
     """lengths[i] = number of entries stored from first[i] to last[i] whose column is in the map."""
-    for i in prange(first.size):
-        n = 0
-        for j in range(first[i], last[i]):
-            n += column_map[stored_indices[j]] >= 0
-        lengths[i] = n
+    while True:
+        start, stop = _claim(counter, first.size, ROWS)
+        if start >= first.size:
+            return
+        for i in range(start, stop):
+            n = 0
+            for j in range(first[i], last[i]):
+                n += column_map[stored_indices[j]] >= 0
+            lengths[i] = n
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def take_mapped(stored_indices, stored_values, first, last, column_map, indptr, indices, values):
+@njit(nogil=True, cache=True, error_model="numpy")
+def take_mapped(counter, stored_indices, stored_values, first, last, column_map, indptr, indices, values):
     """As `take_rows`, with the columns renumbered, and without the entries whose column is not in the map."""
-    for i in prange(first.size):
-        place = indptr[i]
-        for j in range(first[i], last[i]):
-            column = column_map[stored_indices[j]]
-            if column >= 0:
-                indices[place] = column
-                values[place] = stored_values[j]
-                place += 1
+    while True:
+        start, stop = _claim(counter, first.size, ROWS)
+        if start >= first.size:
+            return
+        for i in range(start, stop):
+            place = indptr[i]
+            for j in range(first[i], last[i]):
+                column = column_map[stored_indices[j]]
+                if column >= 0:
+                    indices[place] = column
+                    values[place] = stored_values[j]
+                    place += 1
 
 
-# the next two run in several Python threads, each on its own rows: not all of numba's threading layers can do this
+# the next two are called by several Python threads, each with its own rows
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

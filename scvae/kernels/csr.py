@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import cpu_kernels
 from .block import Block
 from .selection import SelectedRows
 
@@ -53,6 +54,15 @@ class CSR(Block):
 
     def select(self, positions: Tensor) -> SelectedRows:
         return self.selected().select(positions)
+
+    def sorted(self) -> CSR:
+        """The same rows, with ascending columns; themselves if they are so already."""
+        kernels = cpu_kernels()
+        indptr, indices = self.indptr.numpy(), self.indices.numpy()
+        if kernels is not None and kernels.sparse.are_sorted(indptr, indices):
+            return self
+        order = np.lexsort((indices, self.row_of_stored().numpy()))
+        return CSR(self.indptr, self.indices[order], self.values[order], self.n_columns)
 
     def row_of_stored(self) -> Int[Tensor, "stored"]:
         """Row number of each stored value."""

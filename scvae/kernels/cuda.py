@@ -278,7 +278,7 @@ def count_rows(
     offset: int,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """log p of each row from logits, which become weight x d log p / d logits, as in `cpu.nb_rows`.
+    """log p of each row from logits, which become weight x d log p / d logits, as in `cpu.log_prob_block`.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,38 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backends import cpu_kernels
+from . import team
+from .backends import Kernels, cpu_kernels
 from .csr import CSR
-from .products import large_products
+from .records import BernoulliHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
+from .threads import of_call
 
 LOGITS_BUDGET = 2**23  # most float32 logits in memory (32 MB): larger batches pass the output layer in chunks
 CACHED_LOGITS = 2**20  # logits that fit in the cache (4 MB), unless a chunk then has too few rows for fast products
 FEWEST_ROWS = 256
-THETA_BUDGET = 2**22  # partial sums of the dispersion gradient
+ROWS = 64  # of a piece of work: with fewer, packing the weights takes a large part of a product
+ZERO, ONE = np.float32(0.0), np.float32(1.0)
+HEADS = {"nb": NegativeBinomialHead, "zinb": ZeroInflatedHead, "poisson": PoissonHead, "bernoulli": BernoulliHead}
+
+
+def crowded_from(size: int) -> float:
+    """The share of non-zeros from which a product is faster with a dense block of `size` rows x columns.
+
+    Both were equally fast at 22 % for 128 cells x 2,000 genes, 17 % for 1,024 x 2,000 and 13 % for 128 x 20,000:
+    `benchmarks/first_layer.py`.
+    """
+    return 0.2 if size <= 2**20 else 0.12
 
 
 def is_crowded(rows: CSR) -> bool:
-    """Whether the product is faster with a dense block of these rows than with the sparse rows.
-
-    The fraction of non-zeros at which both are equally fast was 22 % for 128 cells x 2,000 genes, 17 % for
-    1,024 x 2,000 and 13 % for 128 x 20,000: `benchmarks/first_layer.py`.
-    """
+    """Whether the product is faster with a dense block of these rows than with the sparse rows."""
     size = len(rows) * rows.n_columns
-    return size <= LOGITS_BUDGET and rows.indices.numel() > (0.2 if size <= 2**20 else 0.12) * size
+    return size <= LOGITS_BUDGET and rows.indices.numel() > crowded_from(size) * size
+
+
+def rows_per_block(n_rows: int) -> int:
+    """Rows of a piece of work: fewer than `ROWS` only if there are more threads than such pieces."""
+    return ROWS if of_call() * ROWS <= max(n_rows, 2 * ROWS) else ROWS // 2
 
 
 class RowsMatmul(torch.autograd.Function):
@@ -34,29 +49,36 @@ class RowsMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, start: Tensor, weight: Tensor, rows: CSR) -> Tensor:
-        kernels = cpu_kernels()
-        assert kernels is not None
+        kernels = _kernels()
         ctx.rows, ctx.shape, ctx.block = rows, weight.shape, None
+        out = start.clone(memory_format=torch.contiguous_format)
+        factor = weight.detach().contiguous().numpy()
         if is_crowded(rows):
             ctx.block = torch.empty(len(rows), rows.n_columns)
-            kernels.sparse.csr_to_dense(*_arrays(rows), ctx.block.numpy())
-            with large_products():
-                return torch.addmm(start, ctx.block, weight)
-        out = start.clone(memory_format=torch.contiguous_format)
-        kernels.sparse.csr_matmul(*_arrays(rows), weight.detach().contiguous().numpy(), out.numpy())
+            team.run(kernels.sparse.csr_to_dense, *_arrays(rows), ctx.block.numpy(), work=ctx.block.numel())
+            _multiply(kernels.heads.multiply_rows, ctx.block, factor, ONE, out)
+        else:
+            work = weight.shape[1] * rows.indices.numel()
+            team.run(kernels.sparse.csr_matmul, *_arrays(rows), factor, out.numpy(), work=work)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        kernels = cpu_kernels()
-        assert kernels is not None
+        kernels = _kernels()
+        out, gradient = torch.empty(ctx.shape), gradient.contiguous()
         if ctx.block is not None:
-            with large_products():
-                return gradient, ctx.block.T @ gradient, None
-        out = torch.empty(ctx.shape)
-        kernels.sparse.csr_transposed_matmul(*_arrays(ctx.rows), gradient.contiguous().numpy(), out.numpy())
+            _multiply(kernels.heads.multiply_transposed, ctx.block, gradient.numpy(), ZERO, out)
+        else:
+            rows = ctx.rows.sorted()
+            work = out.shape[1] * rows.indices.numel()
+            arrays = (*_arrays(rows), gradient.numpy(), out.numpy())
+            team.run(kernels.sparse.csr_transposed_matmul, *arrays, work=work)
         return gradient, out, None
+
+
+def _multiply(kernel: Callable[..., Any], a: Tensor, b: np.ndarray, beta: np.float32, out: Tensor) -> None:
+    team.run(kernel, a.numpy(), b, beta, out.numpy(), work=a.numel() * b.shape[1])
 
 
 class FusedHead(torch.autograd.Function):
@@ -65,7 +87,7 @@ class FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: str,
+        name: str,
         features: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -75,39 +97,35 @@ class FusedHead(torch.autograd.Function):
         group: Tensor,
         row_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kernels = cpu_kernels()
-        assert kernels is not None
-        rows_kernel = getattr(kernels.heads, kernel)
+        heads = _kernels().heads
         want_gradient = any(ctx.needs_input_grad)
         log_prob = np.empty(features.shape[0])
-        of_features = torch.empty_like(features) if want_gradient else None
+        of_features = torch.empty_like(features) if want_gradient else features[:0]
         of_weights = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
-        theta = log_theta.exp().numpy()
+        head = _head(heads, HEADS[name], log_theta)
         # a loss uses -total, so the gradient of -total is computed here and needs no copy in `backward`
         cost_weight = -row_weight
+        weights, features = weight.contiguous().numpy(), features.contiguous()
         chunks = _chunks(features.shape[0], len(counts), weight.shape[0])
         buffer = torch.empty(max(r.stop - r.start for _, blocks in chunks for r in blocks), weight.shape[0])
-        added = False  # whether the gradient of the weights holds anything yet
+        added = ZERO  # 1 as soon as the gradient of the weights holds anything
         for cells, row_blocks in chunks:
             stored = counts.rows(cells.start, cells.stop)
             for rows in row_blocks:
-                logits = buffer[: rows.stop - rows.start]
-                with large_products():
-                    torch.mm(features[rows], weight.T, out=logits)
-                block, n_blocks = _blocks(len(logits), log_theta.numel() + len(bias))
-                slabs = [np.zeros((n_blocks, *t.shape), np.float32) for t in (bias, log_theta)]
-                rows_kernel(
-                    logits.numpy(), bias.numpy(), *_arrays(stored), library[cells].numpy(), theta,
-                    group[cells].numpy(), cost_weight[rows].numpy(), block, want_gradient, log_prob[rows], *slabs,
+                logits, part = buffer[: rows.stop - rows.start], features[rows]
+                block = rows_per_block(len(logits))
+                slabs = [np.zeros((-(-len(logits) // block), *t.shape), np.float32) for t in (bias, log_theta)]
+                team.run(
+                    heads.log_prob_rows, head, part.numpy(), weights, logits.numpy(), bias.numpy(), *_arrays(stored),
+                    library[cells].numpy(), group[cells].numpy(), cost_weight[rows].numpy(), block, want_gradient,
+                    of_features[rows].numpy(), log_prob[rows], *slabs, work=logits.numel() * part.shape[1],
                 )  # fmt: skip
-                if of_features is not None:
-                    with large_products():
-                        torch.mm(logits, weight, out=of_features[rows])
-                        if of_weights is not None:  # a third of the work, skipped for frozen weights
-                            torch.addmm(of_weights, logits.T, features[rows], beta=float(added), out=of_weights)
+                if want_gradient:
+                    if of_weights is not None:  # a third of the work, skipped for frozen weights
+                        _multiply(heads.multiply_transposed, logits, part.numpy(), added, of_weights)
                     small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
-                    added = True
+                    added = ONE
         per_row = torch.from_numpy(log_prob)
         ctx.save_for_backward(of_features, of_weights, *map(torch.from_numpy, small))
         total, per_row = (per_row @ row_weight.double()).float(), per_row.float()
@@ -120,6 +138,18 @@ class FusedHead(torch.autograd.Function):
         scale = -float(gradient)
         gradients = (saved if saved is None or scale == 1.0 else saved * scale for saved in ctx.saved_tensors)
         return None, *gradients, None, None, None, None
+
+
+def _head(heads: Any, kind: type, log_theta: Tensor) -> Any:
+    """The head with its tables, if it has any."""
+    theta = log_theta.exp().contiguous().numpy()
+    return kind(theta, *heads.count_tables(theta)) if kind in {NegativeBinomialHead, ZeroInflatedHead} else kind(theta)
+
+
+def _kernels() -> Kernels:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    return kernels
 
 
 def _arrays(rows: CSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,10 +168,3 @@ def _chunks(n_rows: int, n_cells: int, n_genes: int) -> list[tuple[slice, list[s
         for s in range(0, n_cells, most)
         for e in [min(s + most, n_cells)]
     ]
-
-
-def _blocks(n_rows: int, theta_size: int) -> tuple[int, int]:
-    """Rows per block and number of blocks, from the shape alone: sums must not depend on the number of threads."""
-    n_blocks = max(1, min(16, n_rows // 4, THETA_BUDGET // max(1, theta_size)))
-    block = -(-n_rows // n_blocks)
-    return block, -(-n_rows // block)

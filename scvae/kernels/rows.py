@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import team
 from .backends import cpu_kernels
 
 COMPILED = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}  # types with compiled kernels
@@ -30,16 +31,19 @@ def take_rows(
     if kernels is None or not all(a.dtype in COMPILED and a.flags.c_contiguous for a in (indices, values)):
         return _take_plainly(first, last, indices, values, column_map)
     lengths = last - first
+    n_stored = int(lengths.sum())
     if column_map is not None:
         lengths = np.empty_like(first)
-        kernels.sparse.count_mapped(indices, first, last, column_map, lengths)
+        team.run(kernels.sparse.count_mapped, indices, first, last, column_map, lengths, work=n_stored)
     new_indptr = np.zeros(len(first) + 1, dtype=np.int64)
     np.cumsum(lengths, out=new_indptr[1:])
     new_indices, new_values = np.empty(new_indptr[-1], np.int32), np.empty(new_indptr[-1], np.float32)
+    places: list[NDArray[Any]]
     if column_map is None:
-        kernels.sparse.take_rows(indices, values, first, new_indptr, new_indices, new_values)
+        kernel, places = kernels.sparse.take_rows, [first]
     else:
-        kernels.sparse.take_mapped(indices, values, first, last, column_map, new_indptr, new_indices, new_values)
+        kernel, places = kernels.sparse.take_mapped, [first, last, column_map]
+    team.run(kernel, indices, values, *places, new_indptr, new_indices, new_values, work=n_stored)
     return new_indptr, new_indices, new_values
 
 

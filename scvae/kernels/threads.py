@@ -1,4 +1,4 @@
-"""How many threads a call computes with: decided when it begins, the same for torch and numba, whatever ran before."""
+"""How many threads a call computes with: decided when it begins, whatever ran before."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from .quota import affinity, physical_cores, usable_cores
 
 T = TypeVar("T")
 
+
+class _Call:
+    """What the calls that are under way have in common."""
+
+    threads = 0
+
+
+_call = _Call()
 _forked = False
 _at_import = affinity()
 _from_environment = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
@@ -24,12 +32,13 @@ def wanted(found: int) -> int:
 
     One in a process made by fork: it is a copy without the threads of its parent, for which OpenMP would wait forever.
     Not more than the cores that the process may use, if torch chose the number itself: it knows no quotas, and more
-    threads than cores wait for each other. A number that the user chose holds.
+    threads than cores wait for each other. A number that the user chose holds; NUMBA_NUM_THREADS is an upper bound.
     """
     if is_forked():
         return 1
-    cores = usable_cores()
-    return cores if found > cores and not _from_environment and found in _choices_of_torch() else found
+    cores, most = usable_cores(), os.environ.get("NUMBA_NUM_THREADS", "")
+    bounded = found > cores and not _from_environment and found in _choices_of_torch()
+    return min(cores if bounded else found, int(most) if most.isdigit() and int(most) else found)
 
 
 def of_torch() -> int:
@@ -46,6 +55,16 @@ def _choices_of_torch() -> set[int]:
     """The numbers that torch may choose: of the cores at its import, logical or, with MKL, physical."""
     machine = set(range(os.cpu_count() or 1))
     return {count(cores) for count in (len, physical_cores) for cores in (machine, _at_import)}
+
+
+def of_call() -> int:
+    """Number of threads of the call that this process is in; outside of calls, that of the next one."""
+    return _call.threads or wanted(of_torch())
+
+
+def set_of_call(threads: int) -> None:
+    """Sets the number of threads for the calls that begin now; 0 when the last one has ended."""
+    _call.threads = threads
 
 
 def in_new_thread(function: Callable[[], T]) -> T:

@@ -28,7 +28,7 @@ class LinearDecoder(nn.Module):
         Number of condition columns.
     """
 
-    weight_sd, weight_rate = LOADING_SD, LOADING_RATE
+    weight_sd, weight_rate, condition_scale = LOADING_SD, LOADING_RATE, OFFSET_SD / LOADING_SD
 
     def __init__(self, n_latent: int, *, n_conditions: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LinearDecoder(nn.Module):
         knots: None = None,
     ) -> Float[Tensor, "rows features"]:
         """Features of each row."""
-        return _beside(z, OFFSET_SD / LOADING_SD * conditions)
+        return _beside(z, self.condition_scale * conditions)
 
 
 class Decoder(nn.Module):
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         its own offset by β.
     """
 
-    weight_sd, weight_rate = WEIGHT_SD, 1.0
+    weight_sd, weight_rate, condition_scale = WEIGHT_SD, 1.0, OFFSET_SD / WEIGHT_SD
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
             h = relu(gate(norm(layer(_beside(h, conditions), knots)), knots))
         if knots is not None:
             h = torch.cat([h, knots], dim=1)
-        return _beside(h, OFFSET_SD / WEIGHT_SD * conditions)
+        return _beside(h, self.condition_scale * conditions)
 
 
 def _beside(rows: Float[Tensor, "rows _"], columns: Float[Tensor, "rows _"]) -> Float[Tensor, "rows _"]:

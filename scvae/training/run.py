@@ -19,6 +19,7 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..data.summary import summarize
 from ..inference.fitted import FittedModel, Outcome, range_of
+from ..kernels.threads import of_call
 from ..model.vae import VAE, make_model
 from .checkpoint import Ending, Progress
 from .evaluation import Evaluation, evaluate
@@ -79,7 +80,7 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
         libraries=libraries,
-        threads=torch.get_num_threads(),
+        threads=of_call(),
     )
 
 

@@ -85,13 +85,19 @@ class EagerStep:
 
     def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
         """One step: see `run`."""
-        network, device = self.network, generator.device
-        noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
-        if network.betas is not None:
-            offset = torch.rand((), generator=generator, device=device)
-            batch = batch.at(network.betas, network.betas.draw(len(batch), offset))
-        weight = torch.full((len(batch),), 1.0 / len(batch), device=device)
-        return update(network, self.optimizer, batch, noise, weight, generator, dials, self.config)
+        batch, noise = with_draws(self.network, batch, generator)
+        weight = torch.full((len(batch),), 1.0 / len(batch), device=generator.device)
+        return update(self.network, self.optimizer, batch, noise, weight, generator, dials, self.config)
+
+
+def with_draws(network: VAE, batch: Batch, generator: torch.Generator) -> tuple[Batch, Float[Tensor, "cells latent"]]:
+    """The batch, with a β for each cell if the model has a range of β, and the noise of the draws of its latent."""
+    device = generator.device
+    noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
+    if network.betas is None:
+        return batch, noise
+    offset = torch.rand((), generator=generator, device=device)
+    return batch.at(network.betas, network.betas.draw(len(batch), offset)), noise
 
 
 def update(

@@ -29,6 +29,7 @@ from .checkpoint import Progress, identity_of, resume, save_checkpoint
 from .cuda_graph import CapturedStep
 from .ddp import ParallelStep
 from .evaluation import evaluate
+from .fused_step import FusedStep, can_be_fused
 from .recipe import Recipe
 from .schedules import beta_at, one_cycle
 from .settings import Settings
@@ -106,11 +107,13 @@ def train(
     interrupt = Interrupt()
     optimizer = make_optimizer(network, len(trained_on), only)
     feed = make_feed(cells, device, held=held_out)
-    step = make_step(network, optimizer, feed, config, interrupt)
+    step = make_step(network, optimizer, feed, config, interrupt, part=only is not None)
     progress = resume(checkpoint, network, optimizer, identity)
     started = time.perf_counter() - progress.seconds
 
     bar = progress_bar(recipe.epochs, initial=progress.epoch, unit="epochs", verbose=verbose)
+    if isinstance(step, FusedStep) and not step.is_compiled:
+        bar.set_postfix_str("getting kernels, which are compiled once on a machine", refresh=True)
     with closing(bar), interrupt:
         while progress.epoch < recipe.epochs and not out_of_patience(progress, recipe, config):
             network.train(only is None)
@@ -161,11 +164,12 @@ def train(
 
 
 def make_step(
-    network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, interrupt: Interrupt
-) -> EagerStep | CapturedStep | ParallelStep:
-    """The fastest way to run a step with this network and feed, with a log line if that is not a CUDA graph.
+    network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig, interrupt: Interrupt, *, part: bool = False
+) -> EagerStep | FusedStep | CapturedStep | ParallelStep:
+    """The fastest way to run a step with this network and feed; `part` if only some parameters are trained.
 
-    Several processes do not use a CUDA graph, because torch synchronises them from the host.
+    A log line says if it is not a CUDA graph, on such a device. Several processes do not use one, because torch
+    synchronises them from the host.
     """
     if ranks().world > 1:
         return ParallelStep(network, optimizer, feed, config, interrupt)
@@ -173,6 +177,8 @@ def make_step(
         if is_capturable(network):
             return CapturedStep(network, optimizer, feed, config)
         logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so steps run one by one")
+    if can_be_fused(network, config) and not part:
+        return FusedStep(network, optimizer, feed, config)
     return EagerStep(network, optimizer, feed, config)
 
 

@@ -3,15 +3,14 @@
 import contextlib
 import threading
 
-import numba
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import ThreadpoolController
 
 from scvae.kernels import context
-from scvae.kernels.backends import cpu_kernels
 from scvae.kernels.context import computing, float32_products, give_way, turn, working_on
+from scvae.kernels.threads import of_call
 
 MATMUL = torch.backends.cuda.matmul
 
@@ -100,18 +99,18 @@ def test_torch_has_as_many_threads_as_it_was_told_whatever_other_packages_set():
     with ThreadpoolController().select(user_api="openmp").limit(limits=wanted + 1):
         assert torch.get_num_threads() == wanted + 1
         with computing():
-            assert torch.get_num_threads() == wanted
+            assert (torch.get_num_threads(), of_call()) == (1, wanted)
         assert torch.get_num_threads() == wanted + 1
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_that_the_user_sets_holds_for_numba_and_for_new_threads_as_well(threads):
-    before, most, of_numba = torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, numba.get_num_threads()
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_that_the_user_sets_holds_for_kernels_and_torch_itself_has_one_thread(threads, monkeypatch):
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
     seen = []
 
     def look():
-        cpu_kernels()
-        seen.append((torch.get_num_threads(), numba.get_num_threads()))
+        seen.append((torch.get_num_threads(), of_call()))
 
     with changed(torch.set_num_threads, before, threads):
         with computing():
@@ -120,8 +119,7 @@ def test_the_number_that_the_user_sets_holds_for_numba_and_for_new_threads_as_we
             thread.start()
             thread.join()
         assert torch.get_num_threads() == threads
-    assert seen == [(threads, min(threads, most))] * 2
-    assert numba.get_num_threads() == of_numba
+    assert seen == [(1, threads)] * 2
 
 
 def test_the_settings_are_held_until_the_last_thread_leaves():

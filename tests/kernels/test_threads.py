@@ -84,10 +84,13 @@ def test_logical_cores_of_one_physical_core_count_once(tmp_path):
     ],
 )
 def test_only_what_torch_chose_itself_is_bounded(found, by_environment, cores, wanted, monkeypatch):
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "usable_cores", lambda: cores)
     monkeypatch.setattr(threads, "_choices_of_torch", lambda: {64, 32})
     monkeypatch.setattr(threads, "_from_environment", by_environment)
     assert threads.wanted(found) == wanted
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    assert threads.wanted(found) == min(wanted, 3)
 
 
 MANY = str(2 * (os.cpu_count() or 1) + 1)  # no number that torch would choose
@@ -96,10 +99,11 @@ import os, sys, torch
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 if len(sys.argv) > 1:
     torch.set_num_threads(int(sys.argv[1]))
+from scvae.kernels import threads
 from scvae.kernels.context import computing
 before = torch.get_num_threads()
 with computing():
-    used = torch.get_num_threads()
+    used = threads.of_call()
 print(before, used, torch.get_num_threads())
 """
 

@@ -21,6 +21,7 @@ from scvae.data.summary import summarize
 from scvae.likelihoods import KIND
 from scvae.model.vae import make_model
 from scvae.training.cuda_graph import CapturedStep, padded
+from scvae.training.fused_step import FusedStep
 from scvae.training.step import Dials, EagerStep, make_optimizer
 from scvae.training.train import is_capturable, make_step
 from tests.data.reading import read_fit
@@ -126,13 +127,13 @@ def test_smaller_batches_are_filled_up_by_their_own_last_cell_with_weight_zero()
 # what is captured, and what happens where that fails
 
 
-def test_stores_get_the_captured_step_and_other_feeds_the_eager_one(caplog):
+def test_stores_get_the_captured_step_and_other_feeds_the_fused_one(caplog):
     bench = Bench()
     parts = bench.model, bench.optimizer
     with caplog.at_level(logging.WARNING):
         assert isinstance(make_step(*parts, store_on(bench.cells, CPU), bench.config, Interrupt()), CapturedStep)
         for feed in (Host(bench.cells, CPU), Streamed(bench.cells, CPU)):
-            assert isinstance(make_step(*parts, feed, bench.config, Interrupt()), EagerStep)
+            assert isinstance(make_step(*parts, feed, bench.config, Interrupt()), FusedStep)
     assert not caplog.records
 
 

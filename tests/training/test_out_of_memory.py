@@ -27,6 +27,12 @@ def fit(device="cpu", **training):
     return scvae.fit(adata, rng=0, device=device, **options), adata
 
 
+@pytest.fixture(autouse=True)
+def _plain_steps(monkeypatch):
+    """The CPU takes steps as a GPU does, one by one."""
+    monkeypatch.setattr(scvae.training.train, "can_be_fused", lambda *_: False)
+
+
 @pytest.fixture
 def room_for(monkeypatch):
     """Room for so many cells in a step; returns the sizes of the steps that were done."""

@@ -216,14 +216,13 @@ def test_an_elbo_of_real_values_near_zero_may_stand_still_too():
 
 
 def batch_sizes(monkeypatch, adata, **options):
-    sizes, original = [], scvae.training.step.evidence_terms
+    sizes, original = [], scvae.training.fused_step.with_draws
 
-    def recorded(model, batch, noise, weight, generator=None):
-        if generator is not None:  # a training step
-            sizes.append(len(batch))
-        return original(model, batch, noise, weight, generator)
+    def recorded(network, batch, generator):
+        sizes.append(len(batch))
+        return original(network, batch, generator)
 
-    monkeypatch.setattr(scvae.training.step, "evidence_terms", recorded)
+    monkeypatch.setattr(scvae.training.fused_step, "with_draws", recorded)
     model = fit(adata, **options)
     return sizes, model
 
@@ -279,21 +278,24 @@ def test_cells_without_counts_and_genes_never_seen_do_no_harm(likelihood):
 
 
 def with_bad_steps(monkeypatch, is_bad):
-    """Makes the loss of training step number k undefined where is_bad(k)."""
-    original, steps = scvae.training.step.loss, []
+    """Makes a draw, and with it the loss, of training step number k undefined where is_bad(k)."""
+    original, steps = scvae.training.step.with_draws, []
 
-    def sabotaged(terms, weight, **options):
+    def sabotaged(*arguments):
         steps.append(len(steps))
-        value = original(terms, weight, **options)
-        return value * math.nan if is_bad(steps[-1]) else value
+        batch, noise = original(*arguments)
+        noise[0] *= math.nan if is_bad(steps[-1]) else 1.0
+        return batch, noise
 
-    monkeypatch.setattr(scvae.training.step, "loss", sabotaged)
+    for module in (scvae.training.step, scvae.training.fused_step):
+        monkeypatch.setattr(module, "with_draws", sabotaged)
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch):
+@pytest.mark.parametrize("norm", ["layer", "batch"])  # fused steps and plain ones
+def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch, norm):
     with_bad_steps(monkeypatch, lambda step: step in (1, 3, 4))
     adata = simulated()
-    model = fit(adata, epochs=5)
+    model = fit(adata, epochs=5, network=replace(SMALL, norm=norm))
     assert model.outcome.skipped_steps == 3
     assert adata.uns["scvae"]["skipped_steps"] == 3
     assert all(torch.isfinite(p).all() for p in model.network.parameters())
@@ -322,6 +324,7 @@ def test_repeated_failures_end_the_run_and_name_the_cell(monkeypatch, digest):
         )
 
     monkeypatch.setattr(scvae.training.step, "evidence_terms", sabotaged)
+    monkeypatch.setattr(scvae.training.train, "can_be_fused", lambda *_: False)
     with pytest.raises(NonFiniteLossError, match=r"5 steps in a row of epoch 5; first at fault: cell 'cell_42'"):
         fit(adata, size_factor_key="depth", batch_size=100, epochs=9, validation_fraction=0.0)
     assert digest(adata) == before
