@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,26 +189,6 @@ def test_only_values_are_computed_when_no_gradient_is_wanted():
 
 def test_repeated_calls_give_the_same_bits():
     assert digest() == digest()
-
-
-@pytest.mark.slow
-def test_one_thread_of_numba_and_two_give_the_same_bits_and_torch_keeps_its_own():
-    code = (
-        "import numba, torch; from problems import digest; print(torch.get_num_threads(), digest());"
-        "numba.set_num_threads(2); print(torch.get_num_threads(), digest(), numba.get_num_threads())"
-    )
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    (before, one), (after, two, threads) = [
-        line.split()
-        for line in subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            capture_output=True, text=True, check=True,
-        ).stdout.splitlines()
-    ]  # fmt: skip
-    assert threads == "2"
-    assert one == two
-    assert before == after == "1", "numba has changed the number of torch's threads"
 
 
 def test_without_numba_the_plain_definition_is_used(monkeypatch):
