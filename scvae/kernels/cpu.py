@@ -10,8 +10,7 @@ Four rules hold throughout this file.
 * Functions that kernels call are inlined. Otherwise LLVM compiles each of them several times, alone and within each
   kernel, with sums in another order, and which version runs depends on what this process has compiled or loaded before.
 
-Every array is C-contiguous; logits are overwritten by their gradient, so no second cells x genes array exists. All
-kernels are in one file, because numba checks only the date of that file to decide whether its cache on disk is stale.
+Every array is C-contiguous; logits are overwritten by their gradient, so no second cells x genes array exists.
 """
 
 import math
@@ -20,8 +19,8 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .native import INNER, fetch_add, multiply
-from .records import TABLE, BernoulliHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
+from .native import INNER, PART, fetch_add, kernel, multiply, vector
+from .records import ROWS_IN_HEAD, TABLE, BernoulliHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)
@@ -126,7 +125,7 @@ def _rising(x, theta, scale):
     return value, _digamma_rise(x, theta)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_tables(theta):
     """1 / theta, and the lgamma and digamma terms of `_nb_count` for x = 1 ... TABLE, in row x - 1 of each group.
 
@@ -297,20 +296,18 @@ def _add(target, values):
 
 @njit(forceinline=True, **INNER)
 def _nb_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-              log_probability, bias_gradient, theta_gradient):  # fmt: skip
+              log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     """Negative-binomial log p per row from logits; logits become weight x d log p / d logits.
 
     Row i of the logits belongs to cell i % cells, so the draws of the latent variables follow one another. The logits
     come without `bias`, which is added here. weight x d log p / d bias and / d log theta are added to bias_gradient
-    (genes) and theta_gradient (groups, genes).
+    (genes) and theta_gradient (groups, genes). `room` has space for ROWS_IN_HEAD rows of genes.
     """
     n_genes = logits.shape[1]
     n_cells = library.size
     theta, inverse_theta, logs, drops = head.theta, head.inverse_theta, head.logs, head.drops
-    proportions = np.empty(n_genes, np.float32)
-    log_p = np.empty(n_genes, np.float32)
-    slope = np.empty(n_genes, np.float32)
-    theta_slope = np.empty(n_genes, np.float32)
+    proportions, log_p = vector(room, 0, n_genes), vector(room, n_genes, n_genes)
+    slope, theta_slope = vector(room, 2 * n_genes, n_genes), vector(room, 3 * n_genes, n_genes)
     for i in range(first, last):
         c = i % n_cells
         row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
@@ -342,7 +339,7 @@ def _nb_block(head, logits, bias, indptr, indices, counts, library, group, weigh
 
 @njit(forceinline=True, **INNER)
 def _zinb_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-                log_probability, bias_gradient, theta_gradient):  # fmt: skip
+                log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     """As `_nb_block`, with zero inflation: the second half of each row holds the logits q of pi.
 
     log p(0) = log(pi + (1 - pi) NB(0)) = log(exp(q) + NB(0)) - softplus(q). A zero comes from the negative binomial
@@ -351,10 +348,8 @@ def _zinb_block(head, logits, bias, indptr, indices, counts, library, group, wei
     n_genes = logits.shape[1] // 2
     n_cells = library.size
     theta, inverse_theta, logs, drops = head.theta, head.inverse_theta, head.logs, head.drops
-    proportions = np.empty(n_genes, np.float32)
-    log_p = np.empty(n_genes, np.float32)
-    slope = np.empty(n_genes, np.float32)
-    theta_slope = np.empty(n_genes, np.float32)
+    proportions, log_p = vector(room, 0, n_genes), vector(room, n_genes, n_genes)
+    slope, theta_slope = vector(room, 2 * n_genes, n_genes), vector(room, 3 * n_genes, n_genes)
     for i in range(first, last):
         c = i % n_cells
         row_theta, row_inverse = theta[group[c]], inverse_theta[group[c]]
@@ -415,11 +410,11 @@ def _inflate(log_p, inflation, slope, theta_slope):
 
 @njit(forceinline=True, **INNER)
 def _poisson_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
+                   log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     """As `_nb_block`, without dispersion: the zeros of a row give -library in total, as its proportions sum to 1."""
     n_genes = logits.shape[1]
     n_cells = library.size
-    proportions = np.empty(n_genes, np.float32)
+    proportions = vector(room, 0, n_genes)
     for i in range(first, last):
         c = i % n_cells
         scale, log_total = _softmax_row(logits[i], bias, proportions)
@@ -448,11 +443,11 @@ def _log_factorial(x):
 
 @njit(forceinline=True, **INNER)
 def _bernoulli_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-                     log_probability, bias_gradient, theta_gradient):  # fmt: skip
+                     log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     """Bernoulli log p per row from logits; logits become weight x d log p / d logits. Arguments as in `_nb_block`."""
     n_genes = logits.shape[1]
     n_cells = library.size
-    log_p = np.empty(n_genes, np.float32)
+    log_p = vector(room, 0, n_genes)
     for i in range(first, last):
         c = i % n_cells
         _add(logits[i], bias)
@@ -483,7 +478,7 @@ def log1p_row(values, scale, out):
         out[j] = _log1p(scale * values[j])[0]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def log1p_scaled(counter, block, indptr, values, scale, out):
     """out[j] = log(1 + scale[row of j] * values[j])."""
     while True:
@@ -495,20 +490,20 @@ def log1p_scaled(counter, block, indptr, values, scale, out):
 
 
 def log_prob_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-                   log_probability, bias_gradient, theta_gradient):  # fmt: skip
+                   log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     """log p of some rows under the distribution that the type of `head` names: see `_nb_block`."""
     raise NotImplementedError("kernels call this; Python does not")
 
 
-@overload(log_prob_block, jit_options={"forceinline": True, "error_model": "numpy"})
+@overload(log_prob_block, jit_options=PART)
 def _log_prob_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-                    log_probability, bias_gradient, theta_gradient):  # fmt: skip
+                    log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
     block = BLOCKS[head.instance_class]
 
     def call(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-             log_probability, bias_gradient, theta_gradient):  # fmt: skip
+             log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
         block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
-              log_probability, bias_gradient, theta_gradient)  # fmt: skip
+              log_probability, bias_gradient, theta_gradient, room)  # fmt: skip
 
     return call
 
@@ -521,7 +516,7 @@ BLOCKS = {
 }
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def log_prob_rows(counter, head, features, weight, logits, bias, indptr, indices, counts, library, group, row_weight,
                   block, want_gradient, of_features, log_probability, bias_gradient, theta_gradient):  # fmt: skip
     """The output layer and `log_prob_block`, in blocks of rows; each has its own slab of gradients.
@@ -529,6 +524,7 @@ def log_prob_rows(counter, head, features, weight, logits, bias, indptr, indices
     With want_gradient, of_features is filled with row_weight x d log p / d features.
     """
     n_rows = logits.shape[0]
+    room = np.empty(ROWS_IN_HEAD * logits.shape[1], np.float32)
     while True:
         b = fetch_add(counter, 0, 1)
         first, last = b * block, min((b + 1) * block, n_rows)
@@ -536,12 +532,12 @@ def log_prob_rows(counter, head, features, weight, logits, bias, indptr, indices
             return
         multiply(features[first:last], False, weight, True, np.float32(0.0), logits[first:last])
         log_prob_block(head, logits, bias, indptr, indices, counts, library, group, row_weight, first, last,
-                       want_gradient, log_probability, bias_gradient[b], theta_gradient[b])  # fmt: skip
+                       want_gradient, log_probability, bias_gradient[b], theta_gradient[b], room)  # fmt: skip
         if want_gradient:
             multiply(logits[first:last], False, weight, False, np.float32(0.0), of_features[first:last])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def multiply_rows(counter, a, b, beta, out):
     """out = a @ b + beta out, in blocks of rows of `a`."""
     n = out.shape[0]
@@ -553,7 +549,7 @@ def multiply_rows(counter, a, b, beta, out):
         multiply(a[first:last], False, b, False, beta, out[first:last])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def multiply_transposed(counter, a, b, beta, out):
     """out = a.T @ b + beta out, in blocks of columns of `a`."""
     n = out.shape[0]
@@ -573,7 +569,7 @@ def expected_log1p_row(head, logits, bias, group, library, scale, out):
     raise NotImplementedError("kernels call this; Python does not")
 
 
-@overload(expected_log1p_row, jit_options={"forceinline": True, "error_model": "numpy"})
+@overload(expected_log1p_row, jit_options=PART)
 def _expected_log1p_row(head, logits, bias, group, library, scale, out):
     return EXPECTED[head.instance_class]
 

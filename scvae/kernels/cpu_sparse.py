@@ -1,12 +1,9 @@
-"""Numba kernels that copy rows of sparse matrices and multiply them with dense matrices.
-
-They share no code with the heads in `cpu`, because numba checks the date of one file to see whether a cache is stale.
-"""
+"""Numba kernels that copy rows of sparse matrices and multiply them with dense matrices."""
 
 import numpy as np
 from numba import njit
 
-from .native import INNER, fetch_add
+from .native import INNER, fetch_add, kernel
 
 SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}  # sums may run in any order, the same at every call
 
@@ -22,7 +19,7 @@ def _claim(counter, n, size):
     return first, min(first + size, n)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def csr_to_dense(counter, indptr, indices, values, out):
     """out = the rows as a dense array."""
     n_rows = out.shape[0]
@@ -58,7 +55,7 @@ def add_weighted(target, values, sources, table):
             target[k] += a * of_a[k]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@kernel
 def csr_matmul(counter, indptr, indices, values, weight, out):
     """out[i] += sum over the stored j of row i of values[j] * weight[indices[j]]."""
     n_rows = out.shape[0]
@@ -70,7 +67,7 @@ def csr_matmul(counter, indptr, indices, values, weight, out):
             add_weighted(out[i], values[indptr[i] : indptr[i + 1]], indices[indptr[i] : indptr[i + 1]], weight)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@kernel
 def csr_transposed_matmul(counter, indptr, indices, values, rows, out):
     """out[g] = sum over the stored j of column g of values[j] * rows[row of j]: the gradient of `csr_matmul`.
 
@@ -106,7 +103,7 @@ def add_columns(first, last, indptr, indices, values, rows, out):
             j += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def are_sorted(indptr, indices):
     """Whether the columns of every row ascend."""
     for i in range(indptr.size - 1):
@@ -116,7 +113,7 @@ def are_sorted(indptr, indices):
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def take_rows(counter, stored_indices, stored_values, first, indptr, indices, values):
     """Copies the entries of each row, stored from `first`, to the places given by `indptr`."""
     while True:
@@ -130,7 +127,7 @@ def take_rows(counter, stored_indices, stored_values, first, indptr, indices, va
                 values[j] = stored_values[j + shift]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def count_mapped(counter, stored_indices, first, last, column_map, lengths):
     """lengths[i] = number of entries stored from first[i] to last[i] whose column is in the map."""
     while True:
@@ -144,7 +141,7 @@ def count_mapped(counter, stored_indices, first, last, column_map, lengths):
             lengths[i] = n
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def take_mapped(counter, stored_indices, stored_values, first, last, column_map, indptr, indices, values):
     """As `take_rows`, with the columns renumbered, and without the entries whose column is not in the map."""
     while True:
@@ -164,7 +161,7 @@ def take_mapped(counter, stored_indices, stored_values, first, last, column_map,
 # the next two are called by several Python threads, each with its own rows
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def rename_entries(stored_indices, stored_values, stored_indptr, column_map, indptr, indices, values):
     """As `take_mapped`, for all rows and without their lengths, which it writes into `indptr`."""
     place = 0
@@ -179,7 +176,7 @@ def rename_entries(stored_indices, stored_values, stored_indptr, column_map, ind
         indptr[i + 1] = place
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def place_rows(piece_indptr, piece_indices, piece_values, first, indices, values):
     """Copies each row of a piece to the place given by `first`."""
     for i in range(first.size):

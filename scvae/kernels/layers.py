@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import njit
 
-from .native import INNER, multiply
+from .native import INNER, multiply, vector
 
 SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}
 EPS = np.float32(1e-5)  # as in torch's LayerNorm
@@ -35,8 +35,10 @@ def add(target, values):
 def copy_columns(rows, start, n, target, target_start, factor):
     """Copies `n` columns from `start` on, times the factor, to those of `target` from `target_start` on."""
     for i in range(rows.shape[0]):
+        source = vector(rows, i * rows.shape[1] + start, n)
+        copy = vector(target, i * target.shape[1] + target_start, n)
         for k in range(n):
-            target[i, target_start + k] = factor * rows[i, start + k]
+            copy[k] = factor * source[k]
 
 
 @njit(**INNER)
@@ -128,14 +130,15 @@ def kl_of(mean, log_variance, out):
 
 
 @njit(forceinline=True, fastmath={"contract", "arcp", "nsz", "nnan"}, **INNER)
-def adam(start, n, state, rate, root, decay, centre):
+def adam(start, n, job, rate, root, decay, centre):
     """One step of Adam (Kingma & Ba 2015, algorithm 1) for `n` parameters from `start` on.
 
     `rate` and `root` include its bias corrections; `decay` is the precision of a normal prior around `centre`.
     """
-    values, means, squares = state.values, state.means, state.squares
-    for k in range(start, start + n):
-        gradient = state.gradients[k] + decay * (values[k] - centre)
+    values, gradients = vector(job.values, start, n), vector(job.gradients, start, n)
+    means, squares = vector(job.means, start, n), vector(job.squares, start, n)
+    for k in range(n):
+        gradient = gradients[k] + decay * (values[k] - centre)
         mean = BETA1 * means[k] + (ONE - BETA1) * gradient
         square = BETA2 * squares[k] + (ONE - BETA2) * gradient * gradient
         means[k], squares[k] = mean, square

@@ -4,19 +4,85 @@ Names are registered with LLVM, so that compiled kernels can be cached: the cach
 """
 
 import ctypes
+import functools
 import os
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import get_cython_function_address, intrinsic
 from numba.np import arrayobj
 
-# options of functions that only kernels call: wrappers for calls from Python take longer to compile than most of them
-INNER = {"cache": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+class _Part(JITCodeLibrary):
+    """The code of a function that only kernels call: optimised and emitted with each of them, but not alone."""
+
+    @property
+    def codegen(self) -> Any:
+        return SimpleNamespace(set_env=lambda *_: None)  # there is no code yet that could have an environment
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+
+class _PartCompiler(Compiler):
+    """Numba's compiler with a `_Part` to put the code in; takes half as long as compiling each function for itself."""
+
+    def __init__(self, typingctx, targetctx, library, *arguments):  # type: ignore[no-untyped-def]
+        super().__init__(typingctx, targetctx, library or _Part(targetctx.codegen(), "part"), *arguments)
+
+
+# options of functions that only kernels call; a call of one of them from Python ends the process
+INNER = {"pipeline_class": _PartCompiler, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True,
+         "no_cfunc_wrapper": True}  # fmt: skip
+PART = {**INNER, "forceinline": True}
+VIEWING = {**INNER, "_nrt": True}
 SPINS = 20_000  # looks at a counter before a thread sleeps: some hundred microseconds
 NAP = 50  # microseconds
+
+
+@cache
+def _sources() -> int:
+    """A number that changes with the text of any file of kernels."""
+    return functools.reduce(
+        lambda number, path: zlib.crc32(path.read_bytes(), number), sorted(Path(__file__).parent.glob("*.py")), 0
+    )
+
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, which is stale if any file of kernels has changed.
+
+    Numba itself looks at the date of the file with the kernel, and not at those of the functions that it calls.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _sources())
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Decorator of a function that Python calls: compiled when it is first called, once on a machine."""
+    dispatcher = njit(nogil=True, error_model="numpy")(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher
 
 
 # fmt: off
@@ -31,9 +97,7 @@ def _sleep_address() -> int:
 llvm.add_symbol("scvae_sleep", _sleep_address())
 llvm.add_symbol("scvae_sgemm", get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
 _sleep = types.ExternalFunction("scvae_sleep", types.int32(types.uint32))
-_sgemm = types.ExternalFunction("scvae_sgemm", types.void(*[types.intp] * 13))
 DURATION = np.uint32(1 if os.name == "nt" else NAP)
-YES, NO = np.uint8(ord("T")), np.uint8(ord("N"))
 
 
 @intrinsic
@@ -59,26 +123,54 @@ def fetch(typing_context, array, place):
 
 @intrinsic
 def vector(typing_context, flat, start, n):
-    """flat[start : start + n], without a check of the bounds; the code for a slice is ten times as long."""
-    return types.Array(flat.dtype, 1, "C")(flat, types.intp, types.intp), _view
+    """flat[start : start + n] without a check of the bounds; the code for a slice is ten times as long.
+
+    `flat` is an array, or the address of float32 numbers.
+    """
+    return types.Array(_kind(flat), 1, "C")(flat, types.intp, types.intp), _view
 
 
 @intrinsic
 def matrix(typing_context, flat, start, n_rows, n_columns):
     """As `vector`, for a matrix stored row by row."""
-    return types.Array(flat.dtype, 2, "C")(flat, types.intp, types.intp, types.intp), _view
+    return types.Array(_kind(flat), 2, "C")(flat, types.intp, types.intp, types.intp), _view
+
+
+@intrinsic
+def int32s(typing_context, address, start, n):
+    """As `vector`, for the address of int32 numbers."""
+    return types.Array(types.int32, 1, "C")(address, types.intp, types.intp), _view
+
+
+@intrinsic
+def int64s(typing_context, address, start, n):
+    """As `vector`, for the address of int64 numbers."""
+    return types.Array(types.int64, 1, "C")(address, types.intp, types.intp), _view
+
+
+@intrinsic
+def float64s(typing_context, address, start, n):
+    """As `vector`, for the address of float64 numbers."""
+    return types.Array(types.float64, 1, "C")(address, types.intp, types.intp), _view
+
+
+def _kind(flat):
+    return flat.dtype if isinstance(flat, types.Array) else types.float32
 
 
 def _view(context, builder, signature, arguments):
     kind = signature.return_type
-    flat = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-    out = arrayobj.make_array(kind)(context, builder)
-    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-    shape, strides = arguments[2:], [context.get_constant(types.intp, size)]
+    item = context.get_data_type(kind.dtype)
+    if isinstance(signature.args[0], types.Array):
+        first = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
+    else:
+        first = builder.inttoptr(arguments[0], item.as_pointer())
+    size = context.get_constant(types.intp, context.get_abi_sizeof(item))
+    shape, strides = arguments[2:], [size]
     if len(shape) == 2:
-        strides = [builder.mul(shape[1], strides[0]), *strides]
-    data = builder.gep(flat.data, [arguments[1]])
-    arrayobj.populate_array(out, data, shape, strides, context.get_constant(types.intp, size), None)
+        strides = [builder.mul(shape[1], size), size]
+    out = arrayobj.make_array(kind)(context, builder)
+    arrayobj.populate_array(out, builder.gep(first, [arguments[1]]), shape, strides, size, None)
     return out._getvalue()
 
 
@@ -98,34 +190,45 @@ def wait_for(counters, place, value):
             _sleep(DURATION)
 
 
-@njit(forceinline=True, **INNER)
-def multiply(a, transpose_a, b, transpose_b, beta, out):
+@intrinsic
+def multiply(typing_context, a, transpose_a, b, transpose_b, beta, out):
     """out = a @ b + beta out for float32 matrices in rows, each of which may be a block of columns of a larger one.
 
     Rows of `a` and `b` are contiguous; with transpose_a or transpose_b the transposed matrix is a factor.
     """
-    inner = a.shape[0] if transpose_a else a.shape[1]
+    return types.void(a, types.boolean, b, types.boolean, types.float32, out), _sgemm
+
+
+def _sgemm(context, builder, signature, arguments):
+    integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    a, b, out = (cgutils.create_struct_proxy(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 5))
+    (rows, columns), (m, n) = (cgutils.unpack_tuple(builder, matrix.shape, 2) for matrix in (a, out))
+
+    def place(value):
+        slot = cgutils.alloca_once(builder, value.type)
+        builder.store(value, slot)
+        return builder.bitcast(slot, pointer)
+
+    def stride(matrix):  # between rows, in numbers; that of an empty matrix may be less than BLAS accepts
+        size = builder.ashr(cgutils.unpack_tuple(builder, matrix.strides, 2)[0], ir.IntType(64)(2))
+        for least in (cgutils.unpack_tuple(builder, matrix.shape, 2)[1], size.type(1)):
+            size = builder.select(builder.icmp_signed(">", size, least), size, least)
+        return place(builder.trunc(size, integer))
+
+    def letter(transposed):
+        flag = builder.icmp_unsigned("!=", transposed, transposed.type(0))
+        return flag, place(builder.select(flag, ir.IntType(8)(ord("T")), ir.IntType(8)(ord("N"))))
+
+    (is_transposed, of_a), (_, of_b) = letter(arguments[1]), letter(arguments[3])
+    sizes = [place(builder.trunc(size, integer)) for size in (n, m, builder.select(is_transposed, rows, columns))]
+    one, beta = place(ir.FloatType()(1.0)), place(arguments[4])
+    data = [builder.bitcast(matrix.data, pointer) for matrix in (b, a, out)]
     # BLAS counts along columns first, where each matrix looks transposed: out.T = b.T @ a.T
-    _multiply(
-        out.shape[1], out.shape[0], inner, b.ctypes.data, b.strides[0], transpose_b, a.ctypes.data, a.strides[0],
-        transpose_a, beta, out.ctypes.data, out.strides[0],
-    )  # fmt: skip
-
-
-@njit(**INNER)
-def _multiply(m, n, k, a, a_stride, transpose_a, b, b_stride, transpose_b, beta, c, c_stride):
-    """BLAS's sgemm for matrices at these addresses; strides are bytes."""
-    if m == 0 or n == 0:
-        return
-    sizes = np.empty(6, np.int32)
-    sizes[0], sizes[1], sizes[2] = m, n, k
-    # the stride of an empty matrix may be 0, which BLAS refuses
-    sizes[3] = max(a_stride // 4, k if transpose_a else m, 1)
-    sizes[4] = max(b_stride // 4, n if transpose_b else k, 1)
-    sizes[5] = max(c_stride // 4, m)
-    letters = np.empty(2, np.uint8)
-    letters[0], letters[1] = YES if transpose_a else NO, YES if transpose_b else NO
-    factors = np.empty(2, np.float32)
-    factors[0], factors[1] = np.float32(1.0), beta
-    size, letter, factor = sizes.ctypes.data, letters.ctypes.data, factors.ctypes.data
-    _sgemm(letter, letter + 1, size, size + 4, size + 8, factor, a, size + 12, b, size + 16, factor + 4, c, size + 20)
+    call = [of_b, of_a, *sizes, one, data[0], stride(b), data[1], stride(a), beta, data[2], stride(out)]
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer] * len(call)), "scvae_sgemm"
+    )
+    empty = builder.icmp_signed("==", builder.mul(m, n), m.type(0))
+    with builder.if_then(builder.not_(empty)):
+        builder.call(function, call)
+    return context.get_dummy_value()

@@ -5,7 +5,7 @@ The type of a head tells a kernel which distribution to compute, so that each is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +24,8 @@ class NegativeBinomialHead(NamedTuple):
     drops: Any
 
 
-class ZeroInflatedHead(NamedTuple):
+class ZeroInflatedHead(NegativeBinomialHead):
     """As `NegativeBinomialHead`; the second half of the logits are those of the zero inflation."""
-
-    theta: Any
-    inverse_theta: Any
-    logs: Any
-    drops: Any
 
 
 class PoissonHead(NamedTuple):
@@ -39,161 +34,108 @@ class PoissonHead(NamedTuple):
     theta: Any
 
 
-class BernoulliHead(NamedTuple):
-    """Stands for a head without dispersions; `theta` is empty."""
-
-    theta: Any
+class BernoulliHead(PoissonHead):
+    """As `PoissonHead`, for binary data."""
 
 
-class Shape(NamedTuple):
-    """Sizes of the network, all int.
-
-    width, n_latent, n_genes
-        Units of a hidden layer, latent dimensions, genes.
-    n_covariates, n_conditions
-        Columns of the encoder's covariates and of the decoder's conditions.
-    n_features
-        Columns of the decoder's output.
-    has_norm
-        Whether layers are normalised.
-    block
-        Cells of a piece.
-    one_pair_in
-        The consistency term uses one pair of cells in this many; 0 for none.
-    """
-
-    width: int
-    n_latent: int
-    n_genes: int
-    n_covariates: int
-    n_conditions: int
-    n_features: int
-    has_norm: bool
-    block: int
-    one_pair_in: int
+class Pairs(NamedTuple):
+    """Tells the kernel by its type that the steps have the consistency term."""
 
 
-class PairedShape(NamedTuple):
-    """As `Shape`, for steps with the consistency term."""
-
-    width: int
-    n_latent: int
-    n_genes: int
-    n_covariates: int
-    n_conditions: int
-    n_features: int
-    has_norm: bool
-    block: int
-    one_pair_in: int
+class NoPairs(NamedTuple):
+    """Tells the kernel by its type that the steps have no consistency term."""
 
 
-class Places(NamedTuple):
-    """Where parameters begin in the flat arrays.
+# The fields of a job, which holds all that the steps need. Kernels get its address: tuples of arrays would be taken
+# apart and put together again in every function, which took most of the time of compiling.
+SIZES = (
+    "width", "n_latent", "n_genes",  # units of a hidden layer, latent dimensions, genes
+    "n_covariates", "n_conditions",  # columns of the encoder's covariates and of the decoder's conditions
+    "n_features", "n_logits",  # columns of the decoder's output and of the output layers'
+    "n_encoder", "n_decoder",  # hidden layers
+    "n_theta",  # groups of cells with their own dispersions
+    "n_small",  # parameters that do not belong to genes; they come first
+    "has_norm",  # whether layers are normalised
+    "block",  # cells of a piece
+    "one_pair_in",  # the consistency term uses one pair of cells in this many; 0 for none
+    "n_steps", "steps_before",  # steps to make, and those that Adam has made before
+    "most_cells",  # of a step
+    "dense",  # whether the encoder gets a dense block
+)  # fmt: skip
+PLACES = (  # where parameters begin in the flat arrays; after the small ones come bias, theta, genes and output
+    "covariates_place", "mean_place", "mean_bias_place", "log_variance_place", "log_variance_bias_place",
+    "bias_place", "theta_place", "genes_place", "output_place",
+)  # fmt: skip
+INT64S = (
+    # layers x 4: places of weight and bias, and of those of the normalisation; the first weights are at `genes_place`
+    "encoder", "decoder",
+    "starts",  # steps + 1: the first cell of each step
+    "indptr", "group",  # start of each row; row of the dispersions of each cell
+    "room_at", "pairs_at",  # `sections_of_room` for a block of cells, and for its pairs
+)  # fmt: skip
+INT32S = ("indices",)
+FLOAT64S = (
+    "log_probability", "kl",  # of each cell of a step
+    "statistics",  # steps x 3: log-likelihood and KL per cell, and 1 if the step was skipped, else 0
+)  # fmt: skip
+FLOAT32S = (
+    "values", "gradients", "means", "squares",  # parameters, their gradients and the moments of Adam
+    "dials",  # steps x 3: beta, learning rate, weight of the consistency term
+    "counts",  # the stored counts of all cells
+    "library", "scale", "covariates", "conditions", "noise",  # of each cell; `scale` multiplies counts before log1p
+    "log_counts", "dense_rows",  # the encoder's input at the stored counts, and as a dense block
+    "logits", "features", "of_first",  # of each cell of a step; gradient of the first layer's output
+    "expected", "of_expected",  # of each pair of the consistency term: input and gradient of the first layer's output
+    "of_small", "of_bias", "of_theta",  # gradients of each piece
+    "centres",  # means of the dispersions
+    "rooms",  # of all threads
+)  # fmt: skip
+FACTORS = ("feature_scale", "theta_rate", "theta_decay", "output_rate", "output_decay")  # see `model.optimizer.Group`
+ARRAYS = {name: dtype for names, dtype in ((INT64S, np.int64), (INT32S, np.int32), (FLOAT64S, np.float64),
+                                           (FLOAT32S, np.float32)) for name in names}  # fmt: skip
+JOB = np.dtype([*((name, np.int64) for name in (*SIZES, *PLACES, *ARRAYS)), *((name, np.float32) for name in FACTORS)])
 
-    encoder, decoder
-        int64, layers x 4: weight and bias, and those of the normalisation. The first layer of the encoder has its
-        weights at `genes`.
-    covariates, mean, mean_bias, log_variance, log_variance_bias, bias
-        Those of the layers with these names; `bias` is the output layer's.
-    theta
-        log inverse dispersions.
-    genes, output
-        Weights of the encoder's first and the head's output layer.
-    n_small
-        Number of parameters that do not belong to genes; they come first. Then come bias, theta, genes, output.
-    """
-
-    encoder: Any
-    decoder: Any
-    covariates: int
-    mean: int
-    mean_bias: int
-    log_variance: int
-    log_variance_bias: int
-    bias: int
-    theta: int
-    genes: int
-    output: int
-    n_small: int
-
-
-class Groups(NamedTuple):
-    """Learning rates, relative to that of the network, and decays (see `scvae.model.optimizer.Group`), all float32."""
-
-    theta_rate: Any
-    theta_decay: Any
-    output_rate: Any
-    output_decay: Any
-
-
-class State(NamedTuple):
-    """Parameters, their gradients and the moments of Adam, each in one flat float32 array."""
-
-    values: Any
-    gradients: Any
-    means: Any
-    squares: Any
-
-
-# Sections of flat arrays: kernels that take few arrays compile in a fraction of the time.
-LIBRARY, SCALE, COVARIATES, CONDITIONS, NOISE = range(5)
-VALUES, DENSE, LOGITS, FEATURES, OF_FIRST, EXPECTED, OF_EXPECTED, SMALL, BIAS, THETA, CENTRES = range(11)
+# sections of the room of a thread for the layers of a block of cells; the first four are for all layers of the encoder,
+# and the same of the decoder begins at DECODED
+ACTIVE, NORMED, INVERSE_SD, INPUT, DECODED = range(5)
+MEAN, LOG_VARIANCE, RAW, OF_LATENT, OF_VARIANCE, OF_FEATURES, OF_WIDTH, OF_OTHER, WEIGHT = range(8, 17)
+ROWS_OF_HEAD, PAIR_COVARIATES, PAIR_CONDITIONS, PAIR_LOGITS, END = range(17, 22)  # the pairs' alone but the first
+ROWS_IN_HEAD = 4  # rows of genes that the kernels of the heads need as room
 ALIGNED = 16  # float32 numbers; sections begin at addresses that suit BLAS
 
 
-class Cells(NamedTuple):
-    """The cells of all steps: rows as in `CSR`, and what else belongs to a cell.
+def job_of(numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """An array of one job. The arrays must be alive while it is done.
 
-    starts
-        int64, steps + 1: the first cell of each step.
-    indptr, indices, counts
-        The stored counts.
-    group
-        int64 row of the dispersions of each cell.
-    numbers, at
-        float32 sections, and where each begins: library size; factor of the counts before log1p; covariates of the
-        encoder; conditions of the decoder; noise of the draw.
+    Raises
+    ------
+    TypeError
+        If an array has not the type or the layout that the kernel expects.
     """
-
-    starts: Any
-    indptr: Any
-    indices: Any
-    counts: Any
-    group: Any
-    numbers: Any
-    at: Any
+    for name, array in arrays.items():
+        if array.dtype != ARRAYS[name] or not array.flags.c_contiguous:
+            raise TypeError(f"{name} is {array.dtype}; the kernel expects contiguous {np.dtype(ARRAYS[name])}")
+    fields = {**numbers, **{name: array.ctypes.data for name, array in arrays.items()}}
+    return np.array([tuple(fields[name] for name in JOB.names or ())], JOB)
 
 
-class Buffers(NamedTuple):
-    """Room for one step, which all threads use.
-
-    numbers, at
-        float32 sections, and where each begins: the encoder's input at the stored counts of all steps; the same as a
-        dense block; logits; features; gradient of the first layer's output; for the pairs of the consistency term, the
-        encoder's input and the gradient of the first layer's output; and gradients of each piece: of small parameters,
-        bias, dispersions; means of the dispersions.
-    sums
-        float64: log p of each cell, then, from `most` on, their KL.
-    most
-        Cells of the largest step.
-    n_logits
-        Columns of the logits.
-    dense
-        Whether the encoder gets a dense block.
-    """
-
-    numbers: Any
-    at: Any
-    sums: Any
-    most: int
-    n_logits: int
-    dense: bool
-
-
-def sections(parts: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The parts one after another in a flat array, and where each begins."""
-    starts = np.cumsum([0, *(part.size for part in parts)])
-    return np.concatenate([part.ravel() for part in parts]), starts
+def sections_of_room(n: int, sizes: Mapping[str, int], *, of_pairs: bool) -> NDArray[np.int64]:
+    """Where the sections of the room for `n` cells begin; at END the size of the room, and after it `n`."""
+    width, latent, wide = sizes["width"], sizes["n_latent"], max(sizes["width"], sizes["n_latent"])
+    lengths = np.zeros(END, np.int64)
+    for first, layers in ((ACTIVE, sizes["n_encoder"]), (DECODED, sizes["n_decoder"])):
+        lengths[first + ACTIVE] = lengths[first + NORMED] = layers * n * width
+        lengths[first + INVERSE_SD] = layers * n
+    lengths[DECODED + INPUT] = max(sizes["n_decoder"], 1) * n * (wide + sizes["n_conditions"])
+    lengths[[MEAN, LOG_VARIANCE, RAW, OF_LATENT, OF_VARIANCE]] = n * latent
+    lengths[[OF_FEATURES, OF_WIDTH, WEIGHT]] = n * sizes["n_features"], n * width, n
+    lengths[OF_OTHER] = n * (wide + sizes["n_conditions"])
+    if of_pairs:
+        lengths[[PAIR_COVARIATES, PAIR_CONDITIONS]] = n * sizes["n_covariates"], n * sizes["n_conditions"]
+        lengths[PAIR_LOGITS] = n * sizes["n_logits"]
+    else:
+        lengths[ROWS_OF_HEAD] = ROWS_IN_HEAD * sizes["n_genes"]
+    return np.array([0, *np.cumsum(-(-lengths // ALIGNED) * ALIGNED), n])
 
 
 def room_for_head(kind: type, n_levels: int, n_genes: int) -> Any:
@@ -204,25 +146,32 @@ def room_for_head(kind: type, n_levels: int, n_genes: int) -> Any:
     return kind(*(np.empty(shape, np.float32) for shape in (flat, flat, deep, deep)))
 
 
-def room_for_steps(
-    shape: Shape | PairedShape, cells: Cells, head: Any, *, n_logits: int, n_small: int, dense: bool
-) -> Buffers:
-    """Room for the steps of `cells`."""
-    most = int(np.diff(cells.starts).max())
-    pieces = -(-most // shape.block)
-    pairs = 2 * most // shape.one_pair_in + 4 if shape.one_pair_in else 0
-    sizes = {
-        VALUES: len(cells.counts),
-        DENSE: most * shape.n_genes if dense else 0,
-        LOGITS: most * n_logits,
-        FEATURES: most * shape.n_features,
-        OF_FIRST: most * shape.width,
-        EXPECTED: pairs * shape.n_genes,
-        OF_EXPECTED: pairs * shape.width,
-        SMALL: pieces * n_small,
-        BIAS: pieces * n_logits,
-        THETA: pieces * head.theta.size,
-        CENTRES: len(head.theta),
+def room_for_steps(sizes: Mapping[str, int], n_stored: int, n_threads: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a job that the kernel fills, for `n_stored` counts in all steps."""
+    n, genes, block = sizes["most_cells"], sizes["n_genes"], sizes["block"]
+    pieces, every = -(-n // block), sizes["one_pair_in"]
+    pairs = 2 * n // every + 4 if every else 0
+    room_at = sections_of_room(block, sizes, of_pairs=False)
+    pairs_at = sections_of_room(2 * block // every + 4 if every else 0, sizes, of_pairs=True)
+    lengths = {
+        "log_counts": n_stored,
+        "dense_rows": n * genes if sizes["dense"] else 0,
+        "logits": n * sizes["n_logits"],
+        "features": n * sizes["n_features"],
+        "of_first": n * sizes["width"],
+        "expected": pairs * genes,
+        "of_expected": pairs * sizes["width"],
+        "of_small": pieces * sizes["n_small"],
+        "of_bias": pieces * sizes["n_logits"],
+        "of_theta": pieces * sizes["n_theta"] * genes,
+        "centres": sizes["n_theta"],
+        "rooms": n_threads * int(room_at[END] + pairs_at[END]),
     }
-    starts = np.cumsum([0, *(-(-size // ALIGNED) * ALIGNED for size in sizes.values())])
-    return Buffers(torch.empty(int(starts[-1])).numpy(), starts, np.empty(2 * most), most, n_logits, dense)
+    return {
+        "room_at": room_at,
+        "pairs_at": pairs_at,
+        "log_probability": np.empty(n),
+        "kl": np.empty(n),
+        "statistics": np.empty((sizes["n_steps"], 3)),
+        **{name: torch.empty(length).numpy() for name, length in lengths.items()},
+    }

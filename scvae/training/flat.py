@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..kernels.records import Groups, Places, State
 from ..likelihoods.base import OutputLayer
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 from ..model.optimizer import Adam
 from ..model.vae import VAE
 
+STATE = ("values", "gradients", "means", "squares")
+LAYER = ("weight", "bias", "weight", "bias")
 CountHead = NegativeBinomial | ZeroInflated | Poisson
 
 
@@ -23,14 +25,10 @@ class Flat:
 
     Attributes
     ----------
-    state
-        The arrays.
-    places
-        Where each parameter begins.
-    groups
-        Learning rates and decays of the optimizer.
-    n_logits
-        Outputs of the output layers.
+    arrays
+        The flat arrays and the places of the layers, by the names of fields of `scvae.kernels.records.JOB`.
+    numbers
+        Places of the parameters, their number, and learning rates and decays of the optimizer, by these names.
     """
 
     def __init__(self, network: VAE, optimizer: Adam) -> None:
@@ -39,21 +37,22 @@ class Flat:
         small = [p for p in network.parameters() if id(p) not in late]
         everything = [*small, *of_genes]
         starts = np.cumsum([0, *(p.numel() for p in everything)])
-        self.state = State(*(torch.zeros(int(starts[-1])).numpy() for _ in State._fields))
+        self.arrays = {name: torch.zeros(int(starts[-1])).numpy() for name in STATE}
         start_of = {id(p): int(start) for p, start in zip(everything, starts, strict=False)}
         self._take_over(optimizer, start_of)
-        self.places = _places(network, start_of, int(sum(p.numel() for p in small)))
-        self.groups = _groups(optimizer, head_of(network))
-        self.n_logits = sum(len(layer.bias) for layer in _outputs(head_of(network)))
+        self.arrays |= _layers(network, start_of)
+        self.numbers = _places(network, start_of) | _rates(optimizer, head_of(network))
+        self.numbers["n_small"] = int(sum(p.numel() for p in small))
+        self.numbers["n_logits"] = sum(len(layer.bias) for layer in _outputs(head_of(network)))
 
     def _take_over(self, optimizer: Adam, start_of: dict[int, int]) -> None:
         """Moves values and moments into the flat arrays; the tensors of network and optimizer become views."""
         for group, means, squares in zip(optimizer.groups, optimizer.means, optimizer.squares, strict=True):
             for i, parameter in enumerate(group.parameters):
                 start = start_of[id(parameter)]
-                parameter.data = _moved(parameter.data, self.state.values, start)
-                means[i] = _moved(means[i], self.state.means, start)
-                squares[i] = _moved(squares[i], self.state.squares, start)
+                parameter.data = _moved(parameter.data, self.arrays["values"], start)
+                means[i] = _moved(means[i], self.arrays["means"], start)
+                squares[i] = _moved(squares[i], self.arrays["squares"], start)
 
 
 def head_of(network: VAE) -> CountHead:
@@ -74,7 +73,7 @@ def _outputs(head: CountHead) -> list[OutputLayer]:
 
 
 def _of_genes(network: VAE) -> Iterator[nn.Parameter]:
-    """The parameters that belong to genes, in the order of `Places`."""
+    """The parameters that belong to genes, in the order of `scvae.kernels.records.PLACES`."""
     head = head_of(network)
     yield from (layer.bias for layer in _outputs(head))
     base = negative_binomial_of(head)
@@ -90,46 +89,53 @@ def _moved(tensor: Tensor, flat: NDArray[np.float32], start: int) -> Tensor:
     return view
 
 
-def _places(network: VAE, start_of: dict[int, int], n_small: int) -> Places:
-    encoder, decoder, head = network.encoder, network.decoder, head_of(network)
+def _place(parameter: object, start_of: dict[int, int]) -> int:
+    return start_of[id(parameter)] if isinstance(parameter, nn.Parameter) else 0
 
-    def place(parameter: object) -> int:
-        return start_of[id(parameter)] if isinstance(parameter, nn.Parameter) else 0
 
-    def layers(linear: list[nn.Module], module: nn.Module) -> np.ndarray:
+def _layers(network: VAE, start_of: dict[int, int]) -> dict[str, NDArray[Any]]:
+    """Places of the layers' weights and biases, and of those of the normalisation."""
+
+    def table(linear: list[nn.Module], module: nn.Module) -> NDArray[np.int64]:
         rows = [
-            [place(getattr(part, name, None)) for part, name in zip((a, a, n, n), NAMES, strict=True)]
+            [_place(getattr(part, name, None), start_of) for part, name in zip((a, a, n, n), LAYER, strict=True)]
             for a, n in zip(linear, getattr(module, "norms", ()), strict=True)
         ]
-        return np.array(rows, dtype=np.int64).reshape(-1, len(NAMES))
+        return np.array(rows, dtype=np.int64).reshape(-1, len(LAYER))
 
-    base = negative_binomial_of(head)
-    outputs = _outputs(head)
-    return Places(
-        encoder=layers([encoder.genes, *encoder.hidden], encoder),
-        decoder=layers([*getattr(decoder, "hidden", ())], decoder),
-        covariates=place(encoder.covariates.weight),
-        mean=place(encoder.mean.weight),
-        mean_bias=place(encoder.mean.bias),
-        log_variance=place(encoder.log_variance.weight),
-        log_variance_bias=place(encoder.log_variance.bias),
-        bias=place(outputs[0].bias),
-        theta=place(base.log_inverse_dispersion) if base else place(encoder.genes.weight),
-        genes=place(encoder.genes.weight),
-        output=place(outputs[0].weight),
-        n_small=n_small,
-    )
+    encoder, decoder = network.encoder, network.decoder
+    return {
+        "encoder": table([encoder.genes, *encoder.hidden], encoder),
+        "decoder": table([*getattr(decoder, "hidden", ())], decoder),
+    }
 
 
-NAMES = ("weight", "bias", "weight", "bias")
+def _places(network: VAE, start_of: dict[int, int]) -> dict[str, Any]:
+    encoder, head = network.encoder, head_of(network)
+    base, outputs = negative_binomial_of(head), _outputs(head)
+    parameters = {
+        "covariates": encoder.covariates.weight,
+        "mean": encoder.mean.weight,
+        "mean_bias": encoder.mean.bias,
+        "log_variance": encoder.log_variance.weight,
+        "log_variance_bias": encoder.log_variance.bias,
+        "bias": outputs[0].bias,
+        "theta": base.log_inverse_dispersion if base else None,
+        "genes": encoder.genes.weight,
+        "output": outputs[0].weight,
+    }
+    return {f"{name}_place": _place(parameter, start_of) for name, parameter in parameters.items()}
 
 
-def _groups(optimizer: Adam, head: CountHead) -> Groups:
-    """Rates and decays of dispersions and output weights."""
+def _rates(optimizer: Adam, head: CountHead) -> dict[str, Any]:
+    """Learning rates of dispersions and output weights, relative to that of the network, and their decays."""
     by_parameter = {id(p): group for group in optimizer.groups for p in group.parameters}
     base = negative_binomial_of(head)
     of_output = by_parameter[id(_outputs(head)[0].weight)]
     of_theta = by_parameter[id(base.log_inverse_dispersion)] if base else of_output
-    return Groups(
-        *(np.float32(x) for x in (of_theta.rate, of_theta.decay, of_output.rate, of_output.decay)),
-    )
+    return {
+        "theta_rate": of_theta.rate,
+        "theta_decay": of_theta.decay,
+        "output_rate": of_output.rate,
+        "output_decay": of_output.decay,
+    }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
@@ -19,16 +20,16 @@ from ..kernels.backends import cpu_kernels
 from ..kernels.csr import CSR
 from ..kernels.fused_cpu import crowded_from, rows_per_block
 from ..kernels.records import (
-    Cells,
     NegativeBinomialHead,
-    PairedShape,
+    NoPairs,
+    Pairs,
     PoissonHead,
-    Shape,
     ZeroInflatedHead,
+    job_of,
     room_for_head,
     room_for_steps,
-    sections,
 )
+from ..kernels.threads import of_call
 from ..likelihoods.base import log_library
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 from ..model.blocks import Dropout
@@ -91,44 +92,52 @@ class FusedStep:
         """The steps of some batches; the result is as that of `EagerStep.run`."""
         kernels = cpu_kernels()
         assert kernels is not None
-        network, optimizer, flat = self.network, self.optimizer, self.flat
-        shape, cells = self._shape(max(map(len, batches))), self._cells(batches, noises)
-        base = negative_binomial_of(head_of(network))
-        levels = 0 if base is None else len(base.log_inverse_dispersion)
-        head = room_for_head(HEADS[type(network.likelihood)], levels, shape.n_genes)
-        n_cells, size = int(cells.starts[-1]), max(map(len, batches)) * shape.n_genes
-        dense = len(cells.counts) > crowded_from(size) * n_cells * shape.n_genes
-        room = room_for_steps(shape, cells, head, n_logits=flat.n_logits, n_small=flat.places.n_small, dense=dense)
-        statistics = np.empty((len(batches), 3))
+        optimizer, cells = self.optimizer, self._cells(batches, noises)
+        sizes = self._sizes(cells) | {"n_steps": len(batches), "steps_before": int(optimizer.steps)}
         numbers = [(d.kl_weight, d.learning_rate, self.config.consistency) for d in dials]
-        team.run(
-            kernels.steps.train_steps, shape, flat.places, flat.groups, head, np.array(numbers, np.float32),
-            np.float32(network.decoder.condition_scale), flat.state, int(optimizer.steps), cells, room, statistics,
-            work=n_cells * shape.n_genes * shape.width, counters=kernels.steps.n_counters(len(batches)),
-        )  # fmt: skip
+        dial_array = np.array(numbers, np.float32)
+        room = room_for_steps(sizes, len(cells["counts"]), of_call())
+        job = job_of(sizes | self.flat.numbers, {**self.flat.arrays, **cells, **room, "dials": dial_array})
+        head = room_for_head(HEADS[type(self.network.likelihood)], sizes["n_theta"], sizes["n_genes"])
+        work = len(cells["library"]) * sizes["n_genes"] * sizes["width"]
+        kind = Pairs() if sizes["one_pair_in"] else NoPairs()
+        counters = kernels.steps.n_counters(len(batches))
+        team.run(kernels.steps.train_steps, job, head, kind, work=work, counters=counters)
+        statistics = room["statistics"]
         optimizer.steps += float(len(batches) - statistics[:, 2].sum())
         return torch.from_numpy(statistics).float()
 
-    def _shape(self, n_cells: int) -> Shape | PairedShape:
-        network, encoder = self.network, self.network.encoder
+    def _sizes(self, cells: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Sizes of network and cells, by the names of fields of `scvae.kernels.records.JOB`."""
+        network, encoder, most = self.network, self.network.encoder, int(np.diff(cells["starts"]).max())
         n_genes, width = encoder.genes.weight.shape
+        base = negative_binomial_of(head_of(network))
         pairs = self.config.consistency > 0.0 and network.conditions.n_columns > 0
-        return (PairedShape if pairs else Shape)(
-            width=width,
-            n_latent=network.n_latent,
-            n_genes=n_genes,
-            n_covariates=encoder.covariates.weight.shape[0],
-            n_conditions=network.conditions.n_columns,
-            n_features=network.decoder.n_features,
-            has_norm=isinstance(encoder.norms[0], nn.LayerNorm),
-            block=rows_per_block(n_cells),
-            one_pair_in=ONE_PAIR_IN if pairs else 0,
-        )
+        return {
+            "width": width,
+            "n_latent": network.n_latent,
+            "n_genes": n_genes,
+            "n_covariates": encoder.covariates.weight.shape[0],
+            "n_conditions": network.conditions.n_columns,
+            "n_features": network.decoder.n_features,
+            "n_logits": self.flat.numbers["n_logits"],
+            "n_small": self.flat.numbers["n_small"],
+            "n_encoder": len(self.flat.arrays["encoder"]),
+            "n_decoder": len(self.flat.arrays["decoder"]),
+            "n_theta": 0 if base is None else len(base.log_inverse_dispersion),
+            "has_norm": isinstance(encoder.norms[0], nn.LayerNorm),
+            "block": rows_per_block(most),
+            "one_pair_in": ONE_PAIR_IN if pairs else 0,
+            "most_cells": most,
+            "dense": len(cells["counts"]) > crowded_from(most * n_genes) * len(cells["library"]) * n_genes,
+            "feature_scale": network.decoder.condition_scale,
+        }
 
-    def _cells(self, batches: Sequence[Batch], noises: Sequence[Tensor]) -> Cells:
+    def _cells(self, batches: Sequence[Batch], noises: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
+        """The cells of all batches, by the names of fields of `scvae.kernels.records.JOB`."""
         network, head = self.network, head_of(self.network)
         base = negative_binomial_of(head)
-        rows = [batch.x for batch in batches if isinstance(batch.x, CSR)]
+        rows = [batch.x.sorted() for batch in batches if isinstance(batch.x, CSR)]
         lengths = np.concatenate([x.indptr.diff().numpy() for x in rows])
         center = (head.base if isinstance(head, ZeroInflated) else head).mean_log_library
         log_depth = torch.cat([log_library(batch, center) for batch in batches])
@@ -137,16 +146,21 @@ class FusedStep:
         if network.encode_conditions:
             covariates = torch.cat([covariates, conditions[:, network.conditions.fitted]], dim=1)
         group = [base.dispersions(batch)[1] if base else torch.zeros_like(batch.group) for batch in batches]
-        library = torch.cat([batch.library for batch in batches])
-        parts = (library, torch.exp(-log_depth), covariates, conditions, torch.cat(list(noises)))
-        return Cells(
-            np.cumsum([0, *map(len, batches)]),
-            np.concatenate([[0], np.cumsum(lengths)]),
-            np.concatenate([x.indices.numpy() for x in rows]),
-            np.concatenate([x.values.numpy() for x in rows]),
-            torch.cat(group).numpy(),
-            *sections([part.numpy() for part in parts]),
-        )
+        tensors = {
+            "group": torch.cat(group),
+            "indices": torch.cat([x.indices for x in rows]),
+            "counts": torch.cat([x.values for x in rows]),
+            "library": torch.cat([batch.library for batch in batches]),
+            "scale": torch.exp(-log_depth),
+            "covariates": covariates,
+            "conditions": conditions,
+            "noise": torch.cat(list(noises)),
+        }
+        return {
+            "starts": np.cumsum([0, *map(len, batches)]),
+            "indptr": np.concatenate([[0], np.cumsum(lengths)]),
+            **{name: tensor.contiguous().numpy() for name, tensor in tensors.items()},
+        }
 
 
 def _windows(steps: Iterator[Any], at_once: int) -> Iterator[list[Any]]:
