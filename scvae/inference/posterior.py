@@ -16,6 +16,7 @@ from ..data.batches import Batch, Batches, chunks
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..kernels.context import working_on
+from ..kernels.team import in_order
 from ..model.latent import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from .fitted import FittedModel
@@ -39,11 +40,16 @@ def posterior_moments(
     variance = np.empty_like(mean)
     plan = _embedding_plan(model, cells)
     plan = plan[together.part(len(plan))]
+
+    def of_chunk(chunk: tuple[np.ndarray, Batch]) -> None:
+        positions, batch = chunk
+        posterior = posterior_of(model, batch, beta=beta)
+        mean[positions] = posterior.mean.cpu().numpy()
+        variance[positions] = posterior.variance.cpu().numpy()
+
     with working_on(model.device):
-        for positions, batch in _planned(model, cells, plan, beta):
-            posterior = posterior_of(model, batch, beta=beta)
-            mean[positions] = posterior.mean.cpu().numpy()
-            variance[positions] = posterior.variance.cpu().numpy()
+        for _ in in_order(of_chunk, _planned(model, cells, plan, beta), device=model.device):
+            pass
     if together.world > 1:
         mine = np.concatenate([np.empty(0, np.int64), *plan])
         for positions, *moments in together.gather((mine, mean[mine], variance[mine])):
@@ -114,10 +120,16 @@ def log_likelihood_bound(
     """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1."""
     bound = np.empty(len(cells))
     estimate = importance_weighted if kind == "iw" else elbo
+
+    def of_chunk(chunk: tuple[int, tuple[np.ndarray, Batch]]) -> tuple[np.ndarray, np.ndarray]:
+        i, (positions, batch) = chunk
+        generator = torch_generator(seed, BOUND, i, device=model.device)
+        return positions, estimate(model.network, batch, n_samples, generator).cpu().numpy()
+
     with working_on(model.device):
-        for i, (positions, batch) in enumerate(batches_of(model, cells, BOUND_CHUNK, beta=beta)):
-            generator = torch_generator(seed, BOUND, i, device=model.device)
-            bound[positions] = estimate(model.network, batch, n_samples, generator).cpu().numpy()
+        plan = enumerate(batches_of(model, cells, BOUND_CHUNK, beta=beta))
+        for positions, found in in_order(of_chunk, plan, device=model.device):
+            bound[positions] = found
     return bound
 
 

@@ -24,9 +24,10 @@ from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check
 from ..data.intake import Cells, read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
-from ..inference.decoding import Target, batch_codes, expression, gene_positions, posterior_draws
+from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
 from ..inference.fitted import FittedModel, check_model, digest_of
 from ..kernels.context import computing, working_on
+from ..kernels.team import in_order
 from ..likelihoods import Bernoulli
 
 if TYPE_CHECKING:
@@ -266,14 +267,18 @@ def _fill(destination: Destination, model: FittedModel, cells: Cells, request: _
     draws = posterior_draws(
         model, cells, n_samples=request.n_samples, seed=request.seed, beta=request.beta, n_tables=n_tables
     )
+
+    def of_chunk(drawn: Drawn) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        tables = expression(model, drawn, request.target)
+        if request.interval is None:
+            found = {MEAN: _mean(tables, len(drawn.z))}
+        else:
+            found = _with_interval(torch.stack(list(tables)), request.interval)
+        return drawn.positions, {name: table.cpu().numpy() for name, table in found.items()}
+
     with torch.no_grad(), working_on(model.device):
-        for drawn in draws:
-            tables = expression(model, drawn, request.target)
-            if request.interval is None:
-                found = {MEAN: _mean(tables, len(drawn.z))}
-            else:
-                found = _with_interval(torch.stack(list(tables)), request.interval)
-            destination.add(drawn.positions, {name: table.cpu().numpy() for name, table in found.items()})
+        for positions, tables in in_order(of_chunk, draws, device=model.device):
+            destination.add(positions, tables)
 
 
 def _mean(draws: Iterator[Float[Tensor, "cells chosen"]], n: int) -> Float[Tensor, "cells chosen"]:

@@ -1,7 +1,10 @@
 """Several threads in one kernel: each piece is done once, errors reach the caller, and products are right."""
 
+import threading
+
 import numpy as np
 import pytest
+import torch
 from numba import njit
 
 from scvae.kernels import native, team, threads
@@ -89,3 +92,27 @@ def test_a_product_without_inner_columns_only_scales_what_is_there():
     np.testing.assert_array_equal(out, 5.0)
     multiply(np.empty((2, 0), np.float32), False, np.empty((0, 3), np.float32), False, np.float32(0.0), out)
     np.testing.assert_array_equal(out, 0.0)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_items_are_worked_on_at_once_and_come_back_in_order():
+    meet = threading.Barrier(3, timeout=20.0)
+
+    def square(item):
+        if item < 3:
+            meet.wait()  # passes only if three items are under way
+        return item * item, torch.is_grad_enabled(), torch.get_num_threads()
+
+    found = list(team.in_order(square, range(10), device=torch.device("cpu")))
+    assert found == [(k * k, False, 1) for k in range(10)]
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_error_in_an_item_reaches_the_caller_after_the_items_before_it():
+    def inverse(item):
+        return 1.0 / (3 - item)
+
+    found = team.in_order(inverse, range(6), device=torch.device("cpu"))
+    assert [next(found) for _ in range(3)] == [1 / 3, 1 / 2, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
