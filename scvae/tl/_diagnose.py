@@ -21,7 +21,7 @@ from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model, digest_of
+from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write_made(adata, keys, digest_of(model.network), record={keys.diagnosis: _storable(diagnosis, model)})
+    write_made(adata, keys, model.digest, record={keys.diagnosis: _storable(diagnosis, model)})
     return diagnosis
 
 

@@ -99,7 +99,7 @@ def embed(
         check_replaceable(source.adata.uns, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)
         moments = posterior_moments(model, cells, beta=beta)
-        draws = latent_draws(*moments, n_samples, seed_of(rng)) if n_samples else None
+        draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
         write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
     if not copy:

@@ -167,7 +167,7 @@ def generate(
         model,
         stacked(pieces, model.schema.kind),
         _obs(model, origin),
-        obsm={keys.mean: origin.z},
+        obsm={keys.mean: model.written(origin.z)},
         uns={keys.uns: {keys.origin: origin.record | {"beta": at, "seed": seed}}},
     )
 

@@ -110,7 +110,7 @@ def neighbors(
         raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to the number of cells, {len(cells):,}")
     seed = seed_of(rng)
     mean, variance = posterior_moments(model, cells, beta=beta)
-    draws = latent_draws(mean, variance, n_samples, seed)
+    draws = model.written(latent_draws(mean, variance, n_samples, seed))
     connectivities, times, distances = _sums_of_graphs(draws, n_neighbors)
     target = target_of(adata, copy=copy)
     prefix = "" if neighbors_key == "neighbors" else f"{neighbors_key}_"

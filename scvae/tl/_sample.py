@@ -105,7 +105,7 @@ def sample(
         model,
         stacked([piece for pieces in values for piece in pieces], model.schema.kind),
         _obs(adata, n_samples, keys),
-        obsm={keys.mean: latent.reshape(-1, model.n_latent)},
+        obsm={keys.mean: model.written(latent.reshape(-1, model.n_latent))},
         uns={keys.uns: {keys.origin: {"source": "posterior", "n_samples": n_samples, "beta": at, "seed": seed}}},
     )
 
