@@ -24,7 +24,8 @@ from .posterior import batches_of
 AT_ONCE = 2**20  # cells x genes decoded in one pass
 CELLS = 6  # stream of the random numbers that draw the cells
 MOST_CELLS = 2_000
-EXPONENT = 0.25  # measured: "The metric of the latent space" in benchmarks/README.md
+# of the squared slopes, without and with batches; measured: "The metric of the embedding" in benchmarks/README.md
+EXPONENT, WITH_BATCHES = 0.25, 0.125
 UNMOVED = 1e-3  # added to the variances of the means, so that a dimension with less variation counts as flat
 FLATTEST = 1e-8  # lower bound of a squared slope relative to the largest, so that a metric can be inverted
 
@@ -35,8 +36,8 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     Posterior means of at most `MOST_CELLS` cells are decoded at the default β, all with the same library size, and
     expression is put on the scale of `stabilized`. A holds the slopes of its linear regression on z within batches,
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
-    w, with scales w^`EXPONENT` whose mean square is set to 1. (With an exponent of 1/2, distances would be proportional
-    to those of decoded cells, to first order.) The gene with the steepest slope rises along its dimension. If
+    w, with scales w^`EXPONENT` (`WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances would
+    be proportional to those of decoded cells, to first order.) The gene with the steepest slope rises along its dimension. If
     expression does not depend on z, there is no metric.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
@@ -52,7 +53,8 @@ def _metric_of(model: FittedModel, cells: Cells) -> Metric | None:
     squares, directions = squares[::-1], directions[:, ::-1]
     if not squares[0] > 0:
         return None
-    scale = np.maximum(squares, FLATTEST * squares[0]) ** EXPONENT
+    exponent = EXPONENT if model.schema.batch is None else WITH_BATCHES
+    scale = np.maximum(squares, FLATTEST * squares[0]) ** exponent
     along = directions.T @ slopes
     steepest = np.take_along_axis(along, np.abs(along).argmax(1, keepdims=True), 1)[:, 0]
     return Metric(directions * (np.where(steepest < 0, -1.0, 1.0) * scale / np.sqrt(np.mean(scale**2))))

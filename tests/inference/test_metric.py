@@ -25,7 +25,9 @@ def cells_of_batches():
 
 
 def fitted(adata, **options):
-    return scvae.fit(adata, n_latent=4, training=SHORT, network=NetworkConfig(width=16), rng=0, verbose=False, **options)
+    return scvae.fit(
+        adata, n_latent=4, training=SHORT, network=NetworkConfig(width=16), rng=0, verbose=False, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,15 @@ def test_the_scales_are_square_roots_of_the_slopes_and_descend():
     slopes = np.linalg.svd(LOADINGS / NOISE, compute_uv=False)
     scale = with_metric(model, cells).metric.scale
     np.testing.assert_allclose(scale, np.sqrt(slopes / slopes.mean()), rtol=2e-3)
+
+
+def test_with_batches_the_scales_are_roots_of_those_without(both):
+    (_, model), _ = both
+    cells = read_cells(cells_of_batches(), model, None)
+    schema = dataclasses.replace(model.schema, batch=None)
+    alone = with_metric(dataclasses.replace(model, schema=schema), cells).metric
+    scale = np.sqrt(alone.scale)
+    np.testing.assert_allclose(model.metric.scale, scale / np.sqrt(np.mean(scale**2)), rtol=1e-6)
 
 
 def test_a_rotated_or_mirrored_latent_space_is_written_alike():
@@ -116,9 +127,10 @@ def test_a_saved_model_writes_the_same_bits(both, tmp_path):
     for slot in ("X_scvae", "X_scvae_var"):
         np.testing.assert_array_equal(again.obsm[slot], adata.obsm[slot])
     assert loaded.digest == model.digest
-    assert dataclasses.replace(loaded, metric=None).save(tmp_path / "plain").stat().st_size < (
-        tmp_path / "model"
-    ).stat().st_size
+    assert (
+        dataclasses.replace(loaded, metric=None).save(tmp_path / "plain").stat().st_size
+        < (tmp_path / "model").stat().st_size
+    )
 
 
 def test_a_query_is_mapped_into_the_coordinates_of_the_reference(both):
