@@ -36,9 +36,9 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     Posterior means of at most `MOST_CELLS` cells are decoded at the default β, all with the same library size, and
     expression is put on the scale of `stabilized`. A holds the slopes of its linear regression on z within batches,
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
-    w, with scales w^`EXPONENT` (`WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances would
-    be proportional to those of decoded cells, to first order.) The gene with the steepest slope rises along its dimension. If
-    expression does not depend on z, there is no metric.
+    w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
+    would be proportional to those of decoded cells, to first order.) The gene with the steepest slope rises along its
+    dimension. If expression does not depend on z, there is no metric.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 

@@ -38,7 +38,7 @@ def loadings(
 ) -> tuple[Axes, ...] | None:
     """Draws the genes that each latent dimension raises (bars to the right) and lowers (to the left) most.
 
-    For a linear decoder, bars show its loadings: the change per unit of z, as embedded. For other decoders they show the
+    For a linear decoder, bars show its loadings: the change per unit of the embedding. For other decoders they show the
     effects from `scvae.tl.latent_genes`: the change for a step of one standard deviation. Both are changes of the log
     proportion (bernoulli: of the logit; gaussian: of the value). For signs see `scvae.tl.latent_genes`.
 
