@@ -1,4 +1,4 @@
-"""The metric makes distances those of decoded cells, whatever the network's own coordinates, and changes nothing else."""
+"""The metric makes distances those of decoded cells, and changes nothing else."""
 
 import dataclasses
 
@@ -164,7 +164,7 @@ def test_further_training_keeps_the_choice_of_metric(both):
 
 
 def test_an_unknown_metric_is_refused():
-    with pytest.raises(ValueError, match="metric must be one of .* found 'euclid'"):
+    with pytest.raises(ValueError, match=r"metric must be one of .* found 'euclid'"):
         fitted(cells_of_batches(), metric="euclid")
 
 
