@@ -37,8 +37,8 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     expression is put on the scale of `stabilized`. A holds the slopes of its linear regression on z within batches,
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
     w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
-    would be proportional to those of decoded cells, to first order.) The gene with the steepest slope rises along its
-    dimension. If expression does not depend on z, there is no metric.
+    would be proportional to those of decoded cells, to first order.) The cubes of the slopes along a dimension have a
+    positive sum: the genes that change most rise. If expression does not depend on z, there is no metric.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 
@@ -56,8 +56,8 @@ def _metric_of(model: FittedModel, cells: Cells) -> Metric | None:
     exponent = EXPONENT if model.schema.batch is None else WITH_BATCHES
     scale = np.maximum(squares, FLATTEST * squares[0]) ** exponent
     along = directions.T @ slopes
-    steepest = np.take_along_axis(along, np.abs(along).argmax(1, keepdims=True), 1)[:, 0]
-    return Metric(directions * (np.where(steepest < 0, -1.0, 1.0) * scale / np.sqrt(np.mean(scale**2))))
+    sign = np.where((along**3).sum(1) < 0, -1.0, 1.0)
+    return Metric(directions * (sign * scale / np.sqrt(np.mean(scale**2))))
 
 
 def _slopes(model: FittedModel, cells: Cells) -> Float[Tensor, "latent genes"]:

@@ -166,7 +166,7 @@ def _sums_of_graphs(
 
 
 def _mean_distances(times: sp.csr_matrix, distances: sp.csr_matrix, most: int | None) -> sp.csr_matrix:
-    """Mean distance over the draws that make two cells neighbours; of each cell's, the `most` frequent, then nearest."""
+    """Mean distances over the draws that make cells neighbours; those of each cell to the `most` frequent ones."""
     mean = distances.multiply(times.power(-1.0)).tocsr()
     if most is None:
         return mean

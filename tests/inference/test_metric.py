@@ -74,7 +74,7 @@ def test_a_rotated_or_mirrored_latent_space_is_written_alike():
         model = with_metric(model, cells)
         written.append(model.written(posterior_moments(model, cells)[0]))
         along = loadings @ model.metric.inverse.T
-        assert (np.take_along_axis(along, np.abs(along).argmax(0)[None], 0) > 0).all()
+        assert ((along**3).sum(0) > 0).all()
     for other in written[1:]:  # rounding, and the shrinkage of slopes, which is not the same for every direction
         np.testing.assert_allclose(other, written[0], atol=5e-3)
 
