@@ -6,8 +6,8 @@ Usage: python benchmarks/metric.py EVALUATE.py DATA_FOLDER [--seeds 3] [--sets N
 EVALUATE.py scores one embedding of one data set. Each set is fitted once for each seed, with the genes, cells and split
 of EVALUATE.py, and its network is then given a metric of each exponent. With 0, distances are those of the network's
 own coordinates; with 0.5, those of decoded cells, to first order. Sets whose name ends in "+batch" are fitted and
-scored with the batch of each cell. Rows are written to benchmarks/results/metric.json. Existing rows are not computed again.
---table only prints them.
+scored with the batch of each cell. Rows are written to benchmarks/results/metric.json. Existing rows are not computed
+again. --table only prints them.
 """
 
 from __future__ import annotations
