@@ -171,7 +171,18 @@ class FittedModel:
         return self.network.device
 
     def written(self, z: Float[np.ndarray, "*cells latent"]) -> Float[np.ndarray, "*cells latent"]:
-        """Latent variables of the network in the coordinates of `obsm`; rows are cells, or draws of cells."""
+        """Latent variables of the network in the coordinates of the embedding.
+
+        Parameters
+        ----------
+        z
+            Means or draws in the network's own coordinates, in which the prior is N(0, I).
+
+        Returns
+        -------
+        numpy.ndarray
+            `z` itself without a metric; else float32 values of the same shape.
+        """
         return z if self.metric is None else self.metric.written(z)
 
     def beta_of(self, beta: float | None) -> float:
