@@ -62,25 +62,27 @@ def scored(evaluate: Any, folder: Path, name: str, seed: int, exponents: list[fl
 
 
 def print_table(rows: list[Row]) -> None:
-    """For each score a row for each exponent and a column for each set: means over the seeds that all have."""
-    exponents = sorted({row["exponent"] for row in rows})
+    """Means at exponent 0 and, for the others, mean differences from it over the same fits; sets with batches apart."""
     for title, names in SCORES.items():
-        values: dict[tuple[str, float], dict[int, float]] = {}
-        for row in rows:
-            if all(name in row for name in names) and (names != ("bio",) or "bras" in row):
-                mean = statistics.fmean(row[name] for name in names)
-                values.setdefault((row["set"], row["exponent"]), {})[row["seed"]] = mean
-        sets = [name for name in SETS if all((name, exponent) in values for exponent in exponents)]
-        if not sets:
-            continue
-        print(f"\n| {title} | " + " | ".join(sets) + " | mean |\n|---" + "|---" * (len(sets) + 1) + "|")
-        for exponent in exponents:
-            means = []
-            for name in sets:
-                seeds = set.intersection(*(set(values[name, other]) for other in exponents))
-                means.append(statistics.fmean(values[name, exponent][seed] for seed in seeds))
-            shown = " | ".join(f"{mean:.3f}" for mean in means)
-            print(f"| {exponent:g} | {shown} | {statistics.fmean(means):.4f} |")
+        of = {
+            (row["set"], row["exponent"], row["seed"]): statistics.fmean(row[name] for name in names)
+            for row in rows
+            if all(name in row for name in names) and (title != "bio" or "bras" in row)
+        }
+        for batches in (False, True):
+            sets = [name for name in SETS if ("+" in name) is batches and any(key[0] == name for key in of)]
+            if not sets:
+                continue
+            print(f"\n| {title} | " + " | ".join(sets) + " | mean |\n|---" + "|---" * (len(sets) + 1) + "|")
+            for exponent in sorted({key[1] for key in of if key[0] in sets}):
+                less = 0.0 if exponent == 0 else 1.0
+                found = [
+                    [of[key] - less * of[name, 0.0, key[2]] for key in of if key[:2] == (name, exponent)]
+                    for name in sets
+                ]
+                shown = [f"{statistics.fmean(values):{'+' if less else ''}.3f}" if values else "" for values in found]
+                mean = f"{statistics.fmean(map(statistics.fmean, filter(None, found))):{'+' if less else ''}.4f}"
+                print(f"| {exponent:g} | {' | '.join(shown)} | {mean} |")
 
 
 def main() -> None:
