@@ -68,7 +68,7 @@ def embed(
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
-            float32 posterior variances, cells x n_latent.
+            float32 posterior variances, cells x n_latent; without covariances, as `scvae.fit` says.
         ``obsm["X_<key_added>_samples"]``
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
         ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``

@@ -115,7 +115,7 @@ def generate(
         ``obs``
             The model's batch column, covariates and size factors, named as in the fit.
         ``obsm["X_<key_added>"]``
-            float32 draws of z, cells x n_latent (not posterior means).
+            float32 draws of z, cells x n_latent, in the coordinates of the embedding (not posterior means).
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("prior" or "aggregate posterior"), ``components`` of the mixture by batch, ``beta``, ``seed``.
 

@@ -70,7 +70,7 @@ def sample(
             Columns of `adata`, plus ``"<key_added>_cell"`` (name of the cell) and ``"<key_added>_draw"`` (number of the
             draw, from 0). Names are those of the cells, with ``_0``, ``_1``, … appended for several draws.
         ``obsm["X_<key_added>"]``
-            float32 draws of z, cells x n_latent.
+            float32 draws of z, cells x n_latent, in the coordinates of the embedding.
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("posterior"), ``n_samples``, ``beta`` and ``seed``.
 

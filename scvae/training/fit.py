@@ -155,7 +155,8 @@ def fit(
         rotated and scaled by how much they change the expression that the decoder predicts, the most first, so that
         distances follow differences of expression. ``"latent"``: those of the network, in which the prior is N(0, I)
         and q(z | x) has no correlations, whatever a dimension does to expression. The network is the same for both, and
-        so are all likelihoods. (See the section on the metric in the mathematics of the documentation.)
+        so are all likelihoods and numbers of dimensions in use. See "The coordinates of the embedding" in the
+        documentation. Take ``"latent"`` for methods that assume this prior or independent posteriors.
     rng
         Seed or numpy Generator; None draws a seed and records it. The global random state is not changed.
     device
