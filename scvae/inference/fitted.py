@@ -56,8 +56,7 @@ class Outcome:
     skipped_steps
         Number of steps skipped because the loss or its gradient was not finite.
     kl_per_dimension
-        Mean KL of each latent dimension in nats, over the validation cells (over the training cells if there are none).
-        Dimensions are the network's own, which `FittedModel.metric` rotates.
+        Mean KL of each dimension of the network in nats, over the validation cells (training cells if there are none).
     held_out_elbo
         ELBO per validation cell in nats, at β = 1, with the weights kept; NaN without validation cells.
     pruned_from

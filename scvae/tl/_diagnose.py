@@ -162,8 +162,8 @@ def diagnose(
         ``uns["<key_added>"]["diagnosis"]``
             The same as strings, numbers and arrays: ``verdict``; ``findings``, one array per field; ``likelihood``;
             ``training`` (how it ended);
-            ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent, the network's own
-            dimensions, in which q has no correlations);
+            ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent; of the
+            dimensions of the network, in which q has no correlations);
             ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
             each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
             (latent); from the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
