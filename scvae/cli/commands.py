@@ -41,6 +41,7 @@ KEYWORDS = (
     "likelihood",
     "n_latent",
     "beta",
+    "metric",
     "rng",
     "device",
     "key_added",

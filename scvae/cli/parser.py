@@ -188,6 +188,7 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
     model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
+    model.add_argument("--metric", metavar="NAME", help="coordinates of the embedding: expression (default) or latent")
     return model
 
 

@@ -25,12 +25,12 @@ AT_ONCE = 2**20  # cells x genes in one pass
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Directions:
-    """Effects of each latent dimension on each gene, in the units of `natural`.
+    """Effects of each latent dimension, as written to `obsm`, on each gene, in the units of `natural`.
 
     Parameters
     ----------
     slope
-        Derivative along the dimension, per unit of z, at the posterior mean of each cell; mean over cells.
+        Derivative along the dimension, per unit, at the posterior mean of each cell; mean over cells.
     traversal
         Mean change when a cell moves from the low to the high end of the dimension, with the others fixed.
     sd
@@ -78,34 +78,33 @@ def directions(
     beta
         A value of β if the model has many; None as in `FittedModel.beta_of`.
     """
-    centres, _ = posterior_moments(model, cells, beta=beta)
+    means, _ = posterior_moments(model, cells, beta=beta)
+    centres = model.written(means)
     low, high = np.quantile(centres, quantiles, axis=0)
     network, n_genes = model.network, cells.rows.n_genes
+    steps = torch.from_numpy(np.eye(model.n_latent) if model.metric is None else model.metric.inverse)
+    steps = steps.to(model.device, torch.float32)
     slope = np.zeros((n_genes, model.n_latent))
     traversal = np.zeros_like(slope)
     with working_on(model.device):
         for positions, batch in batches_of(model, cells, max(1, AT_ONCE // n_genes), beta=beta):
-            z = torch.from_numpy(centres[positions]).to(model.device)
-            for k in range(model.n_latent):
-                slope[:, k] += _slope(network, z, batch, k).sum(0, dtype=torch.float64).cpu().numpy()
-                ends = (natural(network, _moved(z, k, float(end[k])), batch) for end in (high, low))
+            z = torch.from_numpy(means[positions]).to(model.device)
+            for k, step in enumerate(steps):
+                slope[:, k] += _slope(network, z, batch, step).sum(0, dtype=torch.float64).cpu().numpy()
+                away = (torch.from_numpy(end[k] - centres[positions, k]).to(z) for end in (high, low))
+                ends = (natural(network, z + there[:, None] * step, batch) for there in away)
                 traversal[:, k] += (next(ends) - next(ends)).sum(0, dtype=torch.float64).cpu().numpy()
     return Directions(
         slope=slope / len(cells), traversal=traversal / len(cells), sd=centres.std(0, dtype=float), low=low, high=high
     )
 
 
-def _slope(network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, k: int) -> Float[Tensor, "cells genes"]:
-    direction = torch.zeros_like(z)
-    direction[:, k] = 1.0
+def _slope(
+    network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, step: Float[Tensor, " latent"]
+) -> Float[Tensor, "cells genes"]:
+    direction = step.expand_as(z)
     with warnings.catch_warnings():
         # at its first call, torch compiles rules with a deprecated function of its own, which warns
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         slope: Tensor = torch.func.jvp(lambda at: natural(network, at, batch), (z,), (direction,))[1]
     return slope
-
-
-def _moved(z: Float[Tensor, "cells latent"], k: int, to: float) -> Float[Tensor, "cells latent"]:
-    moved = z.clone()
-    moved[:, k] = to
-    return moved

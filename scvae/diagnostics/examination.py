@@ -88,7 +88,7 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
         spectrum=spectrum(model, _some(cells, chosen, SPECTRUM_CELLS), beta=beta),
         predictive=seen,
         generalization=generalization(model, cells, beta=beta, seed=seed),
-        leak=batch_leak(mean, sample.codes[:, 0]) if sample.has_batch else None,
+        leak=batch_leak(model.written(mean), sample.codes[:, 0]) if sample.has_batch else None,
         relative_scale=_relative_scale(model, seen.variance, beta),
         steps=_steps(model, cells),
     )

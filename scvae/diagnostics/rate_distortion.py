@@ -191,9 +191,9 @@ def embedding_at(
 ) -> tuple[Structure, LabelAgreement | None]:
     """Scores of the sampled cells' embedding at one β, without and with labels; None for the latter without labels."""
     mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
-    scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed)
+    scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed, written=model.written)
     labels = yardstick.labels
-    return scores, None if labels is None else label_agreement(mean, labels, seed=seed)
+    return scores, None if labels is None else label_agreement(model.written(mean), labels, seed=seed)
 
 
 def _some(n: int, most: int, seed: int) -> Int[np.ndarray, " some"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ KEPT_SHARE = 0.9  # of the cells in a resample
 WIDER = 2  # times as many neighbours are found, so that enough of them remain in a resample
 N_DRAWS = 3  # of the posterior
 REFERENCE_CELLS = 2_000
+Written = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ def structure(
     compared: Int[np.ndarray, " some"],
     *,
     seed: int,
+    written: Written = np.asarray,
 ) -> Structure:
     """The label-free scores of one embedding.
 
@@ -86,20 +89,23 @@ def structure(
     seed
         Seed of all random numbers. The same seed gives the same resamples and the same noise for every embedding, so
         that their scores can be compared.
+    written
+        Turns z into the coordinates to be scored.
 
     Returns
     -------
     Structure
         The scores.
     """
-    wide = nearest(mean, WIDER * N_NEIGHBOURS)
+    embedding = written(mean)
+    wide = nearest(embedding, WIDER * N_NEIGHBOURS)
     graph = as_igraph(graph_of(_narrow(wide)))
     partitions = [leiden(graph, resolution=resolution, seed=_cluster_seed(seed)) for resolution in RESOLUTIONS]
     return Structure(
         leiden_stability=leiden_stability(wide, partitions, seed=seed),
-        graph_agreement=graph_agreement(mean, variance, seed=seed),
+        graph_agreement=graph_agreement(mean, variance, seed=seed, written=written),
         modularity=float(np.mean([graph.modularity(clusters, weights="weight") for clusters in partitions])),
-        trustworthiness=trustworthiness(reference, mean[compared]),
+        trustworthiness=trustworthiness(reference, embedding[compared]),
         n_clusters=int(partitions[RESOLUTIONS.index(1.0)].max()) + 1,
     )
 
@@ -138,9 +144,13 @@ def leiden_stability(wide: Neighbours, partitions: list[Int[np.ndarray, " cells"
 
 
 def graph_agreement(
-    mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"], *, seed: int
+    mean: Float[np.ndarray, "cells latent"],
+    variance: Float[np.ndarray, "cells latent"],
+    *,
+    seed: int,
+    written: Written = np.asarray,
 ) -> float:
-    """Fraction of the nearest neighbours shared by two draws of the embedding z ~ q(z | x).
+    """Fraction of the nearest neighbours shared by two draws of the embedding z ~ q(z | x), in `written` coordinates.
 
     Mean over cells and over the pairs of `N_DRAWS` draws, for the `N_NEIGHBOURS` neighbours of a cell besides itself:
     1 if the posterior determines them, k / (n - 1) if they are random.
@@ -150,7 +160,7 @@ def graph_agreement(
     neighbours = []
     for draw in range(N_DRAWS):
         noise = numpy_generator(seed, POSTERIOR, draw).standard_normal(mean.shape, dtype=np.float32)
-        index = nearest(mean + np.sqrt(variance) * noise, k + 1).index[:, 1:]
+        index = nearest(written(mean + np.sqrt(variance) * noise), k + 1).index[:, 1:]
         ones = np.ones(n * k, dtype=np.int32)
         neighbours.append(sp.csr_array((ones, index.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)))
     pairs = [(i, j) for i in range(N_DRAWS) for j in range(i)]

@@ -27,9 +27,11 @@ from ..data.schema import Schema
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
+from .metric import Metric, MetricName
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
+METRIC = "metric"  # name of its matrix among the tensors of a file
 ACTIVE_ABOVE = 0.05  # nats of mean KL above which a latent dimension counts as used
 
 
@@ -54,7 +56,7 @@ class Outcome:
     skipped_steps
         Number of steps skipped because the loss or its gradient was not finite.
     kl_per_dimension
-        Mean KL of each latent dimension in nats, over the validation cells (over the training cells if there are none).
+        Mean KL of each dimension of the network in nats, over the validation cells (training cells if there are none).
     held_out_elbo
         ELBO per validation cell in nats, at β = 1, with the weights kept; NaN without validation cells.
     pruned_from
@@ -115,6 +117,9 @@ class FittedModel:
         saved before scvae recorded them.
     threads
         Number of threads of the CPU that the fit used; None for models saved before scvae recorded it.
+    metric
+        The coordinates in which latent variables are written; None for those of the network, as with
+        ``scvae.fit(metric="latent")`` and in models saved before there was another.
 
     Examples
     --------
@@ -143,6 +148,7 @@ class FittedModel:
     trained_on: str
     libraries: LibrarySizes | None = None
     threads: int | None = None
+    metric: Metric | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -150,9 +156,34 @@ class FittedModel:
         return pd.Index(self.schema.genes)
 
     @property
+    def metric_name(self) -> MetricName:
+        """`metric` as given to `scvae.fit`."""
+        return "latent" if self.metric is None else "expression"
+
+    @property
+    def digest(self) -> str:
+        """Identifies the model in what is derived from it."""
+        return digest_of(self.network, self.metric)
+
+    @property
     def device(self) -> torch.device:
         """Device of the network."""
         return self.network.device
+
+    def written(self, z: Float[np.ndarray, "*cells latent"]) -> Float[np.ndarray, "*cells latent"]:
+        """Latent variables of the network in the coordinates of the embedding.
+
+        Parameters
+        ----------
+        z
+            Means or draws in the network's own coordinates, in which the prior is N(0, I).
+
+        Returns
+        -------
+        numpy.ndarray
+            `z` itself without a metric; else float32 values of the same shape.
+        """
+        return z if self.metric is None else self.metric.written(z)
 
     def beta_of(self, beta: float | None) -> float:
         """The β to use for the argument `beta`.
@@ -262,7 +293,8 @@ class FittedModel:
             "trained_on": self.trained_on,
             "libraries": None if self.libraries is None else self.libraries.to_json(),
         }
-        write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
+        matrix = {} if self.metric is None else {METRIC: torch.from_numpy(self.metric.matrix)}
+        write_tensors(path, dict(self.network.state_dict()) | matrix, FORMAT, record)
         return path
 
 
@@ -271,18 +303,19 @@ def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
     return BetaRange(*beta) if isinstance(beta, tuple) else None
 
 
-def digest_of(network: VAE) -> str:
-    """A digest of all weights."""
+def digest_of(network: VAE, metric: Metric | None = None) -> str:
+    """A digest of all weights, and of the metric if there is one."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
+    if metric is not None:
+        digest.update(metric.matrix.tobytes())
     return digest.hexdigest()
 
 
 def identity_of(model: FittedModel, beta: float | None = None) -> str:
     """Identifies a model in what is derived from its embedding; for a model of many β, with the β of the embedding."""
-    digest = digest_of(model.network)
-    return f"{digest}{AT}{model.beta_of(beta):g}" if isinstance(model.beta, tuple) else digest
+    return f"{model.digest}{AT}{model.beta_of(beta):g}" if isinstance(model.beta, tuple) else model.digest
 
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
@@ -339,6 +372,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """
     target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)
+    matrix = tensors.pop(METRIC, None)
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
@@ -361,4 +395,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         trained_on=record.get("trained_on", ""),  # older files lack it; "" matches no cells
         libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
         threads=record.get("threads"),
+        metric=None if matrix is None else Metric(matrix.numpy()),
     )

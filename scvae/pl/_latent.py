@@ -45,8 +45,10 @@ def latent(
 ) -> tuple[Axes, ...] | None:
     """Draws the KL of each latent dimension, and the embedding in pairs of dimensions.
 
-    The KL of a dimension, KL(q(z_k | x) || N(0, 1)) averaged over the cells in `adata`, bounds the information that it
-    carries about a cell, in nats. Dimensions at 0.05 nats or below are not in use and drawn in grey.
+    The KL of a dimension of the embedding, from its posterior to its prior and averaged over the cells in `adata`,
+    bounds the information that it carries about a cell, in nats. Dimensions at 0.05 nats or below are not in use and
+    drawn in grey. These are the dimensions as written, which `metric` in `scvae.fit` rotates; `kl_per_dimension` in
+    ``uns["<key_added>"]`` and in `scvae.tl.diagnose` is that of the network's own.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ def latent(
     """
     keys = Keys(key_added)
     mean, variance = moments(adata, keys)
-    kl = kl_per_dimension(mean, variance)
+    kl = kl_per_dimension(adata, keys, mean, variance)
     by = colouring(adata, color)
     pairs = _pairs(kl, dimensions)
     if ax is None:

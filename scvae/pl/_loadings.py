@@ -38,10 +38,9 @@ def loadings(
 ) -> tuple[Axes, ...] | None:
     """Draws the genes that each latent dimension raises (bars to the right) and lowers (to the left) most.
 
-    For a linear decoder, bars show its loadings: the change per unit of z. For other decoders they show the effects
-    from `scvae.tl.latent_genes`: the change for a step of one standard deviation. Both are changes of the log
-    proportion (bernoulli: of the logit; gaussian: of the value). The sign of a dimension is arbitrary: z and -z give
-    the same model.
+    For a linear decoder, bars show its loadings: the change per unit of the embedding. For other decoders they show the
+    effects from `scvae.tl.latent_genes`: the change for a step of one standard deviation. Both are changes of the log
+    proportion (bernoulli: of the logit; gaussian: of the value). For signs see `scvae.tl.latent_genes`.
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ def loadings(
     keys = Keys(key_added)
     n_genes = check_positive_int(n_genes, "n_genes")
     check_adata(adata)
-    kl = kl_per_dimension(*moments(adata, keys))
+    kl = kl_per_dimension(adata, keys, *moments(adata, keys))
     values, unit = _changes(adata, keys, len(kl))
     if dimensions is None:
         chosen = by_kl(kl)[: min(MOST_PANELS, max(1, int((kl > ACTIVE_ABOVE).sum())))]

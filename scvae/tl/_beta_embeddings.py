@@ -17,7 +17,7 @@ from ..data.beta_range import evenly_spaced, given_betas
 from ..data.intake import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model, digest_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
 from ._layouts import aligned_layouts
@@ -120,7 +120,7 @@ def beta_embeddings(
     bar = progress_bar(2 * len(points) + 1, unit="step", leave=False, verbose=verbose)
     try:
         for mean, beta in zip(means, points, strict=True):
-            mean[:] = posterior_moments(model, laid_out, beta=beta)[0]
+            mean[:] = model.written(posterior_moments(model, laid_out, beta=beta)[0])
             curve.append(_rate_and_distortion(model, judged, beta=beta, seed=seed))
             bar.update()
         layouts = aligned_layouts(means, n_neighbors=n_neighbors, seed=seed, done=bar.update)
@@ -139,7 +139,7 @@ def beta_embeddings(
         "seed": seed,
     }
     target = target_of(adata, copy=copy)
-    made_by = digest_of(model.network)
+    made_by = model.digest
     write_made(target, keys, made_by, obsm={keys.beta_umaps: umaps}, record={keys.beta_embeddings: record})
     return target if copy else None
 

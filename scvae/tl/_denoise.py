@@ -25,7 +25,7 @@ from ..data.intake import Cells, read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
-from ..inference.fitted import FittedModel, check_model, digest_of
+from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
 from ..likelihoods import Bernoulli
@@ -241,7 +241,14 @@ def denoise(
         target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
         layers, obsm = _places(target, keys, tables, wanted)
-        write_made(target, keys, digest_of(model.network), layers=layers, obsm=obsm, record={keys.denoising: record})
+        write_made(
+            target,
+            keys,
+            model.digest,
+            layers=layers,
+            obsm=obsm,
+            record={keys.denoising: record},
+        )
     return target if copy else None
 
 

@@ -21,7 +21,7 @@ from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model, digest_of
+from ..inference.fitted import FittedModel, check_model
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def diagnose(
         ``uns["<key_added>"]["diagnosis"]``
             The same as strings, numbers and arrays: ``verdict``; ``findings``, one array per field; ``likelihood``;
             ``training`` (how it ended);
-            ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent);
+            ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent; of the
+            dimensions of the network, in which q has no correlations);
             ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
             each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
             (latent); from the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
@@ -207,7 +208,7 @@ def diagnose(
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
     )
-    write_made(adata, keys, digest_of(model.network), record={keys.diagnosis: _storable(diagnosis, model)})
+    write_made(adata, keys, model.digest, record={keys.diagnosis: _storable(diagnosis, model)})
     return diagnosis
 
 

@@ -68,7 +68,7 @@ def embed(
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
-            float32 posterior variances, cells x n_latent.
+            float32 posterior variances, cells x n_latent; without covariances, as `scvae.fit` says.
         ``obsm["X_<key_added>_samples"]``
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
         ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``
@@ -99,7 +99,7 @@ def embed(
         check_replaceable(source.adata.uns, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)
         moments = posterior_moments(model, cells, beta=beta)
-        draws = latent_draws(*moments, n_samples, seed_of(rng)) if n_samples else None
+        draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
         write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
     if not copy:

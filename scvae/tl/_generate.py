@@ -115,7 +115,7 @@ def generate(
         ``obs``
             The model's batch column, covariates and size factors, named as in the fit.
         ``obsm["X_<key_added>"]``
-            float32 draws of z, cells x n_latent (not posterior means).
+            float32 draws of z, cells x n_latent, in the coordinates of the embedding (not posterior means).
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("prior" or "aggregate posterior"), ``components`` of the mixture by batch, ``beta``, ``seed``.
 
@@ -167,7 +167,7 @@ def generate(
         model,
         stacked(pieces, model.schema.kind),
         _obs(model, origin),
-        obsm={keys.mean: origin.z},
+        obsm={keys.mean: model.written(origin.z)},
         uns={keys.uns: {keys.origin: origin.record | {"beta": at, "seed": seed}}},
     )
 

@@ -43,8 +43,10 @@ def latent_genes(
 
     Changes are of the log proportion, base e, relative to its mean over the modelled genes (nb, zinb, poisson); of the
     logit (bernoulli); or of the value, in the units of the data (gaussian). For a linear decoder the derivative is the
-    loading. The sign of a dimension is arbitrary, since z and -z give the same model. Signs here follow the embedding
-    ``obsm["X_<key_added>"]`` of this model: cells with a larger value express more of the genes that it raises.
+    loading. Dimensions and their signs are those of the embedding ``obsm["X_<key_added>"]`` of this model: cells with a
+    larger value express more of the genes that it raises. The sign is a convention: over the genes, the cubes of
+    the slopes in units of the noise have a positive sum, so that the genes that change most rise. (With
+    ``metric="latent"`` it is arbitrary.)
 
     Parameters
     ----------

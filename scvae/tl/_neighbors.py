@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
 
-from ..common.checks import check_positive_int
+from ..common.checks import check_bool, check_positive_int
 from ..common.keys import Keys, check_slot_name
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
@@ -31,6 +31,7 @@ def neighbors(
     *,
     n_neighbors: int = 15,
     n_samples: int = 10,
+    knn: bool = False,
     beta: float | None = None,
     layer: str | None = None,
     rng: SeedLike = 0,
@@ -55,6 +56,11 @@ def neighbors(
         Neighbours per cell in each draw, including the cell itself, as in scanpy.
     n_samples
         Posterior draws to average over, at least two.
+    knn
+        Whether ``distances`` has exactly ``n_neighbors - 1`` other cells for each cell, as `scanpy.pp.neighbors` writes
+        it: those that are neighbours in most draws, of equal ones the nearest. Pass true for tools that expect a fixed
+        number, such as scVelo, CellRank and `scanpy.tl.ingest`; ``connectivities``, which scanpy's own tools read, is
+        the same. If false, ``distances`` has all neighbours in any draw.
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
     layer
@@ -100,6 +106,7 @@ def neighbors(
     keys = Keys(key_added)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     n_samples = check_positive_int(n_samples, "n_samples")
+    knn = check_bool(knn, "knn")
     if check_slot_name(neighbors_key, "neighbors_key") == keys.uns:
         raise ValueError(f"neighbors_key and key_added are both {keys.uns!r}; pass two different names")
     if n_samples < 2:
@@ -110,7 +117,7 @@ def neighbors(
         raise ValueError(f"n_neighbors is {n_neighbors}; pass a number from 2 to the number of cells, {len(cells):,}")
     seed = seed_of(rng)
     mean, variance = posterior_moments(model, cells, beta=beta)
-    draws = latent_draws(mean, variance, n_samples, seed)
+    draws = model.written(latent_draws(mean, variance, n_samples, seed))
     connectivities, times, distances = _sums_of_graphs(draws, n_neighbors)
     target = target_of(adata, copy=copy)
     prefix = "" if neighbors_key == "neighbors" else f"{neighbors_key}_"
@@ -135,7 +142,7 @@ def neighbors(
         obsm={keys.samples: None},
         obsp={
             names["connectivities_key"]: connectivities / n_samples,
-            names["distances_key"]: distances.multiply(times.power(-1.0)).tocsr(),
+            names["distances_key"]: _mean_distances(times, distances, n_neighbors - 1 if knn else None),
         },
         uns={neighbors_key: names | {"params": params}},
     )
@@ -156,6 +163,19 @@ def _sums_of_graphs(
         times = times + sp.csr_matrix((np.ones_like(distance), columns, starts), shape=(n, n))
         distances = distances + sp.csr_matrix((distance, columns, starts), shape=(n, n))
     return weights, times, distances
+
+
+def _mean_distances(times: sp.csr_matrix, distances: sp.csr_matrix, most: int | None) -> sp.csr_matrix:
+    """Mean distances over the draws that make cells neighbours; those of each cell to the `most` frequent ones."""
+    mean = distances.multiply(times.power(-1.0)).tocsr()
+    if most is None:
+        return mean
+    cells = np.repeat(np.arange(times.shape[0]), np.diff(times.indptr))
+    distance = np.asarray(mean[cells, times.indices]).ravel()
+    order = np.lexsort((distance, -times.data, cells))
+    kept = np.sort(order[np.arange(len(order)) - times.indptr[cells[order]] < most])
+    starts = most * np.arange(times.shape[0] + 1)
+    return sp.csr_matrix((distance[kept], times.indices[kept], starts), shape=times.shape)
 
 
 def _stability(times: sp.csr_matrix, n_samples: int, n_neighbors: int) -> Float[np.ndarray, " cells"]:

@@ -70,7 +70,7 @@ def sample(
             Columns of `adata`, plus ``"<key_added>_cell"`` (name of the cell) and ``"<key_added>_draw"`` (number of the
             draw, from 0). Names are those of the cells, with ``_0``, ``_1``, … appended for several draws.
         ``obsm["X_<key_added>"]``
-            float32 draws of z, cells x n_latent.
+            float32 draws of z, cells x n_latent, in the coordinates of the embedding.
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("posterior"), ``n_samples``, ``beta`` and ``seed``.
 
@@ -105,7 +105,7 @@ def sample(
         model,
         stacked([piece for pieces in values for piece in pieces], model.schema.kind),
         _obs(adata, n_samples, keys),
-        obsm={keys.mean: latent.reshape(-1, model.n_latent)},
+        obsm={keys.mean: model.written(latent.reshape(-1, model.n_latent))},
         uns={keys.uns: {keys.origin: {"source": "posterior", "n_samples": n_samples, "beta": at, "seed": seed}}},
     )
 

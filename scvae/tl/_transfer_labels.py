@@ -15,7 +15,7 @@ from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
-from ..inference.fitted import FittedModel, check_model, digest_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
@@ -148,9 +148,9 @@ def transfer_labels(
         known = read_cells(reference, model, layer if reference_layer is None else reference_layer).taken(labelled)
     query, known = _alike(query, known, model)
     found = transfer(
-        posterior_moments(model, known, beta=beta)[0],
+        model.written(posterior_moments(model, known, beta=beta)[0]),
         codes,
-        posterior_moments(model, query, beta=beta)[0],
+        model.written(posterior_moments(model, query, beta=beta)[0]),
         most_alike(query, N_PEERS, kind=model.schema.kind, seed=model.seed),
     )
     label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
@@ -158,7 +158,7 @@ def transfer_labels(
     write_made(
         target,
         keys,
-        digest_of(model.network),
+        model.digest,
         obs={
             keys.label: pd.Categorical(label, categories=[*names, UNKNOWN]),
             keys.label_uncertainty: 1.0 - found.probability.max(1),

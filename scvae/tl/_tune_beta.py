@@ -28,6 +28,7 @@ from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstic
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel
+from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..training.fit import read_and_train, shared_seed
@@ -104,6 +105,7 @@ def tune_beta(
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
+    metric: MetricName = "expression",
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",
@@ -137,7 +139,7 @@ def tune_beta(
         ``"path"``: one model for every β, trained once (Bae et al. 2023, "Multi-rate VAE"); ``"sweep"``: one model for
         each of `betas`, from the largest to the smallest; each after the first starts from the weights of the previous
         one and trains for half as many epochs.
-    layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, device, network, training
+    layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, metric, device, network, training
         As in `scvae.fit`.
     rng
         Seed or numpy Generator for the fit and the scores; None takes the seed of `model`, or draws one.
@@ -213,6 +215,7 @@ def tune_beta(
     request = Request(
         likelihood=likelihood,
         n_latent=n_latent,
+        metric=metric,
         rng=rng,
         device=device,
         network=network,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,9 @@ from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
 from ..data.write_back import write_back
+from ..inference.expression_metric import with_metric
 from ..inference.fitted import FittedModel, check_model, in_use
+from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
@@ -84,6 +86,7 @@ def fit(
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
     beta: float | tuple[float, float] = 1.0,
+    metric: MetricName = "expression",
     rng: SeedLike = None,
     device: str | torch.device = "auto",
     key_added: str = "scvae",
@@ -147,6 +150,13 @@ def fit(
         al. 2023), and `scvae.tl` and `scvae.tune_beta` accept any of these. The embedding written here, the active
         dimensions and the held-out ELBO are then those at β = 1 (if the range excludes 1, at its geometric mean), and
         the history has ELBOs averaged over the range.
+    metric
+        Coordinates of the embedding, in this model and wherever it embeds cells. ``"expression"``: dimensions are
+        rotated and scaled by how much they change the expression that the decoder predicts, the most first, so that
+        distances follow differences of expression. ``"latent"``: those of the network, in which the prior is N(0, I)
+        and q(z | x) has no correlations, whatever a dimension does to expression. The network is the same for both, and
+        so are all likelihoods and numbers of dimensions in use. See "The coordinates of the embedding" in the
+        documentation. Take ``"latent"`` for methods that assume this prior or independent posteriors.
     rng
         Seed or numpy Generator; None draws a seed and records it. The global random state is not changed.
     device
@@ -179,7 +189,8 @@ def fit(
         ``obsm["X_<key_added>"]``
             float32 posterior means, cells x n_latent.
         ``obsm["X_<key_added>_var"]``
-            float32 posterior variances, cells x n_latent.
+            float32 posterior variances, cells x n_latent. The covariances between dimensions, which are 0 for
+            ``metric="latent"`` only, are not written.
         ``varm["<key_added>_loadings"]``
             Only with ``NetworkConfig(decoder="linear")``: float32 loadings, genes x n_latent, 0 for genes not modelled.
             They are the change per unit of z of the log proportion (nb, zinb, poisson; relative to its mean over the
@@ -224,7 +235,7 @@ def fit(
     keys = Keys(key_added)
     covariate_keys = () if covariate_keys is None else covariate_keys
     data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
-    request = Request(likelihood, n_latent, beta, rng, device, network, training, init, checkpoint, verbose)
+    request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
     with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True, keys=keys) as source:
@@ -259,6 +270,7 @@ def read_and_train(
 
     likelihood, n_latent = request.likelihood, _checked_n_latent(request.n_latent)
     check_choice(likelihood, NAMES, "likelihood")
+    check_choice(request.metric, get_args(MetricName), "metric")
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
     memory = 1e9 * training_config.memory
@@ -272,7 +284,7 @@ def read_and_train(
             break
         with passing():
             model, ended = prune_cells(model, cells, epochs=None, verbose=request.verbose)
-    return model, cells
+    return (with_metric(model, cells) if request.metric == "expression" else model), cells
 
 
 def _checked_n_latent(n_latent: object) -> int | Literal["auto"]:

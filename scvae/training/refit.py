@@ -20,6 +20,7 @@ from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.rows import SparseRows
 from ..data.schema import Schema
+from ..inference.expression_metric import with_metric
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
 from ..kernels.context import working_on
@@ -68,6 +69,7 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
         "likelihood": model.likelihood,
         "n_latent": model.n_latent,
         "beta": model.beta,
+        "metric": model.metric_name,
         "network": model.network_config,
     }
     for name, of_model in has.items():
@@ -105,7 +107,7 @@ def continue_fit(
     start = None if request.checkpoint is None else digest_of(network)
     recipe, checkpoint = Recipe.of(fine), request.checkpoint
     progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=request.verbose)
-    return fitted_model(network, cells, settings, progress), cells
+    return _as_before(model, fitted_model(network, cells, settings, progress), cells), cells
 
 
 def map_cells(
@@ -205,7 +207,7 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     progress = train(network, cells, replace(settings, training_config=fine), Recipe.of(fine), verbose=verbose)
     again = fitted_model(network, cells, settings, _as_one_run(model, progress))
     outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
-    return replace(again, outcome=outcome), progress.ended
+    return _as_before(model, replace(again, outcome=outcome), cells), progress.ended
 
 
 def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
@@ -221,7 +223,12 @@ def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verb
     config = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
     network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training_config=config)
     progress = train(network, cells, settings, Recipe.of(config), verbose=verbose)
-    return fitted_model(network, cells, settings, progress)
+    return _as_before(model, fitted_model(network, cells, settings, progress), cells)
+
+
+def _as_before(earlier: FittedModel, model: FittedModel, cells: Cells) -> FittedModel:
+    """The model with a metric of its own if the earlier one has a metric."""
+    return model if earlier.metric is None else with_metric(model, cells)
 
 
 def fine_tuning(config: TrainingConfig, epochs: int | None) -> TrainingConfig:

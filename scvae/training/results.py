@@ -28,6 +28,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "likelihood": model.likelihood,
         "n_latent": model.n_latent,
         "beta": np.array(model.beta) if isinstance(model.beta, tuple) else model.beta,
+        "metric": model.metric_name,
         "layer": schema.layer,
         "batch_key": schema.batch.key if schema.batch else None,
         "covariate_keys": np.array(covariates, dtype=str),
@@ -46,6 +47,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "held_out_elbo": outcome.held_out_elbo,
         "kl_per_dimension": np.array(outcome.kl_per_dimension),
         "active_dimensions": outcome.active_dimensions,
+        "prior_sd": np.ones(model.n_latent) if model.metric is None else model.metric.scale,
         "pruned_from": outcome.pruned_from or "none",
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
@@ -87,13 +89,16 @@ def write_embedding(
 ) -> None:
     """Writes means and variances of an embedding, the loadings if there are any, and the record with `more` added.
 
+    `moments` are those of the network, and are written in the coordinates of the model's metric.
     `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
     """
+    mean, variance = moments
+    variance = variance if model.metric is None else model.metric.variances(variance)
     write_made(
         adata,
         keys,
         identity_of(model, beta),
-        obsm=dict(zip((keys.mean, keys.variance), moments, strict=True)) | dict(obsm or {}),
+        obsm={keys.mean: model.written(mean), keys.variance: variance} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
         record=record_of(model) | dict(more or {}),
         **slots,
@@ -105,5 +110,8 @@ def _loadings(model: FittedModel, adata: AnnData) -> Float[np.ndarray, "genes la
     loadings = model.network.loadings()
     if loadings is None:
         return None
+    values = loadings.detach().cpu().numpy()
+    if model.metric is not None:
+        values = (values @ model.metric.inverse.T).astype(np.float32)
     rows = model.genes.get_indexer(adata.var_names.astype(str))
-    return np.where((rows >= 0)[:, None], loadings.detach().cpu().numpy()[rows], np.float32(0.0))
+    return np.where((rows >= 0)[:, None], values[rows], np.float32(0.0))

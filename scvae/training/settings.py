@@ -13,6 +13,7 @@ from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
 from ..inference.fitted import FittedModel
+from ..inference.metric import MetricName
 from ..likelihoods import LikelihoodName
 from .recipe import Recipe, make_recipe
 
@@ -24,6 +25,7 @@ class Request:
     likelihood: LikelihoodName = "nb"
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT
     beta: float | tuple[float, float] = 1.0
+    metric: MetricName = "expression"
     rng: SeedLike = None
     device: str | torch.device = "auto"
     network: NetworkConfig | None = None

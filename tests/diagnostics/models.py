@@ -27,6 +27,7 @@ def linear_normal(loadings, *, n_cells=200, noise=NOISE, seed=0):
         likelihood="gaussian",
         n_latent=n_latent,
         network=NetworkConfig(decoder="linear", minimum_scale=0.0, norm="none", width=2 * n_latent),
+        metric="latent",
         training=TrainingConfig(epochs=1),
         rng=0,
         verbose=False,

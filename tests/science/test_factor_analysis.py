@@ -32,6 +32,7 @@ def fitted(request):
         adata,
         likelihood="gaussian",
         n_latent=N_FACTORS,
+        metric="latent",
         network=NetworkConfig(decoder="linear"),
         training=TrainingConfig(validation_fraction=0.0),
         rng=request.param,

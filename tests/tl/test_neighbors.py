@@ -54,6 +54,22 @@ def test_weights_are_symmetric_and_lie_between_what_nearness_in_the_draws_allows
             assert weights[cell, other] >= (found == other).mean() - 1e-6
 
 
+def test_a_fixed_number_of_neighbours_are_the_most_frequent_and_then_the_nearest(fitted, result):
+    adata, model = fitted
+    every, distances = result
+    options = {"n_samples": N_SAMPLES, "n_neighbors": N_NEIGHBORS, "rng": 3, "copy": True}
+    fixed = scvae.tl.neighbors(adata, model, knn=True, **options)
+    kept, mean = fixed.obsp["distances"], every.obsp["distances"].toarray()
+    assert (np.diff(kept.indptr) == N_NEIGHBORS - 1).all()
+    times = (distances > 0).sum(0)
+    for cell in range(len(times)):
+        order = sorted(np.flatnonzero(times[cell]), key=lambda other: (-times[cell, other], mean[cell, other]))
+        assert set(kept[cell].indices) == set(order[: N_NEIGHBORS - 1])
+    inside = kept.toarray() > 0
+    np.testing.assert_allclose(kept.toarray()[inside], mean[inside], rtol=1e-6)
+    np.testing.assert_array_equal(fixed.obsp["connectivities"].toarray(), every.obsp["connectivities"].toarray())
+
+
 def test_stability_is_the_share_of_neighbours_that_pairs_of_draws_have_in_common(result):
     adata, distances = result
     common = [(distances[i] > 0) & (distances[j] > 0) for i in range(N_SAMPLES) for j in range(N_SAMPLES) if i != j]
