@@ -16,7 +16,7 @@ from ..data.batches import Batch, Batches, chunks
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..kernels.context import working_on
-from ..model.latent import DiagonalNormal
+from ..model.latent.posterior import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from .fitted import FittedModel
 from .refinement import best_posterior, nearer_mean
