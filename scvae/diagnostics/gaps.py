@@ -100,7 +100,8 @@ def _gain(
     generator = torch_generator(seed, JUDGE, turn, device=before.mean.device)
     none = torch.zeros(len(batch), device=before.mean.device)
     total = torch.zeros_like(none, dtype=torch.float64)
-    noise = torch.randn((JUDGE_DRAWS, *before.mean.shape), generator=generator, device=before.mean.device)
+    shape, device = before.mean.shape, before.mean.device
+    noise = torch.stack([torch.randn(shape, generator=generator, device=device) for _ in range(JUDGE_DRAWS)])
     draws, draws_before = after.reparameterize(noise), before.reparameterize(noise)
     for z, z_before in zip(draws, draws_before, strict=True):
         total += network.log_likelihood(z, batch, none).per_row.double()

@@ -27,6 +27,7 @@ from ..data.schema import Schema
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
+from .density import Density
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
@@ -115,6 +116,9 @@ class FittedModel:
         saved before scvae recorded them.
     threads
         Number of threads of the CPU that the fit used; None for models saved before scvae recorded it.
+    density
+        Where the cells of the fit lie in latent space (see `scvae.tl.fit_density`); None for models saved before scvae
+        fitted it.
 
     Examples
     --------
@@ -143,6 +147,7 @@ class FittedModel:
     trained_on: str
     libraries: LibrarySizes | None = None
     threads: int | None = None
+    density: Density | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -186,6 +191,32 @@ class FittedModel:
                 f"a range of β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
             )
         return beta
+
+    def density_at(self, beta: float | None) -> Density:
+        """The density of the cells of the fit at the argument `beta`.
+
+        Parameters
+        ----------
+        beta
+            As in `beta_of`.
+
+        Raises
+        ------
+        ValueError
+            If the model has none, or it is that of another β.
+        """
+        at = self.beta_of(beta)
+        if self.density is None:
+            raise ValueError(
+                "the model has no density of its cells, because it was saved before scvae fitted one; add it: "
+                "model = scvae.tl.fit_density(adata, model), with the cells of the fit"
+            )
+        if at != self.density.beta:
+            raise ValueError(
+                f"beta is {at:g}, but the model's density of its cells is that at β = {self.density.beta:g}; fit it "
+                f"at this β: model = scvae.tl.fit_density(adata, model, beta={at:g}), with the cells of the fit"
+            )
+        return self.density
 
     def summary(self) -> pd.Series:
         """A summary of the fit for a notebook.
@@ -261,8 +292,10 @@ class FittedModel:
             "threads": self.threads,
             "trained_on": self.trained_on,
             "libraries": None if self.libraries is None else self.libraries.to_json(),
+            "density": None if self.density is None else self.density.to_json(),
         }
-        write_tensors(path, dict(self.network.state_dict()), FORMAT, record)
+        tensors = dict(self.network.state_dict()) | ({} if self.density is None else self.density.tensors())
+        write_tensors(path, tensors, FORMAT, record)
         return path
 
 
@@ -339,6 +372,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """
     target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)
+    density = Density.taken_from(tensors, record.get("density"))  # older files lack it, as they do other entries
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
@@ -358,7 +392,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],
         versions=record["versions"],
-        trained_on=record.get("trained_on", ""),  # older files lack it; "" matches no cells
+        trained_on=record.get("trained_on", ""),  # "" matches no cells
         libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
         threads=record.get("threads"),
+        density=density,
     )

@@ -54,11 +54,11 @@ class Mixture(Prior):
 
     def joint(self, z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells components"]:
         """log weight + log density of each component, in nats; softmax gives the responsibilities."""
-        n_components, n_latent = self.centre.shape
+        n_latent = self.centre.shape[1]
         unit = torch.eye(n_latent, dtype=z.dtype, device=z.device).expand_as(self.factor)
         whiten = torch.linalg.solve_triangular(self.factor, unit, upper=False)
-        away = z @ whiten.flatten(0, 1).mT - (whiten @ self.centre[..., None]).flatten()
-        square = away.unflatten(-1, (n_components, n_latent)).square().sum(-1)
+        parts = zip(self.centre, whiten, strict=True)  # one by one, so that memory is rows x components
+        square = torch.stack([((z - centre) @ to_white.mT).square().sum(-1) for centre, to_white in parts], -1)
         log_volume = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         joint: Tensor = self.weight.log() - log_volume - 0.5 * (square + n_latent * LOG_2_PI)
         return joint
