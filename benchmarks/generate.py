@@ -10,7 +10,8 @@ takes minutes.
   real             training cells, drawn without replacement: the score of a perfect model
   scvae posterior  scvae.tl.sample of the held-out cells (lenient, because the model is given these cells)
   scvae like       scvae.tl.generate, like the training cells
-  scvae prior      scvae.tl.generate, from the prior
+  scvae            scvae.tl.generate, from the density of the cells of the fit
+  scvae prior      the same of a model without a density, so from the prior
   scvi posterior   SCVI's posterior_predictive_sample of the held-out cells
 
 auc: gradient boosting on 30 principal components of log1p(counts per median library size), log library size and share
@@ -26,6 +27,7 @@ existing rows.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -113,7 +115,8 @@ def scvae(train: ad.AnnData, held_out: ad.AnnData, seed: int, _peer: str | None)
     n = held_out.n_obs
     yield "scvae posterior", scvae.tl.sample(held_out, model, rng=seed).X
     yield "scvae like", scvae.tl.generate(model, n=n, like=train, rng=seed).X
-    yield "scvae prior", scvae.tl.generate(model, n=n, rng=seed).X
+    yield "scvae", scvae.tl.generate(model, n=n, rng=seed).X
+    yield "scvae prior", scvae.tl.generate(dataclasses.replace(model, density=None), n=n, rng=seed).X
 
 
 def scvi(train: ad.AnnData, held_out: ad.AnnData, seed: int, peer: str | None) -> Iterator[tuple[str, sp.csr_matrix]]:

@@ -6,23 +6,24 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from scvae.model.latent import standard_normal_log_prob
+from scvae.model.latent.prior import StandardNormal
 
+PRIOR = StandardNormal(2)
 CELLS, NO_CELLS = torch.zeros(4, 2), torch.zeros(2)
 
 
 def test_a_wrong_shape_is_an_error_in_the_first_call_of_a_test():
     with pytest.raises(TypeCheckError):
-        standard_normal_log_prob(NO_CELLS)
+        PRIOR.log_prob(NO_CELLS)
 
 
 def test_after_many_calls_a_wrong_shape_is_still_noticed_soon():
     for _ in range(100):
-        standard_normal_log_prob(CELLS)
+        PRIOR.log_prob(CELLS)
     noticed = 0
     for _ in range(64):
         try:
-            standard_normal_log_prob(NO_CELLS)
+            PRIOR.log_prob(NO_CELLS)
         except TypeCheckError:
             noticed += 1
     assert noticed == 2

@@ -104,6 +104,11 @@ class Keys:
         return f"{self.key_added}_outlier"
 
     @property
+    def density(self) -> str:
+        """obs: log density of the cells of the fit at the posterior mean of a cell."""
+        return f"{self.key_added}_density"
+
+    @property
     def effects(self) -> str:
         """varm: effect on each gene of one standard deviation of each latent dimension, genes x n_latent."""
         return f"{self.key_added}_effects"
@@ -183,7 +188,7 @@ class Keys:
     def derived(self) -> dict[str, tuple[str, ...]]:
         """What tools write for a model besides its embedding, by the place in the AnnData."""
         return {
-            "obs": (self.stability, self.label, self.label_uncertainty, self.outlier),
+            "obs": (self.stability, self.label, self.label_uncertainty, self.outlier, self.density),
             "layers": self.denoised,
             "obsm": (self.samples, self.beta_umaps, *self.denoised),
             "varm": (self.loadings, self.effects, self.traversal),

@@ -41,9 +41,8 @@ class LibrarySizes:
         n = len(self.n_cells)
         return LibrarySizes(self.n_cells + others.n_cells[n:], self.log_quantiles + others.log_quantiles[n:])
 
-    def draw(self, codes: Int[np.ndarray, " cells"], rng: np.random.Generator) -> Float[np.ndarray, " cells"]:
-        """A float32 library size for cells of the given batches, drawn by inverse transform sampling."""
-        share = rng.random(len(codes))
+    def at(self, codes: Int[np.ndarray, " cells"], share: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:
+        """The library sizes, float32, with these shares of smaller ones in the given batches."""
         library = np.empty(len(codes), np.float32)
         for code in np.unique(codes):
             here = codes == code

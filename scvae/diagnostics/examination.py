@@ -15,6 +15,7 @@ from ..data.intake import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import posterior_moments
 from ..likelihoods import Gaussian
+from ..model.latent.prior import Prior
 from .collapse import Usage, usage
 from .gaps import Gaps, gaps
 from .generalization import Generalization, generalization
@@ -83,7 +84,7 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
         beta=beta,
         n_cells=len(sample),
         usage=usage(mean, np.log(variance)),
-        information=information(mean, np.log(variance), seed=seed),
+        information=information(mean, np.log(variance), seed=seed, density=_density_at(model, beta)),
         gaps=gaps(model, _some(cells, chosen, GAP_CELLS), beta=beta, seed=seed),
         spectrum=spectrum(model, _some(cells, chosen, SPECTRUM_CELLS), beta=beta),
         predictive=seen,
@@ -92,6 +93,10 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
         relative_scale=_relative_scale(model, seen.variance, beta),
         steps=_steps(model, cells),
     )
+
+
+def _density_at(model: FittedModel, beta: float) -> Prior | None:
+    return model.density.latent if model.density is not None and model.density.beta == beta else None
 
 
 def _some(cells: Cells, chosen: Int[np.ndarray, " chosen"], most: int) -> Cells:

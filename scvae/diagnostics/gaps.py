@@ -17,7 +17,7 @@ from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, log_likelihood_bound
 from ..inference.refinement import best_posterior
 from ..kernels.context import working_on
-from ..model.latent import DiagonalNormal
+from ..model.latent.posterior import DiagonalNormal
 from ..model.vae import VAE
 
 JUDGE = 33  # stream of random numbers
@@ -83,8 +83,8 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
             with torch.no_grad():
                 before = network.encode(batch)
             after = best_posterior(network, batch, before, beta=weight, seed=seed, steps=STEPS)
-            gain[positions] = _gain(network, batch, before, after, beta=weight, seed=seed, turn=i).cpu().numpy()
-            kl[positions] = after.kl_to_standard_normal().double().sum(1).cpu().numpy()
+            found = _gain(network, batch, before, after, beta=weight, seed=seed, turn=i)
+            gain[positions], kl[positions] = (values.cpu().numpy() for values in found)
     bounds = {
         kind: log_likelihood_bound(model, cells, kind=kind, n_samples=BOUND_DRAWS, seed=seed, beta=beta)
         for kind in ("iw", "elbo")
@@ -95,17 +95,19 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
 @torch.no_grad()
 def _gain(
     network: VAE, batch: Batch, before: DiagonalNormal, after: DiagonalNormal, *, beta: float, seed: int, turn: int
-) -> Float[Tensor, " cells"]:
-    """Objective of `after` minus that of `before`, with the same noise for both."""
+) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
+    """Objective of `after` minus that of `before`, with the same noise for both; and the KL of `after`."""
     generator = torch_generator(seed, JUDGE, turn, device=before.mean.device)
     none = torch.zeros(len(batch), device=before.mean.device)
     total = torch.zeros_like(none, dtype=torch.float64)
-    for _ in range(JUDGE_DRAWS):
-        noise = torch.randn(before.mean.shape, generator=generator, device=before.mean.device)
-        for q, sign in ((after, 1.0), (before, -1.0)):
-            total += sign * network.log_likelihood(q.reparameterize(noise), batch, none).per_row.double()
-    kl = (after.kl_to_standard_normal() - before.kl_to_standard_normal()).double().sum(1)
-    return total / JUDGE_DRAWS - beta * kl
+    shape, device = before.mean.shape, before.mean.device
+    noise = torch.stack([torch.randn(shape, generator=generator, device=device) for _ in range(JUDGE_DRAWS)])
+    draws, draws_before = after.reparameterize(noise), before.reparameterize(noise)
+    for z, z_before in zip(draws, draws_before, strict=True):
+        total += network.log_likelihood(z, batch, none).per_row.double()
+        total -= network.log_likelihood(z_before, batch, none).per_row.double()
+    kl = network.prior.kl(after, draws).double().sum(1)
+    return total / JUDGE_DRAWS - beta * (kl - network.prior.kl(before, draws_before).double().sum(1)), kl
 
 
 def _gap(differences: Float[np.ndarray, " cells"]) -> Gap:

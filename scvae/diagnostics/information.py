@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from ..common.rng import numpy_generator
+from ..model.latent.prior import Prior
 from .collapse import kl_to_prior
 
 NOISE, REFERENCE = 30, 31  # streams of random numbers
@@ -36,6 +38,8 @@ class Information:
         The smaller of `kl` and the bound that a normal q(z) with the same covariance C would give,
         1/2 log det C - 1/2 sum_k mean(log var_k): a normal has the largest entropy (Cover & Thomas 2006, theorem
         8.6.5). It has no cap, so it still distinguishes models whose mutual information is saturated.
+    density_kl, density_kl_error
+        The same as `marginal_kl` from the density of the cells of the fit in place of p(z); NaN without one.
     per_dimension
         I_q(x; z_k) of each dimension alone; it stays far from the cap.
     marginal_kl_per_dimension
@@ -49,6 +53,8 @@ class Information:
     mutual_information_error: float
     marginal_kl: float
     marginal_kl_error: float
+    density_kl: float
+    density_kl_error: float
     upper_bound: float
     per_dimension: Float[np.ndarray, " latent"]
     marginal_kl_per_dimension: Float[np.ndarray, " latent"]
@@ -67,6 +73,7 @@ def information(
     seed: int,
     n_reference: int = REFERENCE_CELLS,
     n_draws: int = 1,
+    density: Prior | None = None,
 ) -> Information:
     """Monte-Carlo estimates over the cells themselves: z ~ q(z | x_i), q(z) = mean_j q(z | x_j), j = i included.
 
@@ -80,6 +87,8 @@ def information(
         Largest number of cells, drawn at random, that represent all: time grows with its square, memory does not.
     n_draws
         Draws of z per cell.
+    density
+        The density of the cells of the fit.
 
     Returns
     -------
@@ -91,7 +100,7 @@ def information(
     n, n_latent = mean.shape
     rng = numpy_generator(seed, NOISE)
     own, joint = np.empty((n_draws, n)), np.empty((n_draws, n))  # log q(z_i | x_i), log q(z_i)
-    prior = np.empty((n_draws, n))
+    prior, dense = np.empty((n_draws, n)), np.full((n_draws, n), math.nan)
     alone = np.empty((3, n_draws, n_latent))  # the same two and log p(z_i), for each dimension, mean over cells
     for draw in range(n_draws):
         z = mean + np.exp(0.5 * log_variance) * rng.standard_normal(mean.shape)
@@ -99,8 +108,11 @@ def information(
         each_prior = _log_normal(z, np.zeros(1), np.zeros(1))
         own[draw], prior[draw] = each_own.sum(1), each_prior.sum(1)
         joint[draw], each_joint = _log_aggregate(z, mean, log_variance)
+        if density is not None:
+            dense[draw] = density.log_prob(torch.from_numpy(z.astype(np.float32))).numpy()
         alone[:, draw] = each_own.mean(0), each_joint.mean(0), each_prior.mean(0)
     per_cell_information, per_cell_kl = (own - joint).mean(0), (joint - prior).mean(0)
+    per_cell_density_kl = (joint - dense).mean(0)
     alone = alone.mean(1)
     kl = float(kl_to_prior(mean, log_variance).sum(1).mean())
     return Information(
@@ -109,6 +121,8 @@ def information(
         mutual_information_error=_standard_error(per_cell_information),
         marginal_kl=float(per_cell_kl.mean()),
         marginal_kl_error=_standard_error(per_cell_kl),
+        density_kl=float(per_cell_density_kl.mean()),
+        density_kl_error=_standard_error(per_cell_density_kl),
         upper_bound=min(kl, _normal_bound(mean, log_variance)),
         per_dimension=alone[0] - alone[1],
         marginal_kl_per_dimension=alone[1] - alone[2],

@@ -27,6 +27,7 @@ from ..data.schema import Schema
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..model.vae import VAE, make_model
+from .density import Density
 from .metric import Metric, MetricName
 
 FORMAT = "scvae model"
@@ -120,6 +121,9 @@ class FittedModel:
     metric
         The coordinates in which latent variables are written; None for those of the network, as with
         ``scvae.fit(metric="latent")`` and in models saved before there was another.
+    density
+        Where the cells of the fit lie in latent space (see `scvae.tl.fit_density`); None for models saved before scvae
+        fitted it.
 
     Examples
     --------
@@ -149,6 +153,7 @@ class FittedModel:
     libraries: LibrarySizes | None = None
     threads: int | None = None
     metric: Metric | None = None
+    density: Density | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -217,6 +222,32 @@ class FittedModel:
                 f"a range of β: scvae.fit(adata, beta=({min(beta, self.beta) or 0.1:g}, {max(beta, self.beta):g}))"
             )
         return beta
+
+    def density_at(self, beta: float | None) -> Density:
+        """The density of the cells of the fit at the argument `beta`.
+
+        Parameters
+        ----------
+        beta
+            As in `beta_of`.
+
+        Raises
+        ------
+        ValueError
+            If the model has none, or it is that of another β.
+        """
+        at = self.beta_of(beta)
+        if self.density is None:
+            raise ValueError(
+                "the model has no density of its cells, because it was saved before scvae fitted one; add it: "
+                "model = scvae.tl.fit_density(adata, model), with the cells of the fit"
+            )
+        if at != self.density.beta:
+            raise ValueError(
+                f"beta is {at:g}, but the model's density of its cells is that at β = {self.density.beta:g}; fit it "
+                f"at this β: model = scvae.tl.fit_density(adata, model, beta={at:g}), with the cells of the fit"
+            )
+        return self.density
 
     def summary(self) -> pd.Series:
         """A summary of the fit for a notebook.
@@ -292,9 +323,14 @@ class FittedModel:
             "threads": self.threads,
             "trained_on": self.trained_on,
             "libraries": None if self.libraries is None else self.libraries.to_json(),
+            "density": None if self.density is None else self.density.to_json(),
         }
-        matrix = {} if self.metric is None else {METRIC: torch.from_numpy(self.metric.matrix)}
-        write_tensors(path, dict(self.network.state_dict()) | matrix, FORMAT, record)
+        tensors = dict(self.network.state_dict())
+        if self.metric is not None:
+            tensors[METRIC] = torch.from_numpy(self.metric.matrix)
+        if self.density is not None:
+            tensors |= self.density.tensors()
+        write_tensors(path, tensors, FORMAT, record)
         return path
 
 
@@ -373,6 +409,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     target = resolve_device(device)
     tensors, record = read_tensors(path, FORMAT)
     matrix = tensors.pop(METRIC, None)
+    density = Density.taken_from(tensors, record.get("density"))  # older files lack it, as they do other entries
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
@@ -392,8 +429,9 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],
         versions=record["versions"],
-        trained_on=record.get("trained_on", ""),  # older files lack it; "" matches no cells
+        trained_on=record.get("trained_on", ""),  # "" matches no cells
         libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
         threads=record.get("threads"),
         metric=None if matrix is None else Metric(matrix.numpy()),
+        density=density,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from ..common.distributed import ALONE, Alone, Ranks
 from ..common.rng import numpy_generator, torch_generator
@@ -17,7 +19,7 @@ from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..kernels.team import in_order
-from ..model.latent import DiagonalNormal
+from ..model.latent.posterior import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from .fitted import FittedModel
 from .refinement import best_posterior, nearer_mean
@@ -28,7 +30,7 @@ LATENT = 5  # random stream of the draws of an embedding
 REFINED_AT_ONCE = 2**21  # cells x genes
 REFINING_STEPS = 10  # if genes are missing; measured: "Why the defaults are what they are" in benchmarks/README.md
 
-BoundKind = Literal["iw", "elbo"]
+BoundKind = Literal["iw", "elbo", "density"]
 
 
 @torch.no_grad()
@@ -117,9 +119,14 @@ def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = No
 def log_likelihood_bound(
     model: FittedModel, cells: Cells, *, kind: BoundKind, n_samples: int, seed: int, beta: float | None = None
 ) -> Float[np.ndarray, " cells"]:
-    """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1."""
+    """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1.
+
+    With "density", it is importance-weighted with the density of the cells of the fit in place of the prior.
+    """
     bound = np.empty(len(cells))
-    estimate = importance_weighted if kind == "iw" else elbo
+    estimate: Callable[..., Float[Tensor, " cells"]] = elbo if kind == "elbo" else importance_weighted
+    if kind == "density":
+        estimate = partial(importance_weighted, prior=model.density_at(beta).latent.to(model.device))
 
     def of_chunk(chunk: tuple[int, tuple[np.ndarray, Batch]]) -> tuple[np.ndarray, np.ndarray]:
         i, (positions, batch) = chunk

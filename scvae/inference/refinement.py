@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..common.rng import numpy_generator
 from ..data.batches import Batch
-from ..model.latent import DiagonalNormal
+from ..model.latent.posterior import DiagonalNormal
 from ..model.optimizer import Adam, Group
 from ..model.vae import VAE
 
@@ -37,14 +37,15 @@ def nearer_mean(network: VAE, batch: Batch, start: DiagonalNormal, *, beta: floa
     """
     fixed, mean = _without_gradients(network), start.mean
     ones = torch.ones(len(batch), device=mean.device)
-    explained = (1.0 - start.variance.clamp_max(1.0)).mean(1, keepdim=True)  # share of the prior's variance
+    left = (start.variance / fixed.prior.variance).clamp_max(1.0)
+    explained = (1.0 - left).mean(1, keepdim=True)  # share of the prior's variance
     reach = explained.square() * start.variance / (beta or 1.0)  # at β = 0 q has no width, and hardly moves
     for damping in DAMPING:
         z = mean.clone().requires_grad_()
         with torch.enable_grad():
-            log_likelihood = fixed.log_likelihood(z, batch, ones).total
-        (slope,) = torch.autograd.grad(log_likelihood, z)
-        mean = mean + (damping * reach * (slope - beta * mean)).clamp(-FURTHEST, FURTHEST)
+            joint = fixed.log_likelihood(z, batch, ones).total + beta * fixed.prior.log_prob(z).sum()
+        (slope,) = torch.autograd.grad(joint, z)
+        mean = mean + (damping * reach * slope).clamp(-FURTHEST, FURTHEST)
     return mean
 
 
@@ -80,7 +81,8 @@ def best_posterior(
             z = q.reparameterize(torch.stack([noise, -noise])[:, None].expand(2, *mean.shape)).flatten(0, 1)
             log_likelihood = 0.5 * fixed.log_likelihood(z, batch, ones).total
             optimizer.zero_grad()
-            objective = beta * q.kl_to_standard_normal().sum() - log_likelihood
+            kl = fixed.prior.kl(q, z.unflatten(0, (2, len(mean)))).sum()
+            objective = beta * kl - log_likelihood
             objective.backward()
             optimizer.step(rate, objective)
     return DiagonalNormal(mean.detach(), log_variance.detach())

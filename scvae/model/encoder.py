@@ -12,7 +12,7 @@ from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from .blocks import Dropout, Linear, Weights, add_product, make_norm
 from .gates import make_gate
-from .latent import DiagonalNormal
+from .latent.posterior import DiagonalNormal
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)  # sigma in [0.0025, 7.4]; without bounds, one bad step could overflow exp
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..kernels.shared_batch import shared, total
-from .latent import standard_normal_log_prob
+from .latent.prior import Prior
 from .vae import VAE
 
 DRAWS_BUDGET = 2**22  # rows x genes computed at once for several draws
@@ -26,7 +26,7 @@ class Terms:
     log_likelihood
         log p(x | z) of each cell, without a gradient.
     kl
-        KL(q(z | x) || N(0, 1)) of each cell and latent dimension.
+        KL(q(z | x) || p(z)) of each cell as summands, one for each latent dimension under N(0, I): see `Prior.kl`.
     weighted_log_likelihood
         Weighted sum of the log-likelihoods over cells, with the gradient.
     draws
@@ -34,7 +34,7 @@ class Terms:
     """
 
     log_likelihood: Float[Tensor, " cells"]
-    kl: Float[Tensor, "cells latent"]
+    kl: Float[Tensor, "cells summands"]
     weighted_log_likelihood: Float[Tensor, ""]
     draws: Float[Tensor, "cells latent"]
 
@@ -58,7 +58,7 @@ def evidence_terms(
     posterior = network.encode(batch, generator)
     z = posterior.reparameterize(noise)
     log_prob = network.log_likelihood(z, batch, cell_weight)
-    return Terms(log_prob.per_row, posterior.kl_to_standard_normal(), log_prob.total, z.detach())
+    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach())
 
 
 def loss(
@@ -103,25 +103,25 @@ def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator)
     posterior = network.encode(batch)
     total = torch.zeros_like(batch.library, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
-        z = _draws(posterior.mean, n_draws, generator)
-        total += _log_likelihood(network, posterior.reparameterize(z), batch).double().sum(0)
-    return total / n_samples - posterior.kl_to_standard_normal().double().sum(1)
+        z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
+        total += _log_likelihood(network, z, batch).double().sum(0)
+    return total / n_samples - network.prior.kl(posterior, z).double().sum(1)
 
 
 @torch.no_grad()
 def importance_weighted(
-    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator
+    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator, prior: Prior | None = None
 ) -> Float[Tensor, " cells"]:
     """Importance-weighted bound on log p(x) of each cell, which approaches log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
-    Memory does not grow with `n_samples`.
+    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network.
     """
-    posterior = network.encode(batch)
+    posterior, prior = network.encode(batch), prior or network.prior
     total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
-        log_ratio = standard_normal_log_prob(z) - posterior.log_prob(z)
+        log_ratio = prior.log_prob(z) - posterior.log_prob(z)
         log_weight = _log_likelihood(network, z, batch).double() + log_ratio.double()
         total = torch.logaddexp(total, torch.logsumexp(log_weight, dim=0))
     return total - math.log(n_samples)

@@ -21,13 +21,14 @@ from ..likelihoods.base import OutputLayer, dense
 from .conditions import Conditions
 from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
-from .latent import DiagonalNormal
+from .latent.posterior import DiagonalNormal
+from .latent.prior import Prior, StandardNormal
 
 INITIAL_WEIGHTS = 0  # stream of random numbers
 
 
 class VAE(nn.Module):
-    """q(z | x, s) and p(x | z, s); in a model of a range of β, both at the β of the batch.
+    """q(z | x, s), p(x | z, s) and p(z); in a model of a range of β, both at the β of the batch.
 
     Genes that were not measured are imputed for the encoder with their expected values under the decoder, at the
     prior's mean. They do not contribute to the likelihood.
@@ -41,6 +42,7 @@ class VAE(nn.Module):
         decoder: Decoder | LinearDecoder,
         likelihood: Likelihood,
         conditions: Conditions,
+        prior: Prior,
         *,
         encode_conditions: bool,
         betas: BetaRange | None = None,
@@ -48,6 +50,7 @@ class VAE(nn.Module):
         super().__init__()
         self.encode_conditions, self.betas = encode_conditions, betas
         self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
+        self.prior = prior
 
     @property
     def n_latent(self) -> int:
@@ -65,7 +68,7 @@ class VAE(nn.Module):
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
         with torch.no_grad():  # missing genes are imputed at the prior's mean first, then at the posterior's mean
-            z = batch.library.new_zeros(len(batch), self.n_latent)
+            z = self.prior.mean.repeat(len(batch), 1)
             z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
             filled = self._filled_in(batch, batch.missing, z)
         return self._posterior(*filled, batch, generator)
@@ -132,6 +135,7 @@ class VAE(nn.Module):
         device = self.encoder.mean.weight.device
         dropped, constant = dropped.to(device), constant.to(device)
         self.encoder.drop_dimensions(dropped)
+        self.prior.drop_dimensions(dropped)
         if isinstance(self.decoder, Decoder):
             self.decoder.drop_dimensions(dropped, constant)
             return
@@ -212,4 +216,12 @@ def make_model(
                 weight_rate=decoder.weight_rate,
                 n_conditions=n_knots + conditions.n_columns,
             )
-    return VAE(encoder, decoder, head, conditions, encode_conditions=config.encode_conditions, betas=betas)
+    return VAE(
+        encoder,
+        decoder,
+        head,
+        conditions,
+        StandardNormal(n_latent),
+        encode_conditions=config.encode_conditions,
+        betas=betas,
+    )

@@ -2,6 +2,7 @@
 
 from ._beta_embeddings import beta_embeddings
 from ._denoise import denoise
+from ._density import density, fit_density
 from ._diagnose import diagnose
 from ._embed import embed
 from ._generate import generate
@@ -18,8 +19,10 @@ from ._transfer_labels import transfer_labels
 __all__ = [
     "beta_embeddings",
     "denoise",
+    "density",
     "diagnose",
     "embed",
+    "fit_density",
     "generate",
     "highly_variable_genes",
     "latent_genes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class Diagnosis:
         n = len(usage.kl)
         capped = f", saturated (cap {told.cap:.1f})" if told.saturated else f" (cap {told.cap:.1f})"
         shown = " ".join(f"{kl:.2f}" for kl in np.sort(usage.kl)[::-1][:DIMENSIONS_SHOWN])
+        bound = ", an upper bound" if told.saturated else ""
         library = f", {draws.library_coverage:.0%} of the totals per cell" if np.ptp(draws.mean) else ""
         rows = {
             "cells": f"{seen.n_cells:,} of {self.n_cells:,}, at β = {seen.beta:g}; units are nats per cell",
@@ -95,8 +97,10 @@ class Diagnosis:
             "KL by dimension": f"{shown}{' …' if n > DIMENSIONS_SHOWN else ''}; total {told.kl:.2f}",
             "mutual information": f"{_plus_minus(told.mutual_information, told.mutual_information_error)}{capped}, "
             f"at most {told.upper_bound:.2f}",
-            "KL(q(z) || p(z))": f"{_plus_minus(told.marginal_kl, told.marginal_kl_error)}"
-            f"{', an upper bound' if told.saturated else ''}",
+            "KL(q(z) || p(z))": f"{_plus_minus(told.marginal_kl, told.marginal_kl_error)}{bound}",
+            "KL(q(z) || density)": "the model has no density at this β"
+            if math.isnan(told.density_kl)
+            else f"{_plus_minus(told.density_kl, told.density_kl_error)}{bound}",
             "amortization gap": _gap(seen.gaps.amortization),
             "variational gap": _gap(seen.gaps.variational),
             "decoder": f"{decoder.flat} of {n} directions flat; eigenvalues of JᵀJ {decoder.local[0]:.3g} to "
@@ -164,9 +168,10 @@ def diagnose(
             ``training`` (how it ended);
             ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent; of the
             dimensions of the network, in which q has no correlations);
-            ``mutual_information``, ``marginal_kl``, ``amortization_gap``, ``variational_gap``, ``generalization_gap``,
-            each with ``_error``; ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared``
-            (latent); from the posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
+            ``mutual_information``, ``marginal_kl``, ``density_kl`` (as ``marginal_kl``, from the density of the cells
+            of the fit), ``amortization_gap``, ``variational_gap``, ``generalization_gap``, each with ``_error``;
+            ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared`` (latent); from the
+            posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
             ``heads``. Other entries of ``uns["<key_added>"]`` are kept.
 
@@ -180,7 +185,8 @@ def diagnose(
     -----
     Active dimensions: mean KL above 0.05 nats, or a variance of the posterior mean above 0.01 (Burda et al. 2016).
     Effective dimension: exp of the entropy of the shares of the KL (Roy & Vetterli 2007). Mutual information:
-    E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman & Johnson 2016). Amortization gap: Cremer et al. 2018. Variational
+    E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman & Johnson 2016); the density of the cells of the fit (see
+    `scvae.tl.fit_density`) takes the place of p(z) in ``density_kl``. Amortization gap: Cremer et al. 2018. Variational
     gap: importance-weighted bound (Burda et al. 2016) minus ELBO. JᵀJ: derivative of each gene's mean along z, in units
     of its standard deviation. Calibration: randomised ranks among draws (Czado et al. 2009).
 
@@ -238,6 +244,8 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "saturated": told.saturated,
         "marginal_kl": told.marginal_kl,
         "marginal_kl_error": told.marginal_kl_error,
+        "density_kl": told.density_kl,
+        "density_kl_error": told.density_kl_error,
         "amortization_gap": seen.gaps.amortization.value,
         "amortization_gap_error": seen.gaps.amortization.error,
         "variational_gap": seen.gaps.variational.value,

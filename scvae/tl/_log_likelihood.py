@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pandas as pd
 
@@ -38,7 +38,10 @@ def log_likelihood(
         A fitted model.
     kind
         ``"iw"``: importance-weighted bound (Burda et al. 2016, equation 8), which approaches log p(x) as `n_samples`
-        grows; ``"elbo"``: evidence lower bound, with KL weight 1 whatever β the model was trained with.
+        grows; ``"elbo"``: evidence lower bound, with KL weight 1 whatever β the model was trained with; ``"density"``:
+        as ``"iw"``, with the density of the cells of the fit (see `scvae.tl.fit_density`) in place of the prior
+        N(0, I). Take it to compare a model with others that have a learnt prior or no latent variables: the cells do
+        not fill N(0, I), so that bound is too low. Take ``"iw"`` for what training maximised.
     n_samples
         Posterior draws per cell. Memory use does not depend on their number.
     beta
@@ -56,7 +59,7 @@ def log_likelihood(
     Raises
     ------
     ValueError
-        As for `embed`.
+        As for `embed`; with ``"density"`` also if the model has no density, or has it at another β.
 
     Examples
     --------
@@ -69,7 +72,7 @@ def log_likelihood(
     True
     """
     check_model(model)
-    check_choice(kind, ("iw", "elbo"), "kind")
+    check_choice(kind, get_args(BoundKind), "kind")
     n_samples = check_positive_int(n_samples, "n_samples")
     cells = read_cells(adata, model, layer)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng), beta=beta)

@@ -183,7 +183,8 @@ def fit(
     Returns
     -------
     FittedModel
-        The model; it holds no reference to `adata`. Slots are written to `adata` at the end, all at once. For files
+        The model, with the density of the cells in latent space (see `scvae.tl.fit_density`); it holds no reference to
+        `adata`. Slots are written to `adata` at the end, all at once. For files
         they are added to the file of each cell and nothing else in it changes; a file gets all slots or none:
 
         ``obsm["X_<key_added>"]``

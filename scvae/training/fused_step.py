@@ -33,6 +33,7 @@ from ..kernels.threads import of_call
 from ..likelihoods.base import log_library
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 from ..model.blocks import Dropout
+from ..model.latent.prior import StandardNormal
 from ..model.optimizer import Adam
 from ..model.vae import VAE
 from .consistency import ONE_PAIR_IN
@@ -55,6 +56,7 @@ def can_be_fused(network: VAE, config: TrainingConfig) -> bool:
         and not any(isinstance(m, Dropout) and m.rate > 0.0 for m in network.modules())
         and network.encoder.shifts is None
         and network.betas is None
+        and isinstance(network.prior, StandardNormal)
         and config.free_bits == 0.0
         and config.capacity is None
     )

@@ -20,6 +20,7 @@ from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.rows import SparseRows
 from ..data.schema import Schema
+from ..inference.cloud import with_mapped_batches
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
@@ -28,7 +29,7 @@ from ..kernels.csr import CSR
 from ..model.vae import VAE
 from .checkpoint import Ending, Progress
 from .recipe import Recipe, make_recipe
-from .run import evaluate_held_out, fitted_model
+from .run import evaluate_held_out, fitted_model, with_density
 from .settings import Request, settings_of
 from .surgery import grown
 from .train import train
@@ -107,7 +108,8 @@ def continue_fit(
     start = None if request.checkpoint is None else digest_of(network)
     recipe, checkpoint = Recipe.of(fine), request.checkpoint
     progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=request.verbose)
-    return _as_before(model, fitted_model(network, cells, settings, progress), cells), cells
+    fitted = with_density(fitted_model(network, cells, settings, progress), cells)
+    return _as_before(model, fitted, cells), cells
 
 
 def map_cells(
@@ -118,7 +120,8 @@ def map_cells(
     Parameters
     ----------
     model
-        The reference. Its network, record, history and library sizes are kept; the new categories are added to them.
+        The reference. Its network, record, history, library sizes and density are kept; the new categories are added
+        to them.
     cells
         Read with the wider `schema`.
     schema
@@ -158,6 +161,8 @@ def map_cells(
     if schema.kind != "real" and schema.batch is not None and model.libraries is not None:
         of_query = LibrarySizes.of(whole_libraries(mapped, chosen), chosen.group, len(schema.batch.categories))
         mapped = replace(mapped, libraries=model.libraries.followed_by(of_query))
+    if schema.batch is not None and model.density is not None:
+        mapped = replace(mapped, density=with_mapped_batches(model.density, mapped, chosen))
     return mapped, record
 
 
@@ -205,7 +210,7 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
         network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
     settings, fine = settings_of(model), fine_tuning(model.training_config, epochs)
     progress = train(network, cells, replace(settings, training_config=fine), Recipe.of(fine), verbose=verbose)
-    again = fitted_model(network, cells, settings, _as_one_run(model, progress))
+    again = with_density(fitted_model(network, cells, settings, _as_one_run(model, progress)), cells)
     outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
     return _as_before(model, replace(again, outcome=outcome), cells), progress.ended
 
@@ -223,7 +228,8 @@ def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verb
     config = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
     network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training_config=config)
     progress = train(network, cells, settings, Recipe.of(config), verbose=verbose)
-    return _as_before(model, fitted_model(network, cells, settings, progress), cells)
+    fitted = with_density(fitted_model(network, cells, settings, progress), cells)
+    return _as_before(model, fitted, cells)
 
 
 def _as_before(earlier: FittedModel, model: FittedModel, cells: Cells) -> FittedModel:

@@ -6,18 +6,21 @@ import logging
 import math
 import os
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 
 import pandas as pd
 import torch
 
 from .._version import __version__
+from ..common.distributed import ranks
 from ..data.batches import split
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..data.summary import summarize
+from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..kernels.threads import of_call
 from ..model.vae import VAE, make_model
@@ -57,7 +60,7 @@ def fit_cells(
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", device, error)
         cpu = torch.device("cpu")
         return fit_cells(cells, settings, n_latent, device=cpu, checkpoint=checkpoint, verbose=verbose)
-    return fitted_model(network, cells, settings, progress), progress.ended
+    return with_density(fitted_model(network, cells, settings, progress), cells), progress.ended
 
 
 def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> FittedModel:
@@ -82,6 +85,11 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         libraries=libraries,
         threads=of_call(),
     )
+
+
+def with_density(model: FittedModel, cells: Cells) -> FittedModel:
+    """The model with the density of the cells of its fit; several processes get that of the first."""
+    return replace(model, density=ranks().first(lambda: density_of_fit(model, cells)))
 
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> Outcome:

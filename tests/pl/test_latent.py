@@ -12,7 +12,8 @@ import torch
 import scvae
 from scvae.common.checks import MissingKeyError
 from scvae.inference.fitted import ACTIVE_ABOVE
-from scvae.model.latent import DiagonalNormal
+from scvae.model.latent.posterior import DiagonalNormal
+from scvae.model.latent.prior import StandardNormal
 from scvae.pl import _color, _dimensions
 from tests.pl import records
 
@@ -47,7 +48,7 @@ def colours(axes):
 def test_the_kl_is_that_of_the_model_and_unused_dimensions_are_grey():
     adata = records.embedded(10, 7)
     mean, variance = (torch.from_numpy(adata.obsm[key]).double() for key in ("X_scvae", "X_scvae_var"))
-    kl = DiagonalNormal(mean, variance.log()).kl_to_standard_normal().mean(0).numpy()
+    kl = StandardNormal(mean.shape[1]).usage(DiagonalNormal(mean, variance.log())).mean(0).numpy()
     bars, *_ = scvae.pl.latent(adata, show=False)
     order = [int(label.get_text()) for label in bars.get_xticklabels()]
     assert order == np.argsort(-kl, kind="stable").tolist()

@@ -17,7 +17,8 @@ from scvae.config import NetworkConfig
 from scvae.data.batches import Batch
 from scvae.data.schema import Schema
 from scvae.kernels.block import Dense
-from scvae.model.latent import DiagonalNormal
+from scvae.model.latent.mixture import Mixture
+from scvae.model.latent.posterior import DiagonalNormal
 from scvae.model.objective import elbo, evidence_terms, importance_weighted, loss
 from scvae.model.vae import make_model
 
@@ -182,6 +183,23 @@ def test_the_importance_weighted_bound_rises_to_the_evidence(weight):
     assert bounds[-1] == pytest.approx(evidence, abs=0.01)
     many = importance_weighted(vae, truth.batch, 100_000, generator).numpy()
     np.testing.assert_allclose(many, truth.log_evidence, rtol=0, atol=0.02)
+
+
+def test_the_importance_weighted_bound_under_a_mixture_rises_to_the_evidence_under_it():
+    """log p(x) of a linear normal model with a mixture of normals as prior is a mixture of normals, too."""
+    truth = LinearGaussian(THREE_DIMENSIONS)
+    rng = np.random.default_rng(3)
+    weight, centre = np.array([0.7, 0.3]), rng.normal(size=(2, 3))
+    factor = 0.3 * np.tril(rng.normal(size=(2, 3, 3)), -1) + np.diag([0.5, 0.8, 0.4])
+    of_genes = truth.weight @ factor  # what each component adds to the noise
+    covariance = of_genes @ of_genes.swapaxes(1, 2) + SCALE**2 * np.eye(len(truth.weight))
+    laws = [multivariate_normal(truth.weight @ m, c) for m, c in zip(centre, covariance, strict=True)]
+    parts = [np.log(w) + law.logpdf(truth.x) for w, law in zip(weight, laws, strict=True)]
+    mixture = Mixture(*map(torch.from_numpy, (weight, centre, factor)))
+    generator = torch.Generator().manual_seed(0)
+    wide = truth.model(truth.mean, truth.variance * 2.0)
+    bound = importance_weighted(wide, truth.batch, 200_000, generator, mixture).numpy()
+    np.testing.assert_allclose(bound, np.logaddexp(*parts), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(("beta", "free_bits", "capacity"), [(1.0, 0.0, None), (2.5, 0.3, None), (1.5, 0.0, 0.9)])

@@ -1,4 +1,4 @@
-"""`tl.generate`: new cells from the prior, or like given ones."""
+"""`tl.generate`: new cells like those of the fit, or like given ones."""
 
 import dataclasses
 import functools
@@ -14,7 +14,6 @@ from scipy import sparse, stats
 import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.libraries import LibrarySizes
-from scvae.inference.mixture import fit_mixture
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.5, 0.0], [0.5, 0.0], [0.0, 0.9], [0.0, -0.4]])  # orthogonal: posteriors are diagonal
@@ -43,12 +42,13 @@ def library_of(adata):
     return np.asarray(adata.X.sum(1)).ravel()
 
 
-# from the prior
+# from the model
 
 
 def test_the_prior_of_a_linear_normal_model_gives_its_marginal_law():
     model, _, _ = linear_normal(LOADINGS, n_cells=20)
-    drawn = scvae.tl.generate(model, n=20_000)
+    drawn = scvae.tl.generate(dataclasses.replace(model, density=None), n=20_000)
+    assert drawn.uns["scvae"]["drawn"]["source"] == "prior"
     covariance = LOADINGS @ LOADINGS.T + NOISE**2 * np.eye(4)
     assert np.abs(drawn.X.mean(0)).max() < 5 * np.sqrt(covariance.max() / 20_000)
     np.testing.assert_allclose(np.cov(drawn.X, rowvar=False), covariance, atol=0.1)
@@ -57,8 +57,10 @@ def test_the_prior_of_a_linear_normal_model_gives_its_marginal_law():
     np.testing.assert_allclose(noise.std(0), NOISE, rtol=0.03)
 
 
-def test_the_prior_has_the_batches_and_the_library_sizes_of_the_fit():
+@pytest.mark.parametrize("has_density", [True, False])
+def test_new_cells_have_the_batches_and_the_library_sizes_of_the_fit(has_density):
     adata, model = fitted()
+    model = model if has_density else dataclasses.replace(model, density=None)
     drawn = scvae.tl.generate(model, n=4000)
     share = (drawn.obs["batch"] == "batch 1").mean()
     assert abs(share - 0.75) < 0.03
@@ -70,7 +72,7 @@ def test_the_prior_has_the_batches_and_the_library_sizes_of_the_fit():
 def test_library_sizes_are_drawn_as_they_were_distributed():
     adata, model = fitted()
     codes = np.repeat([0, 1], 3000)
-    drawn = model.libraries.draw(codes, np.random.default_rng(1))
+    drawn = model.libraries.at(codes, np.random.default_rng(1).random(6000))
     library = library_of(adata)
     for code, real in enumerate((library[:50], library[50:])):
         assert stats.ks_2samp(drawn[codes == code], real).statistic < 0.06
@@ -112,22 +114,6 @@ def test_of_real_values_no_library_is_kept():
 # like given cells
 
 
-def test_a_mixture_finds_the_clouds_that_points_were_drawn_from():
-    rng = np.random.default_rng(0)
-    # the last column as the log library size: each cloud has its own
-    centres, sds = np.array([[0, 0, 5.0], [6, 0, 6.0]]), np.array([[1, 0.5, 0.2], [0.3, 1, 0.2]])
-    home = rng.choice(2, size=3000, p=[0.7, 0.3])
-    points = centres[home] + sds[home] * rng.standard_normal((3000, 3))
-    mixture = fit_mixture(points, rng)
-    assert mixture.n_components == 2
-    drawn = mixture.draw(20_000, rng)
-    second = drawn[:, 0] > 4  # 4 of its standard deviations from the first, 6.7 from the second
-    assert second.mean() == pytest.approx(0.3, abs=0.03)
-    for k, members in enumerate((~second, second)):
-        np.testing.assert_allclose(drawn[members].mean(0), centres[k], atol=0.08)
-        np.testing.assert_allclose(drawn[members].std(0), sds[k], rtol=0.08)
-
-
 def test_cells_like_those_of_one_kind_are_of_that_kind():
     """Two kinds at ±3 on the first latent dimension; generated from one, none is like the other."""
     model, _, _ = linear_normal(LOADINGS, n_cells=20)
@@ -140,7 +126,7 @@ def test_cells_like_those_of_one_kind_are_of_that_kind():
     assert (np.abs(both.obsm["X_scvae"][:, 0]) > 1).mean() > 0.97  # the prior has two thirds within 1
     one = scvae.tl.generate(model, n=500, like=cells[z[:, 0] > 0])
     assert (one.obsm["X_scvae"][:, 0] > 1).mean() > 0.97
-    assert one.uns["scvae"]["drawn"]["source"] == "aggregate posterior"
+    assert one.uns["scvae"]["drawn"]["source"] == "given cells"
 
 
 def test_each_batch_is_drawn_like_its_own_cells():
@@ -152,7 +138,6 @@ def test_each_batch_is_drawn_like_its_own_cells():
         assert np.median(new) == pytest.approx(np.median(real), rel=0.15)
     only = scvae.tl.generate(model, n=200, like=adata, batch="batch 0")
     assert set(only.obs["batch"]) == {"batch 0"}
-    assert list(only.uns["scvae"]["drawn"]["components"]) == ["batch 0"]
 
 
 def test_a_single_cell_is_enough_to_be_like():

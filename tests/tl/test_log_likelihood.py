@@ -133,7 +133,7 @@ def test_cells_unlike_the_training_cells_are_less_probable(fitted):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"kind": "iwae"}, ValueError, "kind must be one of 'iw', 'elbo'; found 'iwae'"),
+        ({"kind": "iwae"}, ValueError, "kind must be one of 'iw', 'elbo', 'density'; found 'iwae'"),
         ({"n_samples": 0}, ValueError, "n_samples"),
         ({"n_samples": 2.5}, TypeError, "n_samples"),
         ({"layer": "nothing"}, ValueError, "nothing"),

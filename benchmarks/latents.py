@@ -1,0 +1,147 @@
+"""Options of the latent space against the default: likelihood, drawn cells, doublets and seconds, in one table.
+
+Usage: python benchmarks/latents.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...] [--table]
+
+EVALUATE.py and REFERENCE_FOLDER are those of benchmarks/quality.py; so are the data sets, their genes and the split.
+Each model is fitted to four fifths of the cells. Of the rest, and of new cells:
+
+  prior N(0, I)   the default fit; log p(x) under N(0, I), cells drawn from N(0, I)
+  density         the same fit; log p(x) under the density of its cells (kind="density"), cells drawn from it
+
+test_ll: importance-weighted log-likelihood of the held-out cells in nats, 200 samples. auc: see benchmarks/generate.py
+(as many cells are drawn as are held out; 0.5 is best). doublets: AUC with which log p(z) at the posterior mean tells
+held-out cells from as many artificial doublets, half the counts of two held-out cells of different types together.
+seconds: processor time of the fit without its density, and of what the option adds. The density does not change the
+embedding.
+
+Rows are written to benchmarks/results/latents.json; rows of other sets and seeds are kept. --table only prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import shlex
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+import torch
+from generate import scored
+from sklearn.metrics import roc_auc_score
+
+import scvae
+from scvae.inference.cells import read_cells
+from scvae.inference.cloud import density_of_fit
+from scvae.inference.fitted import FittedModel
+from scvae.inference.posterior import posterior_moments
+from scvae.kernels.context import computing
+
+RESULTS = Path(__file__).parent / "results" / "latents.json"
+KEYS = ("option", "set", "seed")
+SCORES = ("test_ll", "auc", "doublets", "seconds", "components")
+N_SAMPLES = 200
+
+Row = dict[str, Any]
+
+
+def rows_of(model: FittedModel, cells: ad.AnnData, held_out: ad.AnnData, seed: int, seconds: float) -> list[Row]:
+    """The rows of one default fit to `cells`, which took `seconds`."""
+    read = read_cells(cells, model, None)
+    started = time.process_time()
+    fitted = computing()(density_of_fit)(model, read)
+    added = time.process_time() - started
+    both = with_doublets(held_out, seed)
+    where = torch.from_numpy(computing()(posterior_moments)(model, read_cells(both, model, None))[0])
+    rows = []
+    for name, density, kind in (("prior N(0, I)", None, "iw"), ("density", fitted, "density")):
+        of = dataclasses.replace(model, density=density)
+        drawn = scvae.tl.generate(of, n=held_out.n_obs, rng=seed)
+        log_prob = (of.network.prior if density is None else density.latent).log_prob(where).numpy()
+        row = {
+            "option": name,
+            "seed": seed,
+            "test_ll": float(np.mean(scvae.tl.log_likelihood(held_out, of, kind=kind, n_samples=N_SAMPLES))),
+            "auc": scored(held_out.X, drawn.X)["auc"],
+            "doublets": float(roc_auc_score(np.arange(both.n_obs) < held_out.n_obs, log_prob)),
+            "seconds": seconds - added if density is None else added,
+            "components": 1 if density is None else density.n_components,
+        }
+        rows.append(row)
+    return rows
+
+
+def with_doublets(cells: ad.AnnData, seed: int) -> ad.AnnData:
+    """The cells, followed by as many doublets of the same mean depth."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(cells.n_obs, size=(2, 20 * cells.n_obs))
+    types = cells.obs["cell_type"].astype(str).to_numpy()
+    of_two = np.flatnonzero(types[first] != types[second])[: cells.n_obs]
+    doublets = cells[first[of_two]].copy()
+    doublets.X = sp.csr_matrix(doublets.X + cells.X[second[of_two]])
+    doublets.X.data = rng.binomial(doublets.X.data.astype(np.int64), 0.5).astype(np.float32)
+    doublets.obs_names = [f"doublet_{i}" for i in range(doublets.n_obs)]
+    return ad.concat([cells, doublets])
+
+
+def print_tables(rows: list[Row]) -> None:
+    names, options = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "option"))
+    for score in SCORES:
+        print(f"\n| {score} | " + " | ".join(names) + " | mean |\n" + "|---" * (len(names) + 2) + "|")
+        for option in options:
+            found = [
+                [row[score] for row in rows if (row["option"], row["set"]) == (option, name) and score in row]
+                for name in names
+            ]
+            means = [statistics.fmean(values) if values else None for values in found]
+            there = [mean for mean in means if mean is not None]
+            if there:
+                digits = 1 if score in ("test_ll", "seconds", "components") else 3
+                shown = " | ".join("" if mean is None else f"{mean:.{digits}f}" for mean in means)
+                print(f"| {option} | {shown} | {statistics.fmean(there):.{max(digits, 2)}f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluate", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    of_set = argparse.ArgumentParser()
+    of_set.add_argument("--batch")
+    listed = [shlex.split(line) for line in (arguments.reference / "datasets.txt").read_text().splitlines() if line]
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    rows = {tuple(row[key] for key in KEYS): row for row in kept}
+    spec = importlib.util.spec_from_file_location("evaluate", arguments.evaluate)
+    assert spec is not None
+    assert spec.loader is not None
+    evaluate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evaluate)
+    for seed in range(0 if arguments.table else arguments.seeds):
+        for name, *given in listed:
+            if arguments.sets and name not in arguments.sets:
+                continue
+            options = of_set.parse_known_args(given)[0]
+            whole, train, test = evaluate.load(arguments.data / f"{name}.h5ad", 2000)
+            cells, held_out = whole[train].copy(), whole[test].copy()
+            started = time.process_time()
+            model = scvae.fit(cells, batch_key=options.batch, rng=seed, verbose=False)
+            for row in rows_of(model, cells, held_out, seed, time.process_time() - started):
+                row["set"] = name
+                print(json.dumps(row), flush=True)
+                rows[tuple(row[key] for key in KEYS)] = row
+            RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
+    print_tables(list(rows.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The prior of the latent variables: what is asked of any, and N(0, I)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .posterior import LOG_2_PI, DiagonalNormal
+
+
+class Prior(nn.Module, ABC):
+    """p(z): where a cell lies before its data are seen. `mean` and `variance` are those of each dimension."""
+
+    mean: Tensor
+    variance: Tensor
+
+    @abstractmethod
+    def log_prob(self, z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:
+        """log p(z) in nats."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n latent"]:
+        """`n` draws."""
+
+    @abstractmethod
+    def kl(
+        self, posterior: DiagonalNormal, draws: Float[Tensor, "*draws cells latent"]
+    ) -> Float[Tensor, "cells summands"]:
+        """KL(q || p) of each cell in nats as summands: one for each dimension if p factorises, else a single one.
+
+        Exact where there is a closed form; otherwise the mean of log q - log p over `draws` from q, with its gradient.
+        """
+
+    @abstractmethod
+    def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
+        """KL of q from a normal with the prior's mean and variance, in each dimension alone, in nats.
+
+        The mean over cells is an upper bound on the information that a dimension has about them.
+        """
+
+    @abstractmethod
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        """Removes latent dimensions: what remains is the marginal law of the others."""
+
+
+class StandardNormal(Prior):
+    """N(0, I)."""
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_latent), persistent=False)
+        self.register_buffer("variance", torch.ones(n_latent), persistent=False)
+
+    def log_prob(self, z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:
+        return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n latent"]:
+        return torch.randn((n, len(self.mean)), generator=generator, device=generator.device)
+
+    def kl(
+        self, posterior: DiagonalNormal, draws: Float[Tensor, "*draws cells latent"]
+    ) -> Float[Tensor, "cells latent"]:
+        return self.usage(posterior)
+
+    def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
+        """(mean^2 + variance - 1 - log variance) / 2 (Kingma & Welling 2014, appendix B)."""
+        mean, log_variance = posterior.mean, posterior.log_variance
+        return 0.5 * torch.addcmul(log_variance.expm1() - log_variance, mean, mean)
+
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
+        self.mean, self.variance = self.mean[~dropped], self.variance[~dropped]
