@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .threads import in_child, of_call
+from .threads import at_once, in_child
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ def run(kernel: Callable[..., Any], *arguments: Any, work: float = float("inf"),
         Number of counters, all 0 at the start.
     """
     zeros = np.zeros(counters, np.int64)
-    n_helpers = of_call() - 1 if work >= HELPS_FROM and not _is_busy() else 0
+    n_helpers = at_once() - 1 if work >= HELPS_FROM and not _is_busy() else 0
     helpers = [_helpers().submit(kernel, zeros, *arguments) for _ in range(n_helpers)]
     try:
         kernel(zeros, *arguments)
@@ -55,7 +55,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, devic
     torch has one thread in a call, so chunks of cells that do not depend on each other keep the other cores busy. The
     results are the same to the bit for any number of threads. Memory holds one item more than there are threads.
     """
-    n_threads = of_call() if device.type == "cpu" and not _is_busy() else 1
+    n_threads = at_once() if device.type == "cpu" and not _is_busy() else 1
     if n_threads == 1:
         with torch.no_grad():
             yield from map(function, items)

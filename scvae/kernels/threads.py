@@ -19,6 +19,7 @@ class _Call:
     """What the calls that are under way have in common."""
 
     threads = 0
+    at_once = 0
 
 
 _call = _Call()
@@ -62,9 +63,14 @@ def of_call() -> int:
     return _call.threads or wanted(of_torch())
 
 
+def at_once() -> int:
+    """How many threads of the call are started: more than there are cores would only wait for each other."""
+    return _call.at_once or min(of_call(), usable_cores())
+
+
 def set_of_call(threads: int) -> None:
     """Sets the number of threads for the calls that begin now; 0 when the last one has ended."""
-    _call.threads = threads
+    _call.threads, _call.at_once = threads, min(threads, usable_cores())
 
 
 def in_new_thread(function: Callable[[], T]) -> T:

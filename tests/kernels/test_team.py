@@ -13,7 +13,8 @@ ONE = np.float32(1.0)
 
 
 @pytest.fixture
-def four_threads():
+def four_threads(monkeypatch):
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
     threads.set_of_call(4)
     yield
     threads.set_of_call(0)
@@ -116,3 +117,13 @@ def test_an_error_in_an_item_reaches_the_caller_after_the_items_before_it():
     assert [next(found) for _ in range(3)] == [1 / 3, 1 / 2, 1.0]
     with pytest.raises(ZeroDivisionError):
         next(found)
+
+
+def test_no_more_threads_are_started_than_there_are_cores(monkeypatch):
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
+    monkeypatch.setattr(team, "_helpers", lambda: pytest.fail("a helper was woken"))
+    threads.set_of_call(16)
+    try:
+        team.run(claim, np.zeros(3, np.int64), np.zeros(3, np.int64), counters=3)
+    finally:
+        threads.set_of_call(0)

@@ -109,6 +109,7 @@ def test_without_the_consistency_term_batches_cost_nothing_else():
 @pytest.mark.parametrize("n_threads", [2, 7])
 def test_the_number_of_threads_has_no_influence_on_the_bits(n_threads, monkeypatch):
     monkeypatch.setattr("scvae.training.fused_step.rows_per_block", lambda _: 32)  # what it depends on besides
+    monkeypatch.setattr(threads, "usable_cores", lambda: n_threads)
     bench = Bench(n_genes=700)
     results = []
     for n in (1, n_threads):
