@@ -154,7 +154,8 @@ def refused(_=None):
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is not safe or does not exist")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 class TestAfterAFork:
-    def test_a_child_computes_what_its_parent_computes_with_one_thread(self):
+    def test_a_child_computes_what_its_parent_computes_with_one_thread(self, monkeypatch):
+        monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)  # where tests run in several processes
         before = torch.get_num_threads()
         with changed(torch.set_num_threads, before, 1):
             expected = [fit(seed) for seed in (0, 1)]

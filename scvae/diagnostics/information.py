@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..common.rng import numpy_generator
+from ..kernels.context import working_on
 from ..model.latent.prior import Prior
 from .collapse import kl_to_prior
 
@@ -109,7 +110,8 @@ def information(
         own[draw], prior[draw] = each_own.sum(1), each_prior.sum(1)
         joint[draw], each_joint = _log_aggregate(z, mean, log_variance)
         if density is not None:
-            dense[draw] = density.log_prob(torch.from_numpy(z.astype(np.float32))).numpy()
+            with working_on(torch.device("cpu")):
+                dense[draw] = density.log_prob(torch.from_numpy(z.astype(np.float32))).numpy()
         alone[:, draw] = each_own.mean(0), each_joint.mean(0), each_prior.mean(0)
     per_cell_information, per_cell_kl = (own - joint).mean(0), (joint - prior).mean(0)
     per_cell_density_kl = (joint - dense).mean(0)

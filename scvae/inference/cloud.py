@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from ..common.rng import numpy_generator
 from ..data.batches import chunks, split
 from ..data.intake import Cells
+from ..kernels.context import working_on
 from .density import Density
 from .fitted import FittedModel
 from .mixture import POOLED, fit_mixture
@@ -77,7 +78,8 @@ def log_densities(model: FittedModel, cells: Cells, *, beta: float | None = None
     """Log density of the cells of the fit at the posterior mean of each cell, in nats."""
     latent = model.density_at(beta).latent
     mean, _ = posterior_moments(model, cells, beta=beta)
-    found = [latent.log_prob(torch.from_numpy(mean[part])) for part in chunks(len(mean), MOST_CELLS)]
+    with working_on(torch.device("cpu")):
+        found = [latent.log_prob(torch.from_numpy(mean[part])) for part in chunks(len(mean), MOST_CELLS)]
     density: Float[np.ndarray, " cells"] = torch.cat(found).double().numpy()
     return density
 
@@ -108,7 +110,8 @@ def _shares(
     density: Density, points: Float[np.ndarray, "cells columns"], group: Int[np.ndarray, " cells"], n_batches: int
 ) -> Float[np.ndarray, "batches components"]:
     """Mean responsibilities in each batch; all cells together count as `POOLED` more, so that no weight is 0."""
-    joint = density.mixture.joint(torch.from_numpy(points.astype(np.float32)))
+    with working_on(torch.device("cpu")):
+        joint = density.mixture.joint(torch.from_numpy(points.astype(np.float32)))
     member = torch.softmax(joint, dim=1).double().numpy()
     share = np.tile(POOLED * density.mixture.weight.double().numpy(), (n_batches, 1))
     np.add.at(share, group, member)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..kernels.context import working_on
 from ..model.latent.mixture import Mixture
 
 PREFIX = "density."  # of the names of its tensors in a file
@@ -47,7 +48,8 @@ class Density:
     def latent(self) -> Mixture:
         """The density of z alone."""
         marginal = copy.deepcopy(self.mixture)
-        marginal.drop_dimensions(torch.arange(marginal.centre.shape[1]) >= self.n_latent)
+        with working_on(marginal.centre.device):
+            marginal.drop_dimensions(torch.arange(marginal.centre.shape[1]) >= self.n_latent)
         return marginal
 
     def draw(

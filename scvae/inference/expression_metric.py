@@ -38,7 +38,7 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
     w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
     would be proportional to those of decoded cells, to first order.) The cubes of the slopes along a dimension have a
-    positive sum: the genes that change most rise. If expression does not depend on z, there is no metric.
+    positive sum: the genes that change most rise. There is no metric if expression does not depend on z or is not finite.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 
@@ -49,6 +49,8 @@ def _metric_of(model: FittedModel, cells: Cells) -> Metric | None:
     cells = cells.taken(np.sort(numpy_generator(model.seed, CELLS).permutation(filled)[:MOST_CELLS]))
     with working_on(model.device):
         slopes = _slopes(model, cells).numpy()
+    if not np.isfinite(slopes).all():
+        return None
     squares, directions = np.linalg.eigh(slopes @ slopes.T)
     squares, directions = squares[::-1], directions[:, ::-1]
     if not squares[0] > 0:
