@@ -79,6 +79,7 @@ def test_words_lie_below_the_panels_and_inside_the_page(findings):
     assert not any(a.get_tightbbox().overlaps(b.get_tightbbox()) for a, b in itertools.combinations(axes, 2))
 
 
+@pytest.mark.slow
 def test_a_page_drawn_from_a_file_is_the_same(tmp_path):
     adata = scvae.datasets.simulate(n_cells=60, n_genes=20, rng=0, truth=False)
     model = scvae.fit(adata, n_latent=2, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=3))
@@ -135,7 +136,9 @@ def test_what_is_missing_is_named_with_the_tool_that_writes_it(plot):
         plot(records.embedded())
 
 
-@pytest.mark.parametrize("plot", [scvae.pl.diagnose, scvae.pl.posterior_predictive])
+@pytest.mark.parametrize(
+    "plot", [pytest.param(scvae.pl.diagnose, marks=pytest.mark.slow), scvae.pl.posterior_predictive]
+)
 def test_it_is_saved_and_not_shown_or_shown_and_nothing_returned(plot, tmp_path, monkeypatch):
     import scanpy
 
