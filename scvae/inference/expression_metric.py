@@ -38,7 +38,7 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
     w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
     would be proportional to those of decoded cells, to first order.) The cubes of the slopes along a dimension have a
-    positive sum: the genes that change most rise. If expression depends on nothing or is not finite, there is no metric.
+    positive sum: the genes that change most rise. There is no metric if expression is constant or not finite.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 

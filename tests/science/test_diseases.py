@@ -54,7 +54,10 @@ HEALTHY = {
     "zinb": ({"likelihood": "zinb"}, {"likelihood": "zinb"}),
     "bernoulli": ({"likelihood": "bernoulli", "mean_library": 60.0}, {"likelihood": "bernoulli"}),
     "gaussian": ({"likelihood": "gaussian"}, {"likelihood": "gaussian"}),
-    "batches": ({"n_batches": 2}, {"batch_key": "batch", "training": TrainingConfig(epochs=90)}),  # takes longer by default
+    "batches": (
+        {"n_batches": 2},
+        {"batch_key": "batch", "training": TrainingConfig(epochs=90)},
+    ),  # takes longer by default
     "many β": ({}, {"beta": (0.1, 10.0)}),
 }
 
