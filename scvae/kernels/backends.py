@@ -27,7 +27,7 @@ def cpu_kernels() -> Kernels | None:
     """The numba kernels, or None (and one log line) if numba cannot be used. They are run by `team.run`."""
     try:
         from . import cpu, cpu_sparse, steps
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         logger.warning(
             "numba is not usable here (%s); scvae falls back to plain torch, which is slower. If the folder for "
             "compiled kernels is missing, set NUMBA_CACHE_DIR to a writable folder",

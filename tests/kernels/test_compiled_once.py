@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
+import numba
 import pytest
 from numba.core.registry import CPUDispatcher
 
-from scvae.kernels import cpu, cpu_sparse, layers, steps
+from scvae.kernels import cpu, cpu_sparse, layers, native, steps
 
 HELPERS = [
     pytest.param(value, id=f"{module.__name__}.{name}")
@@ -32,6 +33,21 @@ def test_sums_in_any_order_are_part_of_the_kernels_that_need_them(helper):
     """Compiled on its own, such a function could add in another order than within a kernel."""
     options = helper.targetoptions
     assert options.get("forceinline") or options.get("inline") == "always" or options.get("nogil")
+
+
+def successor(number):
+    return number + 1
+
+
+def test_the_cache_is_stale_once_any_file_of_kernels_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    hits = []
+    for sources in (1, 1, 2):
+        monkeypatch.setattr(native, "_sources", lambda sources=sources: sources)
+        kernel = native.kernel(successor)
+        assert kernel(1) == 2
+        hits.append(kernel.stats.cache_hits.total())
+    assert hits == [0, 1, 0]
 
 
 @pytest.mark.slow
