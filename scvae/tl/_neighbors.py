@@ -59,7 +59,7 @@ def neighbors(
     knn
         Whether ``distances`` has exactly ``n_neighbors - 1`` other cells for each cell, as `scanpy.pp.neighbors` writes
         it: those that are neighbours in most draws, of equal ones the nearest. Pass true for tools that expect a fixed
-        number, such as scVelo, CellRank and `scanpy.tl.ingest`; ``connectivities``, which scanpy's own tools read, is
+        number, such as scVelo and CellRank; ``connectivities``, which scanpy's own tools read, is
         the same. If false, ``distances`` has all neighbours in any draw.
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
