@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class Kernels(NamedTuple):
-    """The modules of numba kernels: likelihood heads, operations on sparse rows, and steps of training."""
+    """The modules of numba kernels: heads, their tables of counts, operations on sparse rows, and steps of training."""
 
     heads: Any
+    terms: Any
     sparse: Any
     steps: Any
 
@@ -26,7 +27,7 @@ class Kernels(NamedTuple):
 def cpu_kernels() -> Kernels | None:
     """The numba kernels, or None (and one log line) if numba cannot be used. They are run by `team.run`."""
     try:
-        from . import cpu, cpu_sparse, steps
+        from . import count_terms, cpu, cpu_sparse, steps
     except (ImportError, AttributeError, RuntimeError, ValueError) as error:
         logger.warning(
             "numba is not usable here (%s); scvae falls back to plain torch, which is slower. If the folder for "
@@ -34,7 +35,7 @@ def cpu_kernels() -> Kernels | None:
             " ".join(str(error).split()),
         )
         return None
-    return Kernels(cpu, cpu_sparse, steps)
+    return Kernels(cpu, count_terms, cpu_sparse, steps)
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:

@@ -5,10 +5,11 @@ import math
 import numpy as np
 from numba import njit
 
+from .compiling import INNER
 from .cpu import log1p_row, log_prob_block
 from .cpu_sparse import add_weighted, fill_row
 from .layers import HALF, ONE, ZERO, clear, kl_of
-from .native import INNER, float64s, int32s, int64s, matrix, multiply, vector
+from .native import float64s, int32s, int64s, matrix, multiply, vector
 from .network import decode, decode_backward, encode, encode_backward, inputs_of, of_layer
 from .pairs import add_consistency
 from .records import ACTIVE, LOG_VARIANCE, MEAN, OF_FEATURES, OF_LATENT, OF_VARIANCE, ROWS_IN_HEAD, ROWS_OF_HEAD, WEIGHT

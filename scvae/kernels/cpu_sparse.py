@@ -3,7 +3,8 @@
 import numpy as np
 from numba import njit
 
-from .native import INNER, fetch_add, kernel
+from .compiling import INNER, kernel
+from .native import fetch_add
 
 SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}  # sums may run in any order, the same at every call
 

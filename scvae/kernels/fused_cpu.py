@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class RowsMatmul(torch.autograd.Function):
         if is_crowded(rows):
             ctx.block = torch.empty(len(rows), rows.n_columns)
             team.run(kernels.sparse.csr_to_dense, *_arrays(rows), ctx.block.numpy(), work=ctx.block.numel())
-            _multiply(kernels.heads.multiply_rows, ctx.block, factor, ONE, out)
+            _multiply(ctx.block, False, factor, ONE, out)
         else:
             work = weight.shape[1] * rows.indices.numel()
             team.run(kernels.sparse.csr_matmul, *_arrays(rows), factor, out.numpy(), work=work)
@@ -68,7 +67,7 @@ class RowsMatmul(torch.autograd.Function):
         kernels = _kernels()
         out, gradient = torch.empty(ctx.shape), gradient.contiguous()
         if ctx.block is not None:
-            _multiply(kernels.heads.multiply_transposed, ctx.block, gradient.numpy(), ZERO, out)
+            _multiply(ctx.block, True, gradient.numpy(), ZERO, out)
         else:
             rows = ctx.rows.sorted()
             work = out.shape[1] * rows.indices.numel()
@@ -77,8 +76,9 @@ class RowsMatmul(torch.autograd.Function):
         return gradient, out, None
 
 
-def _multiply(kernel: Callable[..., Any], a: Tensor, b: np.ndarray, beta: np.float32, out: Tensor) -> None:
-    team.run(kernel, a.numpy(), b, beta, out.numpy(), work=a.numel() * b.shape[1])
+def _multiply(a: Tensor, transpose_a: bool, b: np.ndarray, beta: np.float32, out: Tensor) -> None:
+    work = a.numel() * b.shape[1]
+    team.run(_kernels().heads.multiply_pieces, a.numpy(), transpose_a, b, beta, out.numpy(), work=work)
 
 
 class FusedHead(torch.autograd.Function):
@@ -103,7 +103,7 @@ class FusedHead(torch.autograd.Function):
         of_features = torch.empty_like(features) if want_gradient else features[:0]
         of_weights = torch.empty_like(weight) if ctx.needs_input_grad[2] else None
         small = [np.zeros(t.shape, np.float32) for t in (bias, log_theta)]
-        head = _head(heads, HEADS[name], log_theta)
+        head = _head(HEADS[name], log_theta)
         # a loss uses -total, so the gradient of -total is computed here and needs no copy in `backward`
         cost_weight = -row_weight
         weights, features = weight.contiguous().numpy(), features.contiguous()
@@ -123,7 +123,7 @@ class FusedHead(torch.autograd.Function):
                 )  # fmt: skip
                 if want_gradient:
                     if of_weights is not None:  # a third of the work, skipped for frozen weights
-                        _multiply(heads.multiply_transposed, logits, part.numpy(), added, of_weights)
+                        _multiply(logits, True, part.numpy(), added, of_weights)
                     small = [so_far + slab.sum(0) for so_far, slab in zip(small, slabs, strict=True)]
                     added = ONE
         per_row = torch.from_numpy(log_prob)
@@ -140,10 +140,11 @@ class FusedHead(torch.autograd.Function):
         return None, *gradients, None, None, None, None
 
 
-def _head(heads: Any, kind: type, log_theta: Tensor) -> Any:
+def _head(kind: type, log_theta: Tensor) -> Any:
     """The head with its tables, if it has any."""
     theta = log_theta.exp().contiguous().numpy()
-    return kind(theta, *heads.count_tables(theta)) if kind in {NegativeBinomialHead, ZeroInflatedHead} else kind(theta)
+    tables = _kernels().terms.count_tables(theta) if kind in {NegativeBinomialHead, ZeroInflatedHead} else ()
+    return kind(theta, *tables)
 
 
 def _kernels() -> Kernels:

@@ -9,9 +9,9 @@ import math
 import numpy as np
 from numba import njit
 
-from .native import INNER, multiply, vector
+from .compiling import INNER, SUMS
+from .native import multiply, vector
 
-SUMS = {"contract", "arcp", "nsz", "nnan", "reassoc"}
 EPS = np.float32(1e-5)  # as in torch's LayerNorm
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 BETA1, BETA2, TINY = np.float32(0.9), np.float32(0.999), np.float32(1e-8)  # as in `scvae.model.optimizer`

@@ -4,85 +4,20 @@ Names are registered with LLVM, so that compiled kernels can be cached: the cach
 """
 
 import ctypes
-import functools
 import os
-import zlib
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.extending import get_cython_function_address, intrinsic
 from numba.np import arrayobj
 
+from .compiling import INNER
 
-class _Part(JITCodeLibrary):
-    """The code of a function that only kernels call: optimised and emitted with each of them, but not alone."""
-
-    @property
-    def codegen(self) -> Any:
-        return SimpleNamespace(set_env=lambda *_: None)  # there is no code yet that could have an environment
-
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-    def get_pointer_to_function(self, name: str) -> int:
-        return 0
-
-
-class _PartCompiler(Compiler):
-    """Numba's compiler with a `_Part` to put the code in; takes half as long as compiling each function for itself."""
-
-    def __init__(self, typingctx, targetctx, library, *arguments):  # type: ignore[no-untyped-def]
-        super().__init__(typingctx, targetctx, library or _Part(targetctx.codegen(), "part"), *arguments)
-
-
-# options of functions that only kernels call; a call of one of them from Python ends the process
-INNER = {"pipeline_class": _PartCompiler, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True,
-         "no_cfunc_wrapper": True}  # fmt: skip
-PART = {**INNER, "forceinline": True}
-VIEWING = {**INNER, "_nrt": True}
 SPINS = 20_000  # looks at a counter before a thread sleeps: some hundred microseconds
 NAP = 50  # microseconds
-
-
-@cache
-def _sources() -> int:
-    """A number that changes with the text of any file of kernels."""
-    return functools.reduce(
-        lambda number, path: zlib.crc32(path.read_bytes(), number), sorted(Path(__file__).parent.glob("*.py")), 0
-    )
-
-
-class _Cache(FunctionCache):
-    """Numba's cache on disk, which is stale if any file of kernels has changed.
-
-    Numba itself looks at the date of the file with the kernel, and not at those of the functions that it calls.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, _sources())
-
-
-def kernel(function: Callable[..., Any]) -> Any:
-    """Decorator of a function that Python calls: compiled when it is first called, once on a machine."""
-    dispatcher = njit(nogil=True, error_model="numpy")(function)
-    dispatcher._cache = _Cache(function)
-    return dispatcher
 
 
 # fmt: off

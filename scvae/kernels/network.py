@@ -6,6 +6,7 @@
 import numpy as np
 from numba import njit
 
+from .compiling import INNER, VIEWING
 from .layers import (
     ONE,
     ZERO,
@@ -18,7 +19,7 @@ from .layers import (
     relu,
     relu_backward,
 )
-from .native import INNER, VIEWING, int64s, matrix, multiply, vector
+from .native import int64s, matrix, multiply, vector
 from .records import (
     ACTIVE,
     DECODED,

@@ -6,9 +6,10 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .cpu import expected_log1p_row
+from .compiling import INNER, PART
+from .expected import expected_log1p_row
 from .layers import HALF, ONE, ZERO
-from .native import INNER, PART, int64s, matrix, multiply, vector
+from .native import int64s, matrix, multiply, vector
 from .network import decode, encode, encode_backward, inputs_of, of_layer
 from .records import (
     ACTIVE,

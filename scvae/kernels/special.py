@@ -34,7 +34,7 @@ def exp(x):
 
 @triton.jit
 def log1p(u, r):
-    """log(1 + u), and log(1 + u) - u / (1 + u), for u >= 0 in float32 with r = 1 / (1 + u); see `cpu._log1p`."""
+    """log(1 + u), and log(1 + u) - u / (1 + u), for u >= 0 in float32 with r = 1 / (1 + u); see `polynomials.log1p`."""
     w = 1.0 + u
     bits = w.to(tl.int32, bitcast=True) - SQRT_HALF_BITS
     k = bits >> 23

@@ -13,10 +13,11 @@ from numba import njit
 from numba.extending import overload
 
 from .cell_phase import cells_of_step
-from .cpu import fill_count_tables
+from .compiling import INNER, PART, kernel
+from .count_terms import fill_count_tables
 from .cpu_sparse import add_columns
 from .layers import ONE, ZERO, adam, add, add_rows, clear
-from .native import INNER, PART, fetch, fetch_add, float64s, int32s, int64s, kernel, matrix, multiply, vector, wait_for
+from .native import fetch, fetch_add, float64s, int32s, int64s, matrix, multiply, vector, wait_for
 from .pairs import n_chosen
 from .records import END, NegativeBinomialHead, ZeroInflatedHead
 

@@ -8,11 +8,11 @@ import numba
 import pytest
 from numba.core.registry import CPUDispatcher
 
-from scvae.kernels import cpu, cpu_sparse, layers, native, steps
+from scvae.kernels import compiling, count_terms, cpu, cpu_sparse, expected, layers, polynomials, steps
 
 HELPERS = [
     pytest.param(value, id=f"{module.__name__}.{name}")
-    for module in (cpu, cpu_sparse, layers, steps)
+    for module in (count_terms, cpu, cpu_sparse, expected, layers, polynomials, steps)
     for name, value in vars(module).items()
     if isinstance(value, CPUDispatcher) and value.__module__ == module.__name__ and value.targetoptions.get("fastmath")
 ]
@@ -43,8 +43,8 @@ def test_the_cache_is_stale_once_any_file_of_kernels_has_changed(tmp_path, monke
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     hits = []
     for sources in (1, 1, 2):
-        monkeypatch.setattr(native, "_sources", lambda sources=sources: sources)
-        kernel = native.kernel(successor)
+        monkeypatch.setattr(compiling, "_sources", lambda sources=sources: sources)
+        kernel = compiling.kernel(successor)
         assert kernel(1) == 2
         hits.append(kernel.stats.cache_hits.total())
     assert hits == [0, 1, 0]

@@ -7,29 +7,30 @@ import numpy as np
 import pytest
 from numba import njit
 
-from scvae.kernels import cpu
+from scvae.kernels import count_terms, cpu, polynomials, records
+from scvae.kernels.compiling import STRICT
 from tests import references
 
 ULP = 2.0**-23
 EPS = 2.0**-52
 
 
-@njit(fastmath=cpu.STRICT)
+@njit(fastmath=STRICT)
 def exp_of(x, out):
     for i in range(x.size):
-        out[i] = cpu._exp(x[i])
+        out[i] = polynomials.exp(x[i])
 
 
-@njit(fastmath=cpu.STRICT)
+@njit(fastmath=STRICT)
 def log1p_of(u, log, excess, reciprocal):
     for i in range(u.size):
-        log[i], excess[i], reciprocal[i] = cpu._log1p(u[i])
+        log[i], excess[i], reciprocal[i] = polynomials.log1p(u[i])
 
 
 # only kernels can call these functions, which have no wrappers for Python
 @njit
 def softmax_row(logits, bias, out):
-    return cpu._softmax_row(logits, bias, out)
+    return cpu.softmax_row(logits, bias, out)
 
 
 @njit
@@ -39,12 +40,12 @@ def add_bias(logits, bias):
 
 @njit
 def rising(x, theta, scale):
-    return cpu._rising(x, theta, scale)
+    return polynomials.rising(x, theta, scale)
 
 
 @njit
 def digamma_rise(x, theta):
-    return cpu._digamma_rise(x, theta)
+    return polynomials.digamma_rise(x, theta)
 
 
 def test_exp_is_within_two_units_in_the_last_place():
@@ -123,9 +124,9 @@ def test_the_maximum_by_integer_comparison_is_that_of_the_floats(n, sign):
 
 @pytest.mark.parametrize("theta", [1e-6, 0.1, 1.0, 30.0, 1e6, 1e15])
 def test_tables_of_small_counts_hold_the_rising_factorial_and_its_slope(theta):
-    table = cpu.count_tables(np.full((1, 3), theta, np.float32))
+    table = count_terms.count_tables(np.full((1, 3), theta, np.float32))
     theta = float(np.float32(theta))
-    for x in range(1, cpu.TABLE + 1):
+    for x in range(1, records.TABLE + 1):
         value, slope = references.rising(float(x), theta)
         assert table[1][0, x - 1] == pytest.approx([value - x * math.log(theta)] * 3, rel=20 * ULP, abs=20 * ULP)
         assert table[2][0, x - 1] == pytest.approx([x - theta * slope] * 3, rel=20 * ULP, abs=1e-13 * x)
