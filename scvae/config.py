@@ -13,7 +13,7 @@ Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 Dispersion = Literal["gene", "gene-batch"]
 
-DEFAULT_N_LATENT = 10
+DEFAULT_N_LATENT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
