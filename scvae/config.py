@@ -85,8 +85,8 @@ class NetworkConfig:
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
         if self.prior != "mixture" and self.prior_components is not None:
             raise ValueError(
-                f"NetworkConfig.prior_components is {self.prior_components}, but prior={self.prior!r} has no components; "
-                "leave it out, or pass prior='mixture'."
+                f"NetworkConfig.prior_components must be left out with prior={self.prior!r}, which has no components; "
+                f"found {self.prior_components}."
             )
         if self.decoder == "linear" and self.decoder_layers != 1:
             raise ValueError(

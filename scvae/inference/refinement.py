@@ -92,4 +92,3 @@ def _without_gradients(network: VAE) -> VAE:
     """The network with the same weights, not copied, but without their gradients, which would be computed in vain."""
     tensors = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in tensors})
-

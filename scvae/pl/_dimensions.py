@@ -53,7 +53,9 @@ def kl_per_dimension(
     if sd.ndim and len(sd) != mean.shape[1]:
         sd, centre = np.ones(1), np.zeros(1)  # of another embedding, which was replaced
     log_variance = np.log(variance / sd**2)
-    kl: Float[np.ndarray, " latent"] = 0.5 * (((mean - centre) / sd) ** 2 + np.expm1(log_variance) - log_variance).mean(0)
+    kl: Float[np.ndarray, " latent"] = 0.5 * (((mean - centre) / sd) ** 2 + np.expm1(log_variance) - log_variance).mean(
+        0
+    )
     return kl
 
 

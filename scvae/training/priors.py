@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..config import NetworkConfig, TrainingConfig
 
-MOST_COMPONENTS = 30
+MOST_COMPONENTS, CELLS_FOR_EACH = 30, 30
 
 
 def with_components(config: NetworkConfig, n_cells: int) -> NetworkConfig:
@@ -17,11 +17,11 @@ def with_components(config: NetworkConfig, n_cells: int) -> NetworkConfig:
 
 
 def default_components(n_cells: int) -> int:
-    """Components of a trained mixture for so many training cells.
+    """Components of a trained mixture: one for every 30 training cells, at least 2 and at most 30.
 
     For the measurements behind it see "Why the defaults are what they are" in `benchmarks/README.md`.
     """
-    return MOST_COMPONENTS
+    return max(2, min(MOST_COMPONENTS, n_cells // CELLS_FOR_EACH))
 
 
 def check_prior(
@@ -43,13 +43,13 @@ def check_prior(
         return
     if isinstance(beta, tuple):
         raise ValueError(
-            f"NetworkConfig.prior={name!r} needs a single β: at each β the cells lie elsewhere, and the prior is trained "
-            "to lie where they do; pass one beta, or leave prior out"
+            f"NetworkConfig.prior={name!r} needs a single β: it is trained to lie where the cells do, and they lie "
+            "elsewhere at each β; pass one beta, or leave prior out"
         )
     if training_config.free_bits:
         raise ValueError(
-            f"TrainingConfig.free_bits is the KL of each dimension, and under NetworkConfig.prior={name!r} the KL has no "
-            "part for each; leave out either"
+            f"TrainingConfig.free_bits is the KL of each dimension, and under NetworkConfig.prior={name!r} the KL has "
+            "no part for each; leave out either"
         )
     if training_config.capacity is not None:
         raise ValueError(

@@ -100,6 +100,7 @@ class Flow(Prior):
         """The normal variable behind z, and the log-determinant of this map."""
         log_volume = z.new_zeros(len(z))
         for coupling in reversed(self.couplings):
+            assert isinstance(coupling, Coupling)
             z, change = coupling.inverse(z)
             log_volume = log_volume + change
         return z, log_volume
