@@ -12,7 +12,7 @@ import scvae
 def test_components_recover_planted_types(seed):
     """With more components than types, a component holds cells of one type, and most cells belong to one component."""
     adata = scvae.datasets.simulate(
-        n_cells=1000, n_genes=150, n_latent=6, n_types=5, type_share=0.9, mean_library=2000, truth=False, rng=seed
+        n_cells=1000, n_genes=150, n_latent=6, n_types=5, type_share=0.95, mean_library=2000, truth=False, rng=seed
     )
     network = scvae.NetworkConfig(prior="mixture", prior_components=10)
     scvae.fit(adata, n_latent=6, network=network, rng=seed, verbose=False)
