@@ -153,7 +153,8 @@ def test_the_ranking_is_by_the_objective_that_is_trained_at_the_final_beta(setti
 
 
 def test_a_model_of_many_betas_is_ranked_by_what_each_cell_pays_at_its_own():
-    held_out = held_out._replace(kl_times_beta=21.0)
+    kl = torch.tensor([13.0])
+    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, summands=kl, kl_per_dimension=kl, kl_times_beta=21.0)
     assert held_out.objective(1.0, TrainingConfig()) == -121.0
 
 
