@@ -1,18 +1,20 @@
-"""Options of the latent space against the default: likelihood, drawn cells, doublets and seconds, in one table.
+"""Options of the latent space against the default: likelihood, drawn cells, embedding and seconds, in one table.
 
-Usage: python benchmarks/latents.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...] [--table]
+Usage: python benchmarks/latents.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...]
+    [--options OPTION ...] [--table]
 
 EVALUATE.py and REFERENCE_FOLDER are those of benchmarks/quality.py; so are the data sets, their genes and the split.
 Each model is fitted to four fifths of the cells. Of the rest, and of new cells:
 
   prior N(0, I)   the default fit; log p(x) under N(0, I), cells drawn from N(0, I)
   density         the same fit; log p(x) under the density of its cells (kind="density"), cells drawn from it
+  OPTION          another fit (see OPTIONS); log p(x) under its prior, cells drawn from this
 
 test_ll: importance-weighted log-likelihood of the held-out cells in nats, 200 samples. auc: see benchmarks/generate.py
 (as many cells are drawn as are held out; 0.5 is best). doublets: AUC with which log p(z) at the posterior mean tells
 held-out cells from as many artificial doublets, half the counts of two held-out cells of different types together.
-seconds: processor time of the fit without its density, and of what the option adds. The density does not change the
-embedding.
+seconds: processor time of the fit without its density, and of what the density adds. The scores of the embedding of all
+cells, which the density does not change, are those of EVALUATE.py; without scib-metrics, iLISI and BRAS are left out.
 
 Rows are written to benchmarks/results/latents.json; rows of other sets and seeds are kept. --table only prints them.
 """
@@ -39,20 +41,31 @@ from sklearn.metrics import roc_auc_score
 import scvae
 from scvae.inference.cells import read_cells
 from scvae.inference.cloud import density_of_fit
+from scvae.inference.density import Density
 from scvae.inference.fitted import FittedModel
-from scvae.inference.posterior import posterior_moments
+from scvae.inference.posterior import BoundKind, posterior_moments
 from scvae.kernels.context import computing
 
 RESULTS = Path(__file__).parent / "results" / "latents.json"
 KEYS = ("option", "set", "seed")
-SCORES = ("test_ll", "auc", "doublets", "seconds", "components")
+EMBEDDING = ("knn_acc", "ari", "nmi", "kmeans_ari", "asw", "ilisi", "bras", "spearman")
+SCORES = ("test_ll", "auc", "doublets", *EMBEDDING, "seconds", "components")
 N_SAMPLES = 200
+DEFAULT = "prior N(0, I)"
+OPTIONS = {  # keywords of scvae.fit
+    DEFAULT: {},
+    "mixture": {"network": scvae.NetworkConfig(prior="mixture")},
+    "mixture, 10": {"network": scvae.NetworkConfig(prior="mixture", prior_components=10)},
+    "flow": {"network": scvae.NetworkConfig(prior="flow")},
+}
 
 Row = dict[str, Any]
 
 
-def rows_of(model: FittedModel, cells: ad.AnnData, held_out: ad.AnnData, seed: int, seconds: float) -> list[Row]:
-    """The rows of one default fit to `cells`, which took `seconds`."""
+def rows_of(
+    option: str, model: FittedModel, cells: ad.AnnData, held_out: ad.AnnData, seed: int, seconds: float
+) -> list[Row]:
+    """The rows of one fit to `cells`, which took `seconds`."""
     read = read_cells(cells, model, None)
     started = time.process_time()
     fitted = computing()(density_of_fit)(model, read)
@@ -60,10 +73,12 @@ def rows_of(model: FittedModel, cells: ad.AnnData, held_out: ad.AnnData, seed: i
     both = with_doublets(held_out, seed)
     where = torch.from_numpy(computing()(posterior_moments)(model, read_cells(both, model, None))[0])
     rows = []
-    for name, density, kind in (("prior N(0, I)", None, "iw"), ("density", fitted, "density")):
+    ways: list[tuple[str, Density | None, BoundKind]] = [(option, None, "iw")]
+    for name, density, kind in ways + ([("density", fitted, "density")] if option == DEFAULT else []):
         of = dataclasses.replace(model, density=density)
         drawn = scvae.tl.generate(of, n=held_out.n_obs, rng=seed)
-        log_prob = (of.network.prior if density is None else density.latent).log_prob(where).numpy()
+        with torch.no_grad():
+            log_prob = (of.network.prior if density is None else density.latent).log_prob(where).numpy()
         row = {
             "option": name,
             "seed": seed,
@@ -71,10 +86,19 @@ def rows_of(model: FittedModel, cells: ad.AnnData, held_out: ad.AnnData, seed: i
             "auc": scored(held_out.X, drawn.X)["auc"],
             "doublets": float(roc_auc_score(np.arange(both.n_obs) < held_out.n_obs, log_prob)),
             "seconds": seconds - added if density is None else added,
-            "components": 1 if density is None else density.n_components,
+            "components": (model.network_config.prior_components or 1) if density is None else density.n_components,
         }
         rows.append(row)
     return rows
+
+
+def embedding_scores(evaluate: Any, model: FittedModel, whole: ad.AnnData, batch: str | None, time_key: str) -> Row:
+    """The scores of EVALUATE.py for the embedding of all cells."""
+    cells = whole.copy()
+    scvae.tl.embed(cells, model)
+    batch = batch if importlib.util.find_spec("scib_metrics") else None
+    scores = evaluate.score(cells, cells.obsm["X_scvae"], "cell_type", batch, time_key)
+    return {name: float(scores[name]) for name in EMBEDDING if name in scores}
 
 
 def with_doublets(cells: ad.AnnData, seed: int) -> ad.AnnData:
@@ -114,10 +138,12 @@ def main() -> None:
     parser.add_argument("reference", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     of_set = argparse.ArgumentParser()
     of_set.add_argument("--batch")
+    of_set.add_argument("--time")
     listed = [shlex.split(line) for line in (arguments.reference / "datasets.txt").read_text().splitlines() if line]
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     rows = {tuple(row[key] for key in KEYS): row for row in kept}
@@ -133,13 +159,16 @@ def main() -> None:
             options = of_set.parse_known_args(given)[0]
             whole, train, test = evaluate.load(arguments.data / f"{name}.h5ad", 2000)
             cells, held_out = whole[train].copy(), whole[test].copy()
-            started = time.process_time()
-            model = scvae.fit(cells, batch_key=options.batch, rng=seed, verbose=False)
-            for row in rows_of(model, cells, held_out, seed, time.process_time() - started):
-                row["set"] = name
-                print(json.dumps(row), flush=True)
-                rows[tuple(row[key] for key in KEYS)] = row
-            RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
+            for option in arguments.options:
+                started = time.process_time()
+                model = scvae.fit(cells, batch_key=options.batch, rng=seed, verbose=False, **OPTIONS[option])
+                made = rows_of(option, model, cells, held_out, seed, time.process_time() - started)
+                made[0] |= embedding_scores(evaluate, model, whole, options.batch, options.time)
+                for row in made:
+                    row["set"] = name
+                    print(json.dumps(row), flush=True)
+                    rows[tuple(row[key] for key in KEYS)] = row
+                RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
     print_tables(list(rows.values()))
 
 

@@ -12,6 +12,7 @@ from .common.checks import check_bool, check_choice, check_fraction, check_not_n
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 Dispersion = Literal["gene", "gene-batch"]
+PriorName = Literal["normal", "mixture", "flow"]
 
 DEFAULT_N_LATENT = 20
 
@@ -42,6 +43,13 @@ class NetworkConfig:
         ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
     minimum_scale
         For gaussian: lower bound of a gene's scale, as a fraction of its standard deviation.
+    prior
+        Law of the latent variables before the data are seen. ``"normal"``: N(0, I); ``"mixture"``: a mixture of
+        diagonal normals, trained with the network; ``"flow"``: a normal variable moved through four affine couplings,
+        trained with the network. See "Priors that are trained" in the documentation.
+    prior_components
+        With ``"mixture"``: number of components; None sets it from the number of cells (see
+        `scvae.training.priors.default_components`).
 
     Examples
     --------
@@ -63,14 +71,23 @@ class NetworkConfig:
     encode_conditions: bool = False
     dispersion: Dispersion = "gene"
     minimum_scale: float = 0.1
+    prior: PriorName = "normal"
+    prior_components: int | None = None
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
         _check_each(self, check_fraction, "dropout", "input_dropout")
         _check_each(self, check_not_negative, "minimum_scale")
         _check_each(self, check_bool, "encode_conditions")
-        for name, choices in (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder)):
+        _check_each(self, check_positive_int, "prior_components", or_none=True)
+        choices_of = (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder), ("prior", PriorName))
+        for name, choices in choices_of:
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
+        if self.prior != "mixture" and self.prior_components is not None:
+            raise ValueError(
+                f"NetworkConfig.prior_components must be left out with prior={self.prior!r}, which has no components; "
+                f"found {self.prior_components}."
+            )
         if self.decoder == "linear" and self.decoder_layers != 1:
             raise ValueError(
                 "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "

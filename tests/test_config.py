@@ -26,6 +26,9 @@ from scvae.config import to_json
         (NetworkConfig, "input_dropout", float("nan")),
         (NetworkConfig, "dispersion", "cell"),
         (NetworkConfig, "minimum_scale", -1.0),
+        (NetworkConfig, "prior", "uniform"),
+        (NetworkConfig, "prior_components", 0),
+        (NetworkConfig, "prior_components", 10),  # of no mixture
         (TrainingConfig, "epochs", 0),
         (TrainingConfig, "epochs", "ten"),
         (TrainingConfig, "batch_size", 0),
@@ -51,7 +54,9 @@ def test_a_setting_with_a_value_cannot_be_none(setting):
         NetworkConfig(**{setting: None})
 
 
-SET = {"epochs": 3, "batch_size": 64, "learning_rate": 0.5, "warmup": 0.25, "capacity": 2.0}  # None by default
+# None by default, and what a number of components needs
+SET = {"epochs": 3, "batch_size": 64, "learning_rate": 0.5, "warmup": 0.25, "capacity": 2.0}
+SET |= {"prior": "mixture", "prior_components": 10}
 
 
 @pytest.mark.parametrize("record", [NetworkConfig, TrainingConfig])

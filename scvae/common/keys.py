@@ -74,6 +74,16 @@ class Keys:
         return f"X_{self.key_added}_var"
 
     @property
+    def components(self) -> str:
+        """obsm: shares of the components of the prior in each cell, cells x components."""
+        return f"X_{self.key_added}_components"
+
+    @property
+    def embedding(self) -> tuple[str, ...]:
+        """obsm: all that an embedding writes."""
+        return self.mean, self.variance, self.components
+
+    @property
     def samples(self) -> str:
         """obsm: samples from the posterior, cells x draws x n_latent."""
         return f"X_{self.key_added}_samples"
@@ -190,7 +200,7 @@ class Keys:
         return {
             "obs": (self.stability, self.label, self.label_uncertainty, self.outlier, self.density),
             "layers": self.denoised,
-            "obsm": (self.samples, self.beta_umaps, *self.denoised),
+            "obsm": (self.components, self.samples, self.beta_umaps, *self.denoised),
             "varm": (self.loadings, self.effects, self.traversal),
         }
 

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from .checks import plain
+
+SMALLEST = 1e-6  # probability in a tail of `even_noise`
 
 SeedLike = int | np.integer | np.random.Generator | None
 
@@ -49,6 +52,15 @@ def torch_generators(n: int, seed: int, *stream: int, device: torch.device | str
 def generator_of_rank(generator: torch.Generator, rank: int) -> torch.Generator:
     """A separate generator for each process, derived from the seed of the shared one."""
     return torch_generator(generator.initial_seed(), rank, device=generator.device)
+
+
+def even_noise(n: int, n_columns: int, seed: int, *stream: int) -> Float[torch.Tensor, "n columns"]:
+    """Standard normal numbers, float32, from a scrambled Sobol sequence: they fill space more evenly than draws do."""
+    scrambling = int(numpy_generator(seed, *stream).integers(2**31))
+    sequence = torch.quasirandom.SobolEngine(n_columns, scramble=True, seed=scrambling)
+    uniform = sequence.draw(n, dtype=torch.float64).clamp(SMALLEST, 1.0 - SMALLEST)
+    noise: torch.Tensor = torch.special.ndtri(uniform).float()
+    return noise
 
 
 @contextmanager

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
+from ..common.rng import numpy_generator
 from ..inference.fitted import ACTIVE_ABOVE
+from ..kernels.context import working_on
+from ..model.latent.posterior import DiagonalNormal
+from ..model.latent.prior import Prior, StandardNormal
 
+NOISE, KL_DRAWS = 24, 16  # random stream and number of the draws of each cell behind a KL without a closed form
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2: variance of the posterior mean over cells
 
 
@@ -19,7 +26,7 @@ class Usage:
     Parameters
     ----------
     kl
-        KL(q(z_k | x) || N(0, 1)) of each dimension k, mean over cells, nats.
+        KL of each dimension k from the prior, mean over cells, nats: see `scvae.model.latent.prior.Prior.usage`.
     mean_variance
         Variance over cells of the posterior mean of each dimension: 0 if all cells have the same posterior mean.
     """
@@ -52,13 +59,39 @@ class Usage:
 
 
 def kl_to_prior(
-    mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]
+    mean: Float[np.ndarray, "cells latent"],
+    log_variance: Float[np.ndarray, "cells latent"],
+    prior: Prior | None = None,
 ) -> Float[np.ndarray, "cells latent"]:
-    """KL(N(mean, variance) || N(0, 1)) per cell and dimension (Kingma & Welling 2014, appendix B)."""
+    """KL(N(mean, variance) || prior) per cell and dimension, as `Prior.usage`, in float64.
+
+    Without a prior, it is N(0, I) (Kingma & Welling 2014, appendix B).
+    """
+    prior = prior or StandardNormal(mean.shape[1])
+    centre, spread = (moment.detach().double().cpu().numpy() for moment in (prior.mean, prior.variance))
+    mean, log_variance = (mean - centre) / np.sqrt(spread), log_variance - np.log(spread)
     kl: Float[np.ndarray, "cells latent"] = 0.5 * (mean**2 + np.expm1(log_variance) - log_variance)
     return kl
 
 
-def usage(mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"]) -> Usage:
-    """Usage of the latent dimensions by these posteriors, in float64."""
-    return Usage(kl=kl_to_prior(mean, log_variance).mean(0), mean_variance=mean.var(0))
+def mean_kl(
+    mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"], prior: Prior, *, seed: int
+) -> float:
+    """KL(q(z | x) || p(z)) in nats, mean over cells: exact for N(0, I), else from `KL_DRAWS` draws per cell."""
+    if isinstance(prior, StandardNormal):
+        return float(kl_to_prior(mean, log_variance, prior).sum(1).mean())
+    q = DiagonalNormal(torch.from_numpy(mean), torch.from_numpy(log_variance))
+    rng = numpy_generator(seed, NOISE)
+    with torch.no_grad(), working_on(torch.device("cpu")):
+        prior = copy.deepcopy(prior).cpu().double()
+        draws = (q.reparameterize(torch.from_numpy(rng.standard_normal(mean.shape))) for _ in range(KL_DRAWS))
+        return float(np.mean([float(prior.kl(q, z).sum(1).mean()) for z in draws]))
+
+
+def usage(
+    mean: Float[np.ndarray, "cells latent"],
+    log_variance: Float[np.ndarray, "cells latent"],
+    prior: Prior | None = None,
+) -> Usage:
+    """Usage of the latent dimensions by these posteriors under a prior (None for N(0, I)), in float64."""
+    return Usage(kl=kl_to_prior(mean, log_variance, prior).mean(0), mean_variance=mean.var(0))

@@ -79,12 +79,13 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
     chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
     sample = cells.taken(np.sort(chosen))
     mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
+    prior = model.network.prior
     seen = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
     return Examination(
         beta=beta,
         n_cells=len(sample),
-        usage=usage(mean, np.log(variance)),
-        information=information(mean, np.log(variance), seed=seed, density=_density_at(model, beta)),
+        usage=usage(mean, np.log(variance), prior),
+        information=information(mean, np.log(variance), prior, seed=seed, density=_density_at(model, beta)),
         gaps=gaps(model, _some(cells, chosen, GAP_CELLS), beta=beta, seed=seed),
         spectrum=spectrum(model, _some(cells, chosen, SPECTRUM_CELLS), beta=beta),
         predictive=seen,

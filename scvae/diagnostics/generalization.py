@@ -77,13 +77,13 @@ def _from_history(model: FittedModel) -> Generalization:
 def _bounds(
     model: FittedModel, cells: Cells, *, beta: float | None, seed: int
 ) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
-    """ELBO of each cell, and log p(x | z = 0)."""
+    """ELBO of each cell, and log p(x | z) at the mean of the prior."""
     bound, at_zero = np.empty(len(cells)), np.empty(len(cells))
     with working_on(model.device):
         for i, (positions, batch) in enumerate(batches_of(model, cells, AT_ONCE, beta=beta)):
             generator = torch_generator(seed, BOUND, i, device=model.device)
             bound[positions] = elbo(model.network, batch, N_DRAWS, generator).cpu().numpy()
-            origin = torch.zeros(len(batch), model.n_latent, device=model.device)
+            origin = model.network.prior.mean.repeat(len(batch), 1)
             per_row = model.network.log_likelihood(origin, batch, origin[:, 0]).per_row
             at_zero[positions] = per_row.double().cpu().numpy()
     return bound, at_zero

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 
 from ..common.rng import numpy_generator
 from ..kernels.context import working_on
-from ..model.latent.prior import Prior
+from ..model.latent.prior import Prior, StandardNormal
 from .collapse import kl_to_prior
 
 NOISE, REFERENCE = 30, 31  # streams of random numbers
@@ -28,7 +29,7 @@ class Information:
     Parameters
     ----------
     kl
-        Mean KL(q(z | x) || p(z)) over the cells, exact. An upper bound on the mutual information.
+        Mean KL(q(z | x) || p(z)) over the cells, exact for N(0, I). An upper bound on the mutual information.
     mutual_information, mutual_information_error
         I_q(x; z) of the empirical distribution of these cells, and its standard error. It cannot exceed `cap`; close
         to the cap, the true value is larger.
@@ -44,7 +45,7 @@ class Information:
     per_dimension
         I_q(x; z_k) of each dimension alone; it stays far from the cap.
     marginal_kl_per_dimension
-        KL(q(z_k) || p(z_k)) of each dimension alone.
+        KL(q(z_k) || p(z_k)) of each dimension alone, with a normal p(z_k) of the prior's mean and variance.
     cap
         Logarithm of the number of cells.
     """
@@ -70,6 +71,7 @@ class Information:
 def information(
     mean: Float[np.ndarray, "cells latent"],
     log_variance: Float[np.ndarray, "cells latent"],
+    prior: Prior | None = None,
     *,
     seed: int,
     n_reference: int = REFERENCE_CELLS,
@@ -82,6 +84,8 @@ def information(
     ----------
     mean, log_variance
         Moments of q(z | x) of each cell.
+    prior
+        p(z); None for N(0, I).
     seed
         Seed of the noise and of the sample of cells, if there are more than `n_reference`.
     n_reference
@@ -99,24 +103,27 @@ def information(
     order = numpy_generator(seed, REFERENCE).permutation(len(mean))[:n_reference]
     mean, log_variance = mean[order].astype(np.float64), log_variance[order].astype(np.float64)
     n, n_latent = mean.shape
+    prior = prior or StandardNormal(n_latent)
     rng = numpy_generator(seed, NOISE)
     own, joint = np.empty((n_draws, n)), np.empty((n_draws, n))  # log q(z_i | x_i), log q(z_i)
-    prior, dense = np.empty((n_draws, n)), np.full((n_draws, n), math.nan)
+    at_prior, dense = np.empty((n_draws, n)), np.full((n_draws, n), math.nan)
+    centre, log_spread = (moment.detach().double().cpu().numpy() for moment in (prior.mean, prior.variance.log()))
     alone = np.empty((3, n_draws, n_latent))  # the same two and log p(z_i), for each dimension, mean over cells
     for draw in range(n_draws):
         z = mean + np.exp(0.5 * log_variance) * rng.standard_normal(mean.shape)
         each_own = _log_normal(z, mean, log_variance)
-        each_prior = _log_normal(z, np.zeros(1), np.zeros(1))
-        own[draw], prior[draw] = each_own.sum(1), each_prior.sum(1)
+        each_prior = _log_normal(z, centre, log_spread)
+        own[draw] = each_own.sum(1)
+        at_prior[draw] = each_prior.sum(1) if isinstance(prior, StandardNormal) else _log_prob(prior, z)
         joint[draw], each_joint = _log_aggregate(z, mean, log_variance)
         if density is not None:
-            with working_on(torch.device("cpu")):
-                dense[draw] = density.log_prob(torch.from_numpy(z.astype(np.float32))).numpy()
+            dense[draw] = _log_prob(density, z)
         alone[:, draw] = each_own.mean(0), each_joint.mean(0), each_prior.mean(0)
-    per_cell_information, per_cell_kl = (own - joint).mean(0), (joint - prior).mean(0)
+    per_cell_information, per_cell_kl = (own - joint).mean(0), (joint - at_prior).mean(0)
     per_cell_density_kl = (joint - dense).mean(0)
     alone = alone.mean(1)
-    kl = float(kl_to_prior(mean, log_variance).sum(1).mean())
+    exact = isinstance(prior, StandardNormal)
+    kl = float(kl_to_prior(mean, log_variance, prior).sum(1).mean() if exact else (own - at_prior).mean())
     return Information(
         kl=kl,
         mutual_information=float(per_cell_information.mean()),
@@ -130,6 +137,14 @@ def information(
         marginal_kl_per_dimension=alone[1] - alone[2],
         cap=math.log(n),
     )
+
+
+@torch.no_grad()
+def _log_prob(prior: Prior, z: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, " cells"]:
+    """log p(z) in float32, on the CPU."""
+    with working_on(torch.device("cpu")):
+        log_p: Float[np.ndarray, " cells"] = copy.deepcopy(prior).cpu().log_prob(torch.from_numpy(z).float()).numpy()
+    return log_p
 
 
 def _log_normal(

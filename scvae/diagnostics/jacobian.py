@@ -29,8 +29,9 @@ class Spectrum:
     """Eigenvalues of JᵀJ, with J the derivative of each gene's mean along z in units of its standard deviation.
 
     J is d mean / dz / sqrt(variance). JᵀJ is the Fisher information about z in the counts of one cell; it is exact if
-    the mean is the parameter, as in all heads here except zinb. On the same scale, the prior has 1. A direction with
-    eigenvalue e carries 1/2 log(1 + e) nats (the capacity of a normal channel, Cover & Thomas 2006, equation 9.16).
+    the mean is the parameter, as in all heads here except zinb. z is in standard deviations of the prior, which has 1
+    on this scale. A direction with eigenvalue e carries 1/2 log(1 + e) nats (the capacity of a normal channel, Cover &
+    Thomas 2006, equation 9.16).
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ def _metrics(
     with working_on(model.device):
         for _, batch in batches_of(model, cells, size, beta=beta):
             jacobian = scaled_jacobian(model.network, batch, model.network.encode(batch).mean).double()
+            jacobian = jacobian * model.network.prior.variance.double().sqrt()[:, None, None]
             yield torch.einsum("kcg,lcg->ckl", jacobian, jacobian).cpu().numpy()
 
 

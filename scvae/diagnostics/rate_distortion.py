@@ -11,7 +11,7 @@ from ..common.rng import numpy_generator
 from ..data.intake import Cells
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel
 from ..inference.posterior import log_likelihood_bound, posterior_moments
-from .collapse import kl_to_prior
+from .collapse import kl_to_prior, mean_kl
 from .expression_pca import expression_space
 from .held_out import Role, judged_cells
 from .information import information
@@ -143,7 +143,8 @@ def rate_and_distortion(
     seed: int,
 ) -> tuple[float, float]:
     """R and D of `RateDistortion`, from the posterior moments of the cells at this β."""
-    rate = float(kl_to_prior(mean.astype(np.float64), np.log(variance.astype(np.float64))).sum(1).mean())
+    log_variance = np.log(variance.astype(np.float64))
+    rate = mean_kl(mean.astype(np.float64), log_variance, model.network.prior, seed=seed)
     elbo = log_likelihood_bound(model, cells, kind="elbo", n_samples=N_SAMPLES, seed=seed, beta=beta).mean()
     return rate, -(float(elbo) + rate)
 
@@ -169,8 +170,9 @@ def rate_distortion(model: FittedModel, cells: Cells, *, beta: float, seed: int)
     """
     mean, variance = posterior_moments(model, cells, beta=beta)
     log_variance = np.log(variance.astype(np.float64))
-    kl = kl_to_prior(mean.astype(np.float64), log_variance)
-    told = information(mean, log_variance, seed=seed, n_draws=max(1, INFORMATION_DRAWS // len(cells)))
+    prior, n_draws = model.network.prior, max(1, INFORMATION_DRAWS // len(cells))
+    kl = kl_to_prior(mean.astype(np.float64), log_variance, prior)
+    told = information(mean, log_variance, prior, seed=seed, n_draws=n_draws)
     rate, distortion = rate_and_distortion(model, cells, mean, variance, beta=beta, seed=seed)
     bound = float(log_likelihood_bound(model, cells, kind="iw", n_samples=N_SAMPLES, seed=seed, beta=beta).mean())
     return RateDistortion(

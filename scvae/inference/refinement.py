@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..common.rng import numpy_generator
+from ..common.rng import even_noise
 from ..data.batches import Batch
 from ..model.latent.posterior import DiagonalNormal
 from ..model.optimizer import Adam, Group
@@ -17,7 +17,6 @@ from ..model.vae import VAE
 
 OPTIMIZE = 32  # stream of random numbers
 PEAK_RATE = 0.1  # learning rate of Adam, in standard deviations of the prior; decays to 0 along a half cosine
-SMALLEST = 1e-6  # probability in a tail
 DAMPING = (0.7, 0.5)  # of Newton steps; measured: "Why the defaults are what they are" in benchmarks/README.md
 FURTHEST = 0.3  # that a damped step moves the mean in a dimension, in standard deviations of the prior
 
@@ -39,13 +38,14 @@ def nearer_mean(network: VAE, batch: Batch, start: DiagonalNormal, *, beta: floa
     ones = torch.ones(len(batch), device=mean.device)
     left = (start.variance / fixed.prior.variance).clamp_max(1.0)
     explained = (1.0 - left).mean(1, keepdim=True)  # share of the prior's variance
+    furthest = FURTHEST * fixed.prior.variance.sqrt()
     reach = explained.square() * start.variance / (beta or 1.0)  # at β = 0 q has no width, and hardly moves
     for damping in DAMPING:
         z = mean.clone().requires_grad_()
         with torch.enable_grad():
             joint = fixed.log_likelihood(z, batch, ones).total + beta * fixed.prior.log_prob(z).sum()
         (slope,) = torch.autograd.grad(joint, z)
-        mean = mean + (damping * reach * slope).clamp(-FURTHEST, FURTHEST)
+        mean = mean + (damping * reach * slope).clamp(-furthest, furthest)
     return mean
 
 
@@ -72,7 +72,7 @@ def best_posterior(
     fixed = _without_gradients(network)
     mean, log_variance = (nn.Parameter(t.detach().clone()) for t in (start.mean, start.log_variance))
     optimizer = Adam([Group([mean, log_variance])])
-    noises = _even_noise(steps, mean.shape[1], seed).to(mean.device)
+    noises = even_noise(steps, mean.shape[1], seed, OPTIMIZE).to(mean.device)
     ones = torch.ones(2 * len(batch), device=mean.device)
     with torch.enable_grad():
         for step, noise in enumerate(noises):
@@ -92,12 +92,3 @@ def _without_gradients(network: VAE) -> VAE:
     """The network with the same weights, not copied, but without their gradients, which would be computed in vain."""
     tensors = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in tensors})
-
-
-def _even_noise(n: int, n_latent: int, seed: int) -> Float[Tensor, "n latent"]:
-    """Standard normal numbers from a low-discrepancy sequence."""
-    scrambling = int(numpy_generator(seed, OPTIMIZE).integers(2**31))
-    sequence = torch.quasirandom.SobolEngine(n_latent, scramble=True, seed=scrambling)
-    uniform = sequence.draw(n, dtype=torch.float64).clamp(SMALLEST, 1.0 - SMALLEST)
-    noise: Tensor = torch.special.ndtri(uniform).float()
-    return noise

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..kernels.shared_batch import shared, total
+from .latent.posterior import DiagonalNormal
 from .latent.prior import Prior
 from .vae import VAE
 
@@ -31,12 +32,15 @@ class Terms:
         Weighted sum of the log-likelihoods over cells, with the gradient.
     draws
         The draw of the latent of each cell, without a gradient.
+    posterior
+        The posterior of each cell.
     """
 
     log_likelihood: Float[Tensor, " cells"]
     kl: Float[Tensor, "cells summands"]
     weighted_log_likelihood: Float[Tensor, ""]
     draws: Float[Tensor, "cells latent"]
+    posterior: DiagonalNormal
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
@@ -58,7 +62,7 @@ def evidence_terms(
     posterior = network.encode(batch, generator)
     z = posterior.reparameterize(noise)
     log_prob = network.log_likelihood(z, batch, cell_weight)
-    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach())
+    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach(), posterior)
 
 
 def loss(
@@ -102,10 +106,13 @@ def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator)
     """
     posterior = network.encode(batch)
     total = torch.zeros_like(batch.library, dtype=torch.float64)
+    kl, done = torch.zeros_like(total), 0
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
         total += _log_likelihood(network, z, batch).double().sum(0)
-    return total / n_samples - network.prior.kl(posterior, z).double().sum(1)
+        done += n_draws
+        kl += (network.prior.kl(posterior, z).double().sum(1) - kl) * (n_draws / done)
+    return total / n_samples - kl
 
 
 @torch.no_grad()

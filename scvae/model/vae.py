@@ -21,6 +21,8 @@ from ..likelihoods.base import OutputLayer, dense
 from .conditions import Conditions
 from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
+from .latent.flow import Flow
+from .latent.mixture import TrainedMixture
 from .latent.posterior import DiagonalNormal
 from .latent.prior import Prior, StandardNormal
 
@@ -221,7 +223,17 @@ def make_model(
         decoder,
         head,
         conditions,
-        StandardNormal(n_latent),
+        make_prior(n_latent, config, generator),
         encode_conditions=config.encode_conditions,
         betas=betas,
     )
+
+
+def make_prior(n_latent: int, config: NetworkConfig, generator: torch.Generator) -> Prior:
+    """The prior that the settings name, as training starts with it."""
+    if config.prior == "flow":
+        return Flow(n_latent, generator=generator)
+    if config.prior == "mixture":
+        assert config.prior_components is not None
+        return TrainedMixture(n_latent, config.prior_components, generator=generator)
+    return StandardNormal(n_latent)

@@ -47,12 +47,15 @@ def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent
 def kl_per_dimension(
     adata: AnnData, keys: Keys, mean: Float[np.ndarray, "cells latent"], variance: Float[np.ndarray, "cells latent"]
 ) -> Float[np.ndarray, " latent"]:
-    """Mean over the cells of KL(N(mean, variance) || N(0, prior_sd^2)), nats (Kingma & Welling 2014, appendix B)."""
-    sd = np.asarray(adata.uns.get(keys.uns, {}).get("prior_sd", 1.0))
+    """Mean over the cells of KL(N(mean, variance) || N(prior mean, prior sd^2)), nats (Kingma & Welling 2014)."""
+    record = adata.uns.get(keys.uns, {})
+    sd, centre = np.asarray(record.get("prior_sd", 1.0)), np.asarray(record.get("prior_mean", 0.0))
     if sd.ndim and len(sd) != mean.shape[1]:
-        sd = np.ones(1)  # of another embedding, which was replaced
+        sd, centre = np.ones(1), np.zeros(1)  # of another embedding, which was replaced
     log_variance = np.log(variance / sd**2)
-    kl: Float[np.ndarray, " latent"] = 0.5 * ((mean / sd) ** 2 + np.expm1(log_variance) - log_variance).mean(0)
+    kl: Float[np.ndarray, " latent"] = 0.5 * (((mean - centre) / sd) ** 2 + np.expm1(log_variance) - log_variance).mean(
+        0
+    )
     return kl
 
 

@@ -71,8 +71,9 @@ def embed(
             float32 posterior variances, cells x n_latent; without covariances, as `scvae.fit` says.
         ``obsm["X_<key_added>_samples"]``
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
-        ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``
-            The record of the model, and the loadings of a linear decoder, as written by `scvae.fit`. Results of another
+        ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``, ``obsm["X_<key_added>_components"]``
+            The record of the model, the loadings of a linear decoder and the components of a mixture as prior, as
+            written by `scvae.fit`. Results of another
             model under this key are removed, as by `scvae.fit`; so are those of the embedding at another β (effects,
             draws, stability and its graph).
 
@@ -103,6 +104,6 @@ def embed(
         target = target_of(source.adata, copy=copy and not source.files)
         write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
     if not copy:
-        write_back(source, obsm=[keys.mean, keys.variance, keys.samples], varm=[keys.loadings], uns=[keys.uns])
+        write_back(source, obsm=[*keys.embedding, keys.samples], varm=[keys.loadings], uns=[keys.uns])
         return None
     return small(source) if source.files else target

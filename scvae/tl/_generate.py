@@ -76,7 +76,8 @@ def generate(
     rank come from the density of the cells of the fit, which the model holds, or, with `like`, from a density fitted to
     the given cells: a mixture of normals with full covariance matrices (see `scvae.tl.fit_density`). Each batch has its
     own weights of the components. The prior N(0, I) also covers the gaps between cell types, so it is used only for
-    models that were saved before scvae fitted a density; their library sizes are drawn independently of z.
+    models that were saved before scvae fitted a density; their library sizes are drawn independently of z. A prior that
+    was trained (see `scvae.NetworkConfig`) is not drawn from either: it knows neither batches nor library sizes.
 
     A classifier tells new cells from real held-out cells with an AUC of 0.64 (mean of three data sets; 0.93 if they are
     drawn from the prior, 0.61 if they are drawn `like` all cells of the fit; 0.5 is best). Pass `like` to draw cells of

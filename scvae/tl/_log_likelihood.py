@@ -38,10 +38,11 @@ def log_likelihood(
         A fitted model.
     kind
         ``"iw"``: importance-weighted bound (Burda et al. 2016, equation 8), which approaches log p(x) as `n_samples`
-        grows; ``"elbo"``: evidence lower bound, with KL weight 1 whatever β the model was trained with; ``"density"``:
-        as ``"iw"``, with the density of the cells of the fit (see `scvae.tl.fit_density`) in place of the prior
-        N(0, I). Take it to compare a model with others that have a learnt prior or no latent variables: the cells do
-        not fill N(0, I), so that bound is too low. Take ``"iw"`` for what training maximised.
+        grows; ``"elbo"``: evidence lower bound, with KL weight 1 whatever β the model was trained with. Both take the
+        prior of the model: N(0, I), or the trained one of `scvae.NetworkConfig`. ``"density"``: as ``"iw"``, with the
+        density of the cells of the fit (see `scvae.tl.fit_density`) in place of the prior. Take it to compare a model
+        with others that have a learnt prior or no latent variables: the cells do not fill N(0, I), so that bound is too
+        low. Take ``"iw"`` for what training maximised.
     n_samples
         Posterior draws per cell. Memory use does not depend on their number.
     beta

@@ -97,8 +97,8 @@ def map_query(
 
         ``obsm["X_<key_added>"]``, ``obsm["X_<key_added>_var"]``
             float32 posterior means and variances, cells x n_latent, in the space of the reference.
-        ``varm["<key_added>_loadings"]``
-            As written by `scvae.fit` for a linear decoder.
+        ``varm["<key_added>_loadings"]``, ``obsm["X_<key_added>_components"]``
+            As written by `scvae.fit` for a linear decoder, and for a mixture as prior (which does not change).
         ``uns["<key_added>"]``
             The reference's record, plus ``mapping`` with ``new`` (the new categories of each column, as the model names
             them), ``genes_found`` and ``genes_missing``, ``coverage`` (share of the modelled genes found), ``epochs``,

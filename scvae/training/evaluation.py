@@ -24,10 +24,21 @@ EVALUATION_CHUNK = 512  # cells
 
 
 class Evaluation(NamedTuple):
-    """Means over cells in nats: log-likelihood, KL, KL per latent dimension, and β KL for a model with a range of β."""
+    """Means over cells in nats.
+
+    log_likelihood, kl
+        The two terms of the ELBO.
+    summands
+        The KL as summands: see `scvae.model.latent.prior.Prior.kl`.
+    kl_per_dimension
+        KL of each latent dimension alone: see `scvae.model.latent.prior.Prior.usage`.
+    kl_times_beta
+        β KL for a model with a range of β, else None.
+    """
 
     log_likelihood: float
     kl: float
+    summands: Float[Tensor, " summands"]
     kl_per_dimension: Float[Tensor, " latent"]
     kl_times_beta: float | None
 
@@ -35,7 +46,7 @@ class Evaluation(NamedTuple):
         """What training maximises after the warm-up; NaN without cells. With a range of β, each cell has its own β."""
         if self.kl_times_beta is not None:
             return self.log_likelihood - self.kl_times_beta
-        penalty = kl_penalty(self.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
+        penalty = kl_penalty(self.summands, free_bits=config.free_bits, capacity=config.capacity)
         return self.log_likelihood - beta * float(penalty)
 
 
@@ -55,7 +66,8 @@ def evaluate(
     """
     network.eval()
     device, everyone = network.device, ranks()
-    sums, kl = [torch.zeros((), device=device)], torch.zeros(network.n_latent, device=device)
+    sums, kl = [torch.zeros((), device=device)], torch.zeros(1, device=device)
+    alone = torch.zeros(network.n_latent, device=device)
     weighted = torch.zeros((), device=device)
     parts = chunks(len(positions), EVALUATION_CHUNK)
     mine = range(len(parts))[everyone.part(len(parts))]
@@ -67,11 +79,13 @@ def evaluate(
             noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
             terms = evidence_terms(network, batch, noise, torch.zeros(len(batch), device=device))
             sums.append(terms.log_likelihood.sum())
-            kl += terms.kl.sum(0)
+            kl = kl + terms.kl.sum(0)
+            alone += network.prior.usage(terms.posterior).sum(0)
             if batch.log_beta is not None:
                 weighted += batch.log_beta.exp() @ terms.kl.sum(1)
     n = len(positions) or math.nan
-    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu()))
+    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu(), alone.cpu()))
     log_likelihood, kl_times_beta = (sum(column) for column in list(zip(*shares, strict=True))[:2])
-    kl = torch.stack([of_one for *_, of_one in shares]).sum(0)
-    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, None if log_beta is None else kl_times_beta / n)
+    kl, alone = (sum(column, torch.zeros(1)) for column in list(zip(*shares, strict=True))[2:])
+    times_beta = None if log_beta is None else kl_times_beta / n
+    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, alone / n, times_beta)

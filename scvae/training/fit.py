@@ -39,6 +39,7 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
+from .priors import check_prior
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .results import write_results
 from .run import fit_cells
@@ -192,6 +193,9 @@ def fit(
         ``obsm["X_<key_added>_var"]``
             float32 posterior variances, cells x n_latent. The covariances between dimensions, which are 0 for
             ``metric="latent"`` only, are not written.
+        ``obsm["X_<key_added>_components"]``
+            Only with ``NetworkConfig(prior="mixture")``: float32 shares of its components in each cell, which sum to 1,
+            cells x components.
         ``varm["<key_added>_loadings"]``
             Only with ``NetworkConfig(decoder="linear")``: float32 loadings, genes x n_latent, 0 for genes not modelled.
             They are the change per unit of z of the log proportion (nb, zinb, poisson; relative to its mean over the
@@ -247,7 +251,7 @@ def fit(
     with ranks().all_or_none():
         if ranks().is_first:
             try:
-                write_back(source, obsm=[keys.mean, keys.variance], varm=[keys.loadings], uns=[keys.uns])
+                write_back(source, obsm=list(keys.embedding), varm=[keys.loadings], uns=[keys.uns])
             except OSError as error:
                 raise NotWrittenError(str(error), model) from error
     return model
@@ -274,6 +278,7 @@ def read_and_train(
     check_choice(request.metric, get_args(MetricName), "metric")
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
+    check_prior(network_config, training_config, n_latent=n_latent, beta=beta)
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)

@@ -28,6 +28,7 @@ from ..kernels.context import working_on
 from ..kernels.csr import CSR
 from ..model.vae import VAE
 from .checkpoint import Ending, Progress
+from .priors import check_droppable, check_prior
 from .recipe import Recipe, make_recipe
 from .run import evaluate_held_out, fitted_model, with_density
 from .settings import Request, settings_of
@@ -73,6 +74,9 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
         "metric": model.metric_name,
         "network": model.network_config,
     }
+    if request.network is not None and request.network.prior == model.network_config.prior:
+        components = request.network.prior_components or model.network_config.prior_components
+        request = replace(request, network=replace(request.network, prior_components=components))
     for name, of_model in has.items():
         value = plain(getattr(request, name))
         value = tuple(value) if isinstance(value, list | np.ndarray) else value
@@ -95,6 +99,7 @@ def continue_fit(
     model = request.init
     assert model is not None
     config = request.training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
+    check_prior(model.network_config, config, n_latent=model.n_latent, beta=model.beta)
     schema = widened(adata, model.schema, mapped=False)
     schema = replace(schema, layer=schema.layer_of(layer))
     cells = read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory)
@@ -190,6 +195,7 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
     The weights of the other dimensions are kept. The average input from an unused dimension is added to the bias of
     the layer it enters. If all are unused, the one with the largest KL stays. Also returns why the fine-tuning ended.
     """
+    check_droppable(model.network_config)
     kl = usage(model, cells)
     kept = in_use(kl)
     if kept.all():

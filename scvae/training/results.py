@@ -15,6 +15,7 @@ from ..config import to_json
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel, identity_of
 from ..inference.posterior import posterior_moments
+from ..inference.trained_prior import component_shares, prior_in_record
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,7 +48,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "held_out_elbo": outcome.held_out_elbo,
         "kl_per_dimension": np.array(outcome.kl_per_dimension),
         "active_dimensions": outcome.active_dimensions,
-        "prior_sd": np.ones(model.n_latent) if model.metric is None else model.metric.scale,
+        **prior_in_record(model),
         "pruned_from": outcome.pruned_from or "none",
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
@@ -87,18 +88,21 @@ def write_embedding(
     obsm: Mapping[str, Any] | None = None,
     **slots: Any,
 ) -> None:
-    """Writes means and variances of an embedding, the loadings if there are any, and the record with `more` added.
+    """Writes means and variances of an embedding, loadings and components if there are any, and the record.
+
+    `more` is added to the record.
 
     `moments` are those of the network, and are written in the coordinates of the model's metric.
     `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
     """
     mean, variance = moments
+    shares = component_shares(model, mean, variance)
     variance = variance if model.metric is None else model.metric.variances(variance)
     write_made(
         adata,
         keys,
         identity_of(model, beta),
-        obsm={keys.mean: model.written(mean), keys.variance: variance} | dict(obsm or {}),
+        obsm={keys.mean: model.written(mean), keys.variance: variance, keys.components: shares} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
         record=record_of(model) | dict(more or {}),
         **slots,

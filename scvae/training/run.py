@@ -26,6 +26,7 @@ from ..kernels.threads import of_call
 from ..model.vae import VAE, make_model
 from .checkpoint import Ending, Progress
 from .evaluation import Evaluation, evaluate
+from .priors import with_components
 from .settings import Settings
 from .train import train
 
@@ -47,7 +48,8 @@ def fit_cells(
     """Trains a new model; also returns why training ended. If mps lacks an operation, it is trained on the CPU."""
     trained_on, _ = split(len(cells), settings.training_config.validation_fraction, settings.seed)
     recipe = settings.recipe(len(trained_on))
-    settings = settings.following(recipe)
+    network_config = with_components(settings.network_config, len(trained_on))
+    settings = replace(settings.following(recipe), network_config=network_config)
     network = make_model(
         settings.schema, settings.likelihood, n_latent, settings.network_config, settings.seed, range_of(settings.beta)
     )

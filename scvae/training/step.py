@@ -155,17 +155,21 @@ def objective_of(
 
 
 def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "..."]] | None = None) -> Adam:
-    """Adam with priors on the output weights and the dispersions, which also have higher learning rates.
+    """Adam with priors on the output weights and the dispersions, which also have learning rates of their own.
+
+    So has the prior of the latent variables, if it is trained.
 
     With `only`, just the marked entries of the parameters it names are trained.
     """
     dispersions = [p for name, p in network.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in network.modules() if isinstance(m, OutputLayer)]
-    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs))}
+    of_prior = list(network.prior.parameters())
+    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs), *of_prior)}
     groups = [
         Group([p for p in network.parameters() if id(p) not in special]),
         Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
         *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
+        Group(of_prior, network.prior.rate),
     ]
     if only is None:
         return Adam(groups)

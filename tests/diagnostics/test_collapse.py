@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from scvae.diagnostics.collapse import kl_to_prior, usage
+from scvae.model.latent.mixture import TrainedMixture
+from scvae.model.latent.posterior import DiagonalNormal
 
 
 def test_kl_is_that_of_torch():
@@ -43,3 +45,11 @@ def test_effective_dimension_lies_below_the_number_of_dimensions_where_some_carr
 
 def test_effective_dimension_without_any_kl_is_zero():
     assert usage(np.zeros((4, 2)), np.zeros((4, 2))).effective == 0.0
+
+
+def test_the_use_of_a_dimension_is_measured_from_the_moments_of_a_trained_prior():
+    prior = TrainedMixture(3, 4, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    mean, log_variance = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
+    expected = prior.double().usage(DiagonalNormal(torch.from_numpy(mean), torch.from_numpy(log_variance)))
+    np.testing.assert_allclose(kl_to_prior(mean, log_variance, prior), expected.detach(), rtol=1e-9)

@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from scvae.diagnostics.collapse import mean_kl
 from scvae.diagnostics.information import information
+from scvae.model.latent.mixture import TrainedMixture
 
 
 def channel(a, n, *, n_latent=1, seed=0):
@@ -78,3 +81,22 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
     moments = channel(0.5, 200)
     first, again, other = (information(*moments, seed=seed).mutual_information for seed in (3, 3, 4))
     assert first == again != other
+
+
+def test_under_a_mixture_that_the_cells_fill_nothing_is_lost_between_posteriors_and_prior():
+    """Cells drawn from the prior, with their exact posteriors: KL(q(z) || p(z)) is 0, and is not under N(0, I)."""
+    prior = TrainedMixture(2, 3, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        prior.centre.mul_(6.0)
+        z = prior.sample(2000, torch.Generator().manual_seed(4)).double().numpy()
+    noise = np.random.default_rng(0).standard_normal(z.shape)
+    variance = 0.1 * 0.36 / (0.1 + 0.36)  # of a normal component, seen with noise of variance 0.1
+    components = prior.joint(torch.from_numpy(z).float()).argmax(1).numpy()
+    centre = prior.centre.detach().double().numpy()[components]
+    mean = centre + 0.36 / 0.46 * (z + 0.1**0.5 * noise - centre)
+    found = information(mean, np.full_like(mean, math.log(variance)), prior, seed=0)
+    assert found.marginal_kl == pytest.approx(0.0, abs=4 * found.marginal_kl_error + 0.05)
+    assert found.kl == pytest.approx(found.mutual_information + found.marginal_kl)
+    assert information(mean, np.full_like(mean, math.log(variance)), seed=0).marginal_kl > 1.0
+    by_draws = mean_kl(mean, np.full_like(mean, math.log(variance)), prior, seed=0)
+    assert by_draws == pytest.approx(found.kl, abs=0.1)

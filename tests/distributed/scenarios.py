@@ -36,6 +36,8 @@ CASES = {
     "dispersion by batch": {"dispersion": "gene-batch"},
     "free bits": {"training": TrainingConfig(free_bits=0.3)},
     "capacity": {"training": TrainingConfig(capacity=3.0)},
+    "mixture": {"prior": "mixture", "prior_components": 4},
+    "flow": {"prior": "flow"},
     "encoded conditions": {"encode_conditions": True, "norm": "none"},
 }
 FITS = {
@@ -46,6 +48,8 @@ FITS = {
     },
     "many betas": {"beta": (0.1, 10.0)},
     "auto": {"n_latent": "auto"},
+    "mixture": {"network": NetworkConfig(width=16, prior="mixture")},
+    "flow": {"network": NetworkConfig(width=16, prior="flow")},
     "early stop": {
         "training": TrainingConfig(epochs=200, batch_size=32, learning_rate=3e-2, warmup=0.1, patience=0.02)
     },

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from scvae.model.latent.posterior import DiagonalNormal
 from scvae.model.objective import Terms, loss
 
 WEIGHT = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
@@ -13,7 +14,7 @@ LOG_LIKELIHOOD = [-3.0, -5.0, -7.0]
 def terms_and_kl():
     kl = torch.tensor(KL, dtype=torch.float64, requires_grad=True)
     log_likelihood = torch.tensor(LOG_LIKELIHOOD, dtype=torch.float64)
-    return Terms(log_likelihood, kl, WEIGHT @ log_likelihood, torch.zeros(3, 2)), kl
+    return Terms(log_likelihood, kl, WEIGHT @ log_likelihood, torch.zeros(3, 2), DiagonalNormal(kl, kl)), kl
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 7.0])

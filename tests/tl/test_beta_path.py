@@ -12,6 +12,7 @@ import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.data.intake import read_query
 from scvae.inference.posterior import batches_of, log_likelihood_bound, posterior_moments
+from scvae.model.latent.posterior import DiagonalNormal
 from scvae.model.objective import Terms, evidence_terms, loss
 from scvae.training.checkpoint import Progress
 
@@ -98,7 +99,7 @@ def test_the_objective_on_new_cells_is_near_that_of_a_model_of_this_beta_alone(r
 def test_each_cell_pays_its_own_beta():
     log_likelihood, kl = torch.tensor([-5.0, -7.0]), torch.tensor([[1.0, 2.0], [0.5, 0.0]])
     weight = torch.tensor([0.75, 0.25])
-    terms = Terms(log_likelihood, kl, weight @ log_likelihood, torch.zeros(2, 2))
+    terms = Terms(log_likelihood, kl, weight @ log_likelihood, torch.zeros(2, 2), DiagonalNormal(kl, kl))
     value = loss(terms, weight, beta=torch.tensor([2.0, 8.0]))
     assert value.item() == pytest.approx(0.75 * (5 + 2 * 3) + 0.25 * (7 + 8 * 0.5))
 

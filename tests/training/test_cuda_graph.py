@@ -78,6 +78,8 @@ CASES = [
     ({"dispersion": "gene-batch"}, TrainingConfig()),
     ({}, TrainingConfig(capacity=3.0)),
     ({}, TrainingConfig(free_bits=0.3)),
+    ({"prior": "mixture", "prior_components": 4}, TrainingConfig()),
+    ({"prior": "flow"}, TrainingConfig()),
     ({"norm": "none", "encoder_layers": 2, "encode_conditions": True}, TrainingConfig()),
 ]
 

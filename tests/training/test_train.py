@@ -148,12 +148,13 @@ def test_from_then_on_the_best_weights_are_kept_whatever_came_before():
 )
 def test_the_ranking_is_by_the_objective_that_is_trained_at_the_final_beta(settings, expected):
     kl = torch.tensor([1.0, 12.0])
-    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=kl, kl_times_beta=None)
+    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, summands=kl, kl_per_dimension=kl, kl_times_beta=None)
     assert held_out.objective(0.5, TrainingConfig(**settings)) == expected
 
 
 def test_a_model_of_many_betas_is_ranked_by_what_each_cell_pays_at_its_own():
-    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, kl_per_dimension=torch.tensor([13.0]), kl_times_beta=21.0)
+    kl = torch.tensor([13.0])
+    held_out = Evaluation(log_likelihood=-100.0, kl=13.0, summands=kl, kl_per_dimension=kl, kl_times_beta=21.0)
     assert held_out.objective(1.0, TrainingConfig()) == -121.0
 
 

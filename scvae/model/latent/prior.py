@@ -16,6 +16,7 @@ class Prior(nn.Module, ABC):
 
     mean: Tensor
     variance: Tensor
+    rate = 1.0  # learning rate of its parameters, relative to that of the network
 
     @abstractmethod
     def log_prob(self, z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:
@@ -23,9 +24,8 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n latent"]:
-        """`n` draws."""
+        """`n` draws, without a gradient."""
 
-    @abstractmethod
     def kl(
         self, posterior: DiagonalNormal, draws: Float[Tensor, "*draws cells latent"]
     ) -> Float[Tensor, "cells summands"]:
@@ -33,17 +33,27 @@ class Prior(nn.Module, ABC):
 
         Exact where there is a closed form; otherwise the mean of log q - log p over `draws` from q, with its gradient.
         """
+        log_ratio = posterior.log_prob(draws) - self.log_prob(draws)
+        return log_ratio.reshape(-1, len(posterior.mean)).mean(0)[:, None]
 
-    @abstractmethod
     def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
         """KL of q from a normal with the prior's mean and variance, in each dimension alone, in nats.
 
         The mean over cells is an upper bound on the information that a dimension has about them.
         """
+        mean, variance = self.mean, self.variance
+        relative = posterior.log_variance - variance.log()
+        return 0.5 * (relative.expm1() - relative + (posterior.mean - mean).square() / variance)
 
     @abstractmethod
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
-        """Removes latent dimensions: what remains is the marginal law of the others."""
+        """Removes latent dimensions: what remains is the marginal law of the others.
+
+        Raises
+        ------
+        ValueError
+            If that has no closed form.
+        """
 
 
 class StandardNormal(Prior):
