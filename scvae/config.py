@@ -12,6 +12,8 @@ from .common.checks import check_bool, check_choice, check_fraction, check_not_n
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 Dispersion = Literal["gene", "gene-batch"]
+Latent = Literal["normal", "quantized", "categorical"]
+Relaxation = Literal["none", "gumbel", "straight_through"]
 
 DEFAULT_N_LATENT = 10
 
@@ -42,6 +44,21 @@ class NetworkConfig:
         ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
     minimum_scale
         For gaussian: lower bound of a gene's scale, as a fraction of its standard deviation.
+    latent
+        ``"normal"``: z with the prior N(0, I). ``"categorical"``: one of `n_categories` types for each cell, equally
+        likely, and a normal z given the type, with means and variances that are learnt (see
+        `scvae.model.latent.categorical.Categorical`). ``"quantized"``: the decoder sees the nearest of `n_codes` codes
+        (a VQ-VAE, see `scvae.model.latent.codebook.Codebook`). Each cell then has a type in
+        ``obs["scvae_category"]``, or a code in ``obs["scvae_code"]``.
+    n_codes
+        Number of codes with ``latent="quantized"``; None takes 64.
+    n_categories
+        Number of types with ``latent="categorical"``; None takes 10.
+    relaxation
+        How types are summed over in training with ``latent="categorical"``. ``"none"``: exactly, which costs little and
+        has no noise. ``"gumbel"``: by weights from a Gumbel-softmax whose temperature falls from 1 to 0.3 (Jang et al.
+        2017); ``"straight_through"``: by the type with the largest of these weights, with their gradient. Take them to
+        compare with the literature.
 
     Examples
     --------
@@ -63,14 +80,21 @@ class NetworkConfig:
     encode_conditions: bool = False
     dispersion: Dispersion = "gene"
     minimum_scale: float = 0.1
+    latent: Latent = "normal"
+    n_codes: int | None = None
+    n_categories: int | None = None
+    relaxation: Relaxation = "none"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
         _check_each(self, check_fraction, "dropout", "input_dropout")
         _check_each(self, check_not_negative, "minimum_scale")
         _check_each(self, check_bool, "encode_conditions")
-        for name, choices in (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder)):
+        _check_each(self, check_positive_int, "n_codes", "n_categories", or_none=True)
+        choices_of = {"norm": Norm, "dispersion": Dispersion, "decoder": Decoder, "latent": Latent}
+        for name, choices in (choices_of | {"relaxation": Relaxation}).items():
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
+        _check_latent(self)
         if self.decoder == "linear" and self.decoder_layers != 1:
             raise ValueError(
                 "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "
@@ -153,6 +177,21 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."
             )
+
+
+def _check_latent(config: NetworkConfig) -> None:
+    """Raises an error for settings of discrete latent variables that would have no effect, or leave no choice."""
+    for name, kind in (("n_codes", "quantized"), ("n_categories", "categorical")):
+        n = getattr(config, name)
+        if n is not None and config.latent != kind:
+            raise ValueError(f"NetworkConfig.{name} needs latent={kind!r}; found {n} and latent={config.latent!r}.")
+        if n is not None and n < 2:
+            raise ValueError(f"NetworkConfig.{name} must be at least 2; found {n}.")
+    if config.relaxation != "none" and config.latent != "categorical":
+        raise ValueError(
+            f"NetworkConfig.relaxation needs latent='categorical'; found relaxation={config.relaxation!r} and "
+            f"latent={config.latent!r}."
+        )
 
 
 def to_json(config: NetworkConfig | TrainingConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..common.slots import write_made
 from ..config import to_json
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel, identity_of
+from ..inference.groups import group_columns, group_matrices, prior_sd
 from ..inference.posterior import posterior_moments
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "held_out_elbo": outcome.held_out_elbo,
         "kl_per_dimension": np.array(outcome.kl_per_dimension),
         "active_dimensions": outcome.active_dimensions,
-        "prior_sd": np.ones(model.n_latent) if model.metric is None else model.metric.scale,
+        "prior_sd": prior_sd(model),
         "pruned_from": outcome.pruned_from or "none",
         "skipped_steps": outcome.skipped_steps,
         "seed": model.seed,
@@ -84,21 +85,25 @@ def write_embedding(
     *,
     beta: float | None = None,
     more: Mapping[str, Any] | None = None,
+    obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     **slots: Any,
 ) -> None:
-    """Writes means and variances of an embedding, the loadings if there are any, and the record with `more` added.
+    """Writes an embedding: means, variances, codes or categories, loadings, and the record with `more` added.
 
     `moments` are those of the network, and are written in the coordinates of the model's metric.
-    `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
+    `obs`, `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key
+    goes.
     """
     mean, variance = moments
+    matrices = group_matrices(model, moments, keys)
     variance = variance if model.metric is None else model.metric.variances(variance)
     write_made(
         adata,
         keys,
         identity_of(model, beta),
-        obsm={keys.mean: model.written(mean), keys.variance: variance} | dict(obsm or {}),
+        obs=group_columns(model, moments, keys) | dict(obs or {}),
+        obsm={keys.mean: model.written(mean), keys.variance: variance, **matrices} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
         record=record_of(model) | dict(more or {}),
         **slots,
