@@ -13,6 +13,8 @@ Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 Dispersion = Literal["gene", "gene-batch"]
 PriorName = Literal["normal", "mixture", "flow"]
+Latent = Literal["normal", "quantized", "categorical"]
+Relaxation = Literal["none", "gumbel", "straight_through"]
 
 DEFAULT_N_LATENT = 20
 
@@ -50,6 +52,21 @@ class NetworkConfig:
     prior_components
         With ``"mixture"``: number of components; None sets it from the number of cells (see
         `scvae.training.priors.default_components`).
+    latent
+        ``"normal"``: z with the prior N(0, I). ``"categorical"``: one of `n_categories` types for each cell, equally
+        likely, and a normal z given the type, with means and variances that are learnt (see
+        `scvae.model.latent.categorical.Categorical`). ``"quantized"``: the decoder sees the nearest of `n_codes` codes
+        (a VQ-VAE, see `scvae.model.latent.codebook.Codebook`). Each cell then has a type in
+        ``obs["scvae_category"]``, or a code in ``obs["scvae_code"]``.
+    n_codes
+        Number of codes with ``latent="quantized"``; None takes 64.
+    n_categories
+        Number of types with ``latent="categorical"``; None takes 10.
+    relaxation
+        How types are summed over in training with ``latent="categorical"``. ``"none"``: exactly, which costs little and
+        has no noise. ``"gumbel"``: by weights from a Gumbel-softmax whose temperature falls from 1 to 0.3 (Jang et al.
+        2017); ``"straight_through"``: by the type with the largest of these weights, with their gradient. Take them to
+        compare with the literature.
 
     Examples
     --------
@@ -73,16 +90,21 @@ class NetworkConfig:
     minimum_scale: float = 0.1
     prior: PriorName = "normal"
     prior_components: int | None = None
+    latent: Latent = "normal"
+    n_codes: int | None = None
+    n_categories: int | None = None
+    relaxation: Relaxation = "none"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
         _check_each(self, check_fraction, "dropout", "input_dropout")
         _check_each(self, check_not_negative, "minimum_scale")
         _check_each(self, check_bool, "encode_conditions")
-        _check_each(self, check_positive_int, "prior_components", or_none=True)
-        choices_of = (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder), ("prior", PriorName))
-        for name, choices in choices_of:
+        _check_each(self, check_positive_int, "prior_components", "n_codes", "n_categories", or_none=True)
+        choices_of = {"norm": Norm, "dispersion": Dispersion, "decoder": Decoder, "prior": PriorName, "latent": Latent}
+        for name, choices in (choices_of | {"relaxation": Relaxation}).items():
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
+        _check_latent(self)
         if self.prior != "mixture" and self.prior_components is not None:
             raise ValueError(
                 f"NetworkConfig.prior_components must be left out with prior={self.prior!r}, which has no components; "
@@ -170,6 +192,25 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."
             )
+
+
+def _check_latent(config: NetworkConfig) -> None:
+    """Raises an error for settings of discrete latent variables that would have no effect, or leave no choice."""
+    if config.latent != "normal" and config.prior != "normal":
+        raise ValueError(
+            f"NetworkConfig.latent={config.latent!r} has a prior of its own; leave out prior={config.prior!r}."
+        )
+    for name, kind in (("n_codes", "quantized"), ("n_categories", "categorical")):
+        n = getattr(config, name)
+        if n is not None and config.latent != kind:
+            raise ValueError(f"NetworkConfig.{name} needs latent={kind!r}; found {n} and latent={config.latent!r}.")
+        if n is not None and n < 2:
+            raise ValueError(f"NetworkConfig.{name} must be at least 2; found {n}.")
+    if config.relaxation != "none" and config.latent != "categorical":
+        raise ValueError(
+            f"NetworkConfig.relaxation needs latent='categorical'; found relaxation={config.relaxation!r} and "
+            f"latent={config.latent!r}."
+        )
 
 
 def to_json(config: NetworkConfig | TrainingConfig) -> dict[str, Any]:

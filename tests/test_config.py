@@ -57,14 +57,31 @@ def test_a_setting_with_a_value_cannot_be_none(setting):
 # None by default, and what a number of components needs
 SET = {"epochs": 3, "batch_size": 64, "learning_rate": 0.5, "warmup": 0.25, "capacity": 2.0}
 SET |= {"prior": "mixture", "prior_components": 10}
+CATEGORICAL = {"latent": "categorical", "n_categories": 4}  # n_codes is for another latent
 
 
 @pytest.mark.parametrize("record", [NetworkConfig, TrainingConfig])
 @pytest.mark.parametrize("kind", [lambda value: np.asarray(value)[()], np.asarray, torch.tensor])
 def test_numbers_of_numpy_and_torch_are_kept_as_those_of_python(record, kind):
-    values = {field.name: SET.get(field.name, field.default) for field in dataclasses.fields(record)}
-    given = {name: value if isinstance(value, str) else kind(value) for name, value in values.items()}
+    set_here = SET if record is TrainingConfig else CATEGORICAL
+    values = {field.name: set_here.get(field.name, field.default) for field in dataclasses.fields(record)}
+    given = {name: value if value is None or isinstance(value, str) else kind(value) for name, value in values.items()}
     assert json.loads(json.dumps(to_json(record(**given)))) == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"n_codes": 8}, r"n_codes needs latent='quantized'; found 8 and latent='normal'"),
+        ({"n_categories": 8, "latent": "quantized"}, r"n_categories needs latent='categorical'; found 8 and"),
+        ({"n_codes": 1, "latent": "quantized"}, r"n_codes must be at least 2; found 1"),
+        ({"relaxation": "gumbel"}, r"relaxation needs latent='categorical'; found relaxation='gumbel' and"),
+        ({"latent": "discrete"}, r"NetworkConfig\.latent must be one of .*; found 'discrete'"),
+    ],
+)
+def test_settings_of_another_latent_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        NetworkConfig(**settings)
 
 
 def test_a_switch_is_true_or_false():

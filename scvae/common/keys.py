@@ -129,6 +129,26 @@ class Keys:
         return f"{self.key_added}_traversal"
 
     @property
+    def code(self) -> str:
+        """obs: the code of a cell, in a model of codes."""
+        return f"{self.key_added}_code"
+
+    @property
+    def category(self) -> str:
+        """obs: the most probable category of a cell, in a model of categories."""
+        return f"{self.key_added}_category"
+
+    @property
+    def categories(self) -> str:
+        """obsm: probability of each category, cells x categories."""
+        return f"X_{self.key_added}_categories"
+
+    @property
+    def metacell(self) -> str:
+        """obs: the metacell that a cell is part of."""
+        return f"{self.key_added}_metacell"
+
+    @property
     def uns(self) -> str:
         """uns: parameters, history and provenance of the fit."""
         return self.key_added
@@ -198,9 +218,18 @@ class Keys:
     def derived(self) -> dict[str, tuple[str, ...]]:
         """What tools write for a model besides its embedding, by the place in the AnnData."""
         return {
-            "obs": (self.stability, self.label, self.label_uncertainty, self.outlier, self.density),
+            "obs": (
+                self.stability,
+                self.label,
+                self.label_uncertainty,
+                self.outlier,
+                self.density,
+                self.code,
+                self.category,
+                self.metacell,
+            ),
             "layers": self.denoised,
-            "obsm": (self.components, self.samples, self.beta_umaps, *self.denoised),
+            "obsm": (self.components, self.samples, self.beta_umaps, self.categories, *self.denoised),
             "varm": (self.loadings, self.effects, self.traversal),
         }
 

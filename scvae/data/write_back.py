@@ -27,7 +27,13 @@ Results = Mapping[str, Mapping[str, Any]]  # group, then key; None removes a key
 
 
 def write_back(
-    source: Source, *, obsm: list[str], varm: list[str], uns: list[str], var: list[str] | None = None
+    source: Source,
+    *,
+    obsm: list[str],
+    varm: list[str],
+    uns: list[str],
+    var: list[str] | None = None,
+    obs: list[str] | None = None,
 ) -> None:
     """Writes slots of `source.adata` into the files; each file gets the part for its own cells and genes.
 
@@ -53,6 +59,7 @@ def write_back(
                 for key in varm
             },
             "uns": {key: adata.uns[key] for key in uns},
+            "obs": {key: adata.obs[key].array[cells] for key in obs or ()},
             "var": {key: _of_genes(adata.var[key].to_numpy(), places) for key in var or ()},
         }
         write = _write_zarr if path.is_dir() else _write_h5ad

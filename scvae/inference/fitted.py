@@ -26,6 +26,7 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
+from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
 from .density import Density
 from .metric import Metric, MetricName
@@ -265,6 +266,7 @@ class FittedModel:
                 "genes": len(self.schema.genes),
                 "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
                 "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
+                **_groups_in_words(self.network),
                 "β": _betas_in_words(self.beta, outcome.beta_attained),
                 "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
                 "epochs": f"{outcome.epochs} (best: {outcome.best_epoch})",
@@ -358,6 +360,15 @@ def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
     if isinstance(beta, tuple):
         return f"{beta[0]:g} to {beta[1]:g} (values shown here are at {attained:g})"
     return f"{beta:g} (attained {attained:g})"
+
+
+def _groups_in_words(network: VAE) -> dict[str, str]:
+    """The row of the summary with the groups of a discrete latent, and how evenly cells use them."""
+    prior = network.prior
+    if not isinstance(prior, Discrete):
+        return {}
+    name = {"code": "codes", "category": "categories"}[prior.kind]
+    return {name: f"{len(prior.share)} (perplexity {prior.perplexity:.1f})"}
 
 
 def check_model(model: object, name: str = "model") -> None:

@@ -19,6 +19,7 @@ from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..kernels.team import in_order
+from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from .fitted import FittedModel
@@ -81,6 +82,8 @@ def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None)
     """
     network, batch, weight = model.network, model.network.shallow(batch), model.beta_of(beta)
     posterior = network.encode(batch)
+    if isinstance(posterior, Rounded):  # without noise, there is no KL to follow
+        return posterior
     if batch.missing is not None:
         return best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
     mapped = network.conditions.of_mapped(batch.codes)

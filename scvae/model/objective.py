@@ -34,6 +34,8 @@ class Terms:
         The draw of the latent of each cell, without a gradient.
     posterior
         The posterior of each cell.
+    penalty
+        What training adds to the negative ELBO of each cell: see `Prior.penalty`.
     """
 
     log_likelihood: Float[Tensor, " cells"]
@@ -41,6 +43,7 @@ class Terms:
     weighted_log_likelihood: Float[Tensor, ""]
     draws: Float[Tensor, "cells latent"]
     posterior: DiagonalNormal
+    penalty: Float[Tensor, " cells"] | None = None
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
@@ -51,18 +54,20 @@ class Terms:
 def evidence_terms(
     network: VAE,
     batch: Batch,
-    noise: Float[Tensor, "cells latent"],
+    noise: Float[Tensor, "cells noise"],
     cell_weight: Float[Tensor, " cells"],
     generator: torch.Generator | None = None,
 ) -> Terms:
     """Log-likelihood and KL by the reparameterised estimator with the given standard-normal noise.
 
-    Kingma & Welling 2014, equation 7. Dropout is used if there is a generator.
+    Kingma & Welling 2014, equation 7. The first columns of the noise draw z, the others are for `Prior.rate`. Dropout
+    is used if there is a generator.
     """
-    posterior = network.encode(batch, generator)
-    z = posterior.reparameterize(noise)
+    posterior, prior = network.encode(batch, generator), network.prior
+    z = posterior.reparameterize(noise[:, : network.n_latent])
     log_prob = network.log_likelihood(z, batch, cell_weight)
-    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach(), posterior)
+    kl = prior.rate(posterior, z, noise[:, network.n_latent :])
+    return Terms(log_prob.per_row, kl, log_prob.total, z.detach(), posterior, prior.penalty(z))
 
 
 def loss(
@@ -122,8 +127,12 @@ def importance_weighted(
     """Importance-weighted bound on log p(x) of each cell, which approaches log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
-    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network.
+    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network. If the decoder sees one of
+    finitely many values only, the result is log p(x) itself, by their sum.
     """
+    values = network.prior.values() if prior is None else None
+    if values is not None:
+        return enumerated(network, batch, *values)
     posterior, prior = network.encode(batch), prior or network.prior
     total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
@@ -132,6 +141,19 @@ def importance_weighted(
         log_weight = _log_likelihood(network, z, batch).double() + log_ratio.double()
         total = torch.logaddexp(total, torch.logsumexp(log_weight, dim=0))
     return total - math.log(n_samples)
+
+
+@torch.no_grad()
+def enumerated(
+    network: VAE, batch: Batch, log_prob: Float[Tensor, " values"], values: Float[Tensor, "values latent"]
+) -> Float[Tensor, " cells"]:
+    """log p(x) = log sum_k p(z_k) p(x | z_k) of each cell. Memory does not grow with the number of values."""
+    total, done = torch.full_like(batch.library, -math.inf, dtype=torch.float64), 0
+    for n in _passes(batch, len(values)):
+        z = values[done : done + n, None].expand(n, len(batch), -1)
+        joint = _log_likelihood(network, z, batch).double() + log_prob[done : done + n, None].double()
+        total, done = torch.logaddexp(total, torch.logsumexp(joint, dim=0)), done + n
+    return total
 
 
 def _log_likelihood(network: VAE, z: Float[Tensor, "draws cells latent"], batch: Batch) -> Float[Tensor, "draws cells"]:

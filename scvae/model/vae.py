@@ -21,10 +21,9 @@ from ..likelihoods.base import OutputLayer, dense
 from .conditions import Conditions
 from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
-from .latent.flow import Flow
-from .latent.mixture import TrainedMixture
+from .latent.choice import make_prior
 from .latent.posterior import DiagonalNormal
-from .latent.prior import Prior, StandardNormal
+from .latent.prior import Prior
 
 INITIAL_WEIGHTS = 0  # stream of random numbers
 
@@ -58,6 +57,11 @@ class VAE(nn.Module):
     def n_latent(self) -> int:
         """Number of latent dimensions."""
         return self.encoder.n_latent
+
+    @property
+    def n_noise(self) -> int:
+        """Standard normal numbers for each cell in a training step."""
+        return self.n_latent + self.prior.n_noise
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +110,7 @@ class VAE(nn.Module):
                 covariates = torch.cat([covariates, conditions[:, self.conditions.fitted]], dim=1)
             if self.encoder.shifts is not None:
                 mapped = conditions[:, self.conditions.mapped]
-        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots, mapped)
-        return posterior
+        return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped))
 
     def _filled_in(
         self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
@@ -128,7 +131,7 @@ class VAE(nn.Module):
     def features(self, z: Float[Tensor, "rows latent"], batch: Batch) -> Float[Tensor, "rows features"]:
         """The decoder's output for each row of z."""
         draws, knots = z.shape[0] // max(len(batch), 1), batch.knots
-        conditions = self.conditions(batch).repeat(draws, 1)
+        conditions, z = self.conditions(batch).repeat(draws, 1), self.prior.decoded(z)
         features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
         return features
 
@@ -223,17 +226,7 @@ def make_model(
         decoder,
         head,
         conditions,
-        make_prior(n_latent, config, generator),
+        make_prior(config, n_latent, generator),
         encode_conditions=config.encode_conditions,
         betas=betas,
     )
-
-
-def make_prior(n_latent: int, config: NetworkConfig, generator: torch.Generator) -> Prior:
-    """The prior that the settings name, as training starts with it."""
-    if config.prior == "flow":
-        return Flow(n_latent, generator=generator)
-    if config.prior == "mixture":
-        assert config.prior_components is not None
-        return TrainedMixture(n_latent, config.prior_components, generator=generator)
-    return StandardNormal(n_latent)

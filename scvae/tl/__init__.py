@@ -10,6 +10,7 @@ from ._highly_variable_genes import highly_variable_genes
 from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
+from ._metacells import metacells
 from ._neighbors import neighbors
 from ._prune import prune
 from ._rank_genes import rank_genes
@@ -28,6 +29,7 @@ __all__ = [
     "latent_genes",
     "log_likelihood",
     "map_query",
+    "metacells",
     "neighbors",
     "prune",
     "rank_genes",

@@ -23,6 +23,7 @@ from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
+from ..inference.groups import refuse_discrete
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ def diagnose(
     keys = Keys(key_added)
     n_cells = check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
+    refuse_discrete(model, "scvae.tl.diagnose", kinds=("code", "category"))
     check_replaceable(adata.uns, keys)
     cells = read_cells(adata, model, layer)
     measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)

@@ -13,6 +13,7 @@ from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import write_back
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
+from ..inference.groups import group_slots
 from ..inference.posterior import latent_draws, posterior_moments
 from ..kernels.context import computing
 from ..training.results import write_embedding
@@ -73,7 +74,9 @@ def embed(
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
         ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``, ``obsm["X_<key_added>_components"]``
             The record of the model, the loadings of a linear decoder and the components of a mixture as prior, as
-            written by `scvae.fit`. Results of another
+            written by `scvae.fit`.
+        ``obs["<key_added>_category"]``, ``obsm["X_<key_added>_categories"]``, ``obs["<key_added>_code"]``
+            With a model of types or codes, as written by `scvae.fit`. Results of another
             model under this key are removed, as by `scvae.fit`; so are those of the embedding at another β (effects,
             draws, stability and its graph).
 
@@ -104,6 +107,8 @@ def embed(
         target = target_of(source.adata, copy=copy and not source.files)
         write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
     if not copy:
-        write_back(source, obsm=[*keys.embedding, keys.samples], varm=[keys.loadings], uns=[keys.uns])
+        slots = group_slots(model, keys)
+        obsm = [*keys.embedding, keys.samples, *slots["obsm"]]
+        write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=slots["obs"])
         return None
     return small(source) if source.files else target

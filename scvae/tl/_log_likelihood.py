@@ -10,6 +10,7 @@ from ..common.checks import check_choice, check_positive_int
 from ..common.rng import SeedLike, seed_of
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
+from ..inference.groups import refuse_discrete
 from ..inference.posterior import BoundKind, log_likelihood_bound
 from ..kernels.context import computing
 
@@ -42,7 +43,8 @@ def log_likelihood(
         prior of the model: N(0, I), or the trained one of `scvae.NetworkConfig`. ``"density"``: as ``"iw"``, with the
         density of the cells of the fit (see `scvae.tl.fit_density`) in place of the prior. Take it to compare a model
         with others that have a learnt prior or no latent variables: the cells do not fill N(0, I), so that bound is too
-        low. Take ``"iw"`` for what training maximised.
+        low. Take ``"iw"`` for what training maximised. For a model with ``latent="quantized"``, ``"iw"`` is log p(x)
+        itself, a sum over codes, and there is no ``"density"``.
     n_samples
         Posterior draws per cell. Memory use does not depend on their number.
     beta
@@ -75,6 +77,8 @@ def log_likelihood(
     check_model(model)
     check_choice(kind, get_args(BoundKind), "kind")
     n_samples = check_positive_int(n_samples, "n_samples")
+    if kind == "density":
+        refuse_discrete(model, "scvae.tl.log_likelihood(kind='density')", kinds=("code",))
     cells = read_cells(adata, model, layer)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed_of(rng), beta=beta)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

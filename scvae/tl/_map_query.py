@@ -18,6 +18,7 @@ from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
+from ..inference.groups import refuse_discrete
 from ..kernels.context import computing
 from ..training.refit import map_cells
 from ..training.results import write_results
@@ -141,6 +142,7 @@ def map_query(
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
+    refuse_discrete(model, "scvae.tl.map_query", kinds=("code",))
     known = with_batch_key(model.schema, batch_key)
     to_read, there = _with_new(adata, known, new_batches=new_batches)
     cells = read_cells(adata, to_read, layer)

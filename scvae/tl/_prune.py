@@ -9,6 +9,7 @@ from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
+from ..inference.groups import refuse_discrete
 from ..kernels.context import computing
 from ..training.refit import prune_cells
 from ..training.results import write_results
@@ -95,6 +96,7 @@ def prune(
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
+    refuse_discrete(model, "scvae.tl.prune", kinds=("code",))
     cells = read_cells(adata, model, layer)
     if cells.fingerprint() != model.trained_on:
         raise ValueError(

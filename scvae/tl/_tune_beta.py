@@ -208,6 +208,11 @@ def tune_beta(
     check_choice(method, ("path", "sweep"), "method")
     if adata.n_obs < LEAST_CELLS:
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
+    if network is not None and network.latent != "normal":
+        raise ValueError(
+            f"NetworkConfig.latent is {network.latent!r}, but tune_beta measures the rate from N(0, I); leave it at "
+            "'normal'"
+        )
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
     covariate_keys = () if covariate_keys is None else covariate_keys

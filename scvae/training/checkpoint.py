@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.distributed import ranks
 from ..common.files import as_path, read_tensors, write_tensors
-from ..config import NetworkConfig, to_json
+from ..config import NetworkConfig, TrainingConfig, to_json
 from ..data.batches import chunks
 from ..data.intake import Cells
 from ..data.stored_rows import StoredRows
@@ -151,9 +151,11 @@ def resume(path: str | os.PathLike[str] | None, network: VAE, optimizer: Adam, i
 def _read(path: str | os.PathLike[str], identity: Identity) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record of a checkpoint, which must belong to this run."""
     tensors, saved = read_tensors(path, CHECKPOINT)
-    then = dict(saved["identity"])
-    then["network"] = to_json(NetworkConfig()) | then["network"]  # earlier versions had fewer settings
-    differing = sorted(name for name in identity if then.get(name) != identity[name])
+    earlier = dict(saved["identity"])
+    for name, config in (("network", NetworkConfig), ("training", TrainingConfig)):
+        if name in earlier:  # settings that did not exist yet have their defaults
+            earlier[name] = to_json(config()) | earlier[name]
+    differing = sorted(name for name in identity if earlier.get(name) != identity[name])
     if differing:
         raise ValueError(
             f"checkpoint {path} belongs to another run: {', '.join(differing)} differ. "

@@ -35,10 +35,12 @@ from ..data.sources import Paths, Source, opened
 from ..data.write_back import write_back
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import FittedModel, check_model, in_use
+from ..inference.groups import group_slots
 from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
+from .discrete import check_discrete
 from .priors import check_prior
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .results import write_results
@@ -196,6 +198,13 @@ def fit(
         ``obsm["X_<key_added>_components"]``
             Only with ``NetworkConfig(prior="mixture")``: float32 shares of its components in each cell, which sum to 1,
             cells x components.
+        ``obs["<key_added>_category"]``, ``obsm["X_<key_added>_categories"]``
+            Only with ``NetworkConfig(latent="categorical")``: the most probable type of each cell, and the float32
+            probabilities of all types, cells x types.
+        ``obs["<key_added>_code"]``
+            Only with ``NetworkConfig(latent="quantized")``: the code of each cell. The means above are then the
+            encoder's output before it is rounded to the code, and the variances those within codes, the same for all
+            cells.
         ``varm["<key_added>_loadings"]``
             Only with ``NetworkConfig(decoder="linear")``: float32 loadings, genes x n_latent, 0 for genes not modelled.
             They are the change per unit of z of the log proportion (nb, zinb, poisson; relative to its mean over the
@@ -251,7 +260,9 @@ def fit(
     with ranks().all_or_none():
         if ranks().is_first:
             try:
-                write_back(source, obsm=list(keys.embedding), varm=[keys.loadings], uns=[keys.uns])
+                slots = group_slots(model, keys)
+                obsm = [*keys.embedding, *slots["obsm"]]
+                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=slots["obs"])
             except OSError as error:
                 raise NotWrittenError(str(error), model) from error
     return model
@@ -279,6 +290,7 @@ def read_and_train(
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
     check_prior(network_config, training_config, n_latent=n_latent, beta=beta)
+    check_discrete(network_config, training_config, beta, n_latent)
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)

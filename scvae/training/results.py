@@ -14,6 +14,7 @@ from ..common.slots import write_made
 from ..config import to_json
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel, identity_of
+from ..inference.groups import group_columns, group_matrices
 from ..inference.posterior import posterior_moments
 from ..inference.trained_prior import component_shares, prior_in_record
 
@@ -85,24 +86,25 @@ def write_embedding(
     *,
     beta: float | None = None,
     more: Mapping[str, Any] | None = None,
+    obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     **slots: Any,
 ) -> None:
-    """Writes means and variances of an embedding, loadings and components if there are any, and the record.
-
-    `more` is added to the record.
+    """Writes an embedding: means, variances, loadings, codes, categories or components, and the record with `more`.
 
     `moments` are those of the network, and are written in the coordinates of the model's metric.
-    `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
+    `obs`, `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key
+    goes.
     """
     mean, variance = moments
-    shares = component_shares(model, mean, variance)
+    matrices = {**group_matrices(model, moments, keys), keys.components: component_shares(model, mean, variance)}
     variance = variance if model.metric is None else model.metric.variances(variance)
     write_made(
         adata,
         keys,
         identity_of(model, beta),
-        obsm={keys.mean: model.written(mean), keys.variance: variance, keys.components: shares} | dict(obsm or {}),
+        obs=group_columns(model, moments, keys) | dict(obs or {}),
+        obsm={keys.mean: model.written(mean), keys.variance: variance, **matrices} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
         record=record_of(model) | dict(more or {}),
         **slots,

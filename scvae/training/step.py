@@ -90,10 +90,10 @@ class EagerStep:
         return update(self.network, self.optimizer, batch, noise, weight, generator, dials, self.config)
 
 
-def with_draws(network: VAE, batch: Batch, generator: torch.Generator) -> tuple[Batch, Float[Tensor, "cells latent"]]:
+def with_draws(network: VAE, batch: Batch, generator: torch.Generator) -> tuple[Batch, Float[Tensor, "cells noise"]]:
     """The batch, with a β for each cell if the model has a range of β, and the noise of the draws of its latent."""
     device = generator.device
-    noise = torch.randn(len(batch), network.n_latent, generator=generator, device=device)
+    noise = torch.randn(len(batch), network.n_noise, generator=generator, device=device)
     if network.betas is None:
         return batch, noise
     offset = torch.rand((), generator=generator, device=device)
@@ -104,7 +104,7 @@ def update(
     network: VAE,
     optimizer: Adam,
     batch: Batch,
-    noise: Float[Tensor, "cells latent"],
+    noise: Float[Tensor, "cells noise"],
     cell_weight: Float[Tensor, " cells"],
     generator: torch.Generator | None,
     dials: Dials,
@@ -136,7 +136,7 @@ def update(
 def objective_of(
     network: VAE,
     batch: Batch,
-    noise: Float[Tensor, "cells latent"],
+    noise: Float[Tensor, "cells noise"],
     cell_weight: Float[Tensor, " cells"],
     generator: torch.Generator | None,
     dials: Dials,
@@ -148,6 +148,9 @@ def objective_of(
     if network.betas is not None and batch.log_beta is not None:
         beta = beta * network.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
+    if terms.penalty is not None:
+        objective = objective + cell_weight @ terms.penalty
+    network.prior.follow(terms.draws, cell_weight, noise)
     if config.consistency > 0 and network.conditions.n_columns > 0:
         weight = config.consistency * beta * cell_weight
         objective = objective + inconsistency(network, terms.draws, batch, weight)
@@ -164,12 +167,12 @@ def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "
     dispersions = [p for name, p in network.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in network.modules() if isinstance(m, OutputLayer)]
     of_prior = list(network.prior.parameters())
-    special = {id(p) for p in (*dispersions, *(layer.weight for layer in outputs), *of_prior)}
+    special = {id(p) for p in (*dispersions, *of_prior, *(layer.weight for layer in outputs))}
     groups = [
         Group([p for p in network.parameters() if id(p) not in special]),
         Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
         *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
-        Group(of_prior, network.prior.rate),
+        Group(of_prior, network.prior.learning_rate),
     ]
     if only is None:
         return Adam(groups)

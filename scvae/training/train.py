@@ -23,6 +23,7 @@ from ..data.feeds import Feed, Resident, make_feed
 from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..model.blocks import BatchNorm, Dropout
+from ..model.latent.discrete import Discrete
 from ..model.optimizer import Adam
 from ..model.vae import VAE
 from .checkpoint import Progress, identity_of, resume, save_checkpoint
@@ -33,6 +34,7 @@ from .fused_step import FusedStep, can_be_fused
 from .recipe import Recipe
 from .schedules import beta_at, one_cycle
 from .settings import Settings
+from .start import start_groups
 from .step import Dials, EagerStep, failure, make_optimizer, read
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,9 @@ def train(
     with closing(bar), interrupt:
         while progress.epoch < recipe.epochs and not out_of_patience(progress, recipe, config):
             network.train(only is None)
+            network.prior.anneal(progress.epoch / recipe.epochs)
+            if network.prior.wants_start((progress.epoch + 1) / recipe.epochs):
+                start_groups(network, feed, trained_on, seed=seed)
             plan = epoch_plan(trained_on, batch_size, seed=seed, epoch=progress.epoch, shuffle=feed.shuffle)
             dials = dials_of(progress.epoch, len(plan), beta, recipe, config)
             generators = torch_generators(len(plan), seed, STEP, progress.epoch, device=device)
@@ -149,7 +154,7 @@ def train(
                     "seconds": progress.seconds,
                 }
             )
-            ranked = progress.epoch > recipe.warmup * recipe.epochs
+            ranked = progress.epoch > recipe.warmup * recipe.epochs and network.prior.is_ready
             progress.keep_weights(network, evaluation.objective(beta, config), ranked=ranked)
             show(bar, progress)
             if checkpoint is not None and progress.epoch % config.checkpoint_every == 0:
@@ -159,6 +164,8 @@ def train(
         progress.ended = "interrupted"
         interrupt.warn(f"training was interrupted after {progress.epoch} epochs; the best model so far is kept")
     progress.give_weights(network)
+    if not network.prior.is_ready:  # it was interrupted before
+        start_groups(network, feed, trained_on, seed=seed)
     network.eval()
     return progress
 
@@ -172,11 +179,19 @@ def make_step(
     synchronises them from the host.
     """
     if ranks().world > 1:
+        if isinstance(network.prior, Discrete):
+            raise ValueError(
+                f"discrete latent variables are trained in one process, but there are {ranks().world}; start one, or "
+                "leave NetworkConfig.latent at 'normal'"
+            )
         return ParallelStep(network, optimizer, feed, config, interrupt)
     if isinstance(feed, Resident):
         if is_capturable(network):
             return CapturedStep(network, optimizer, feed, config)
-        logger.warning("dropout and batch normalisation cannot be part of a CUDA graph, so steps run one by one")
+        logger.warning(
+            "dropout, batch normalisation and discrete latent variables cannot be part of a CUDA graph, so steps run "
+            "one by one"
+        )
     if can_be_fused(network, config) and not part:
         return FusedStep(network, optimizer, feed, config)
     return EagerStep(network, optimizer, feed, config)
@@ -185,8 +200,11 @@ def make_step(
 def is_capturable(network: VAE) -> bool:
     """Whether a step can be replayed on padded batches.
 
-    Dropout draws from a generator that changes with the step; batch statistics would include the padding cells.
+    Dropout draws from a generator that changes with the step; batch statistics would include the padding cells;
+    discrete latent variables look at values on the host.
     """
+    if isinstance(network.prior, Discrete):
+        return False
     return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in network.modules())
 
 

@@ -123,7 +123,7 @@ class TrainedMixture(NormalMixture):
         Draws the centres to start from.
     """
 
-    rate = 10.0
+    learning_rate = 10.0  # centres start anywhere, and have some 600 steps to get to the cells
 
     def __init__(self, n_latent: int, n_components: int, *, generator: torch.Generator) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .posterior import LOG_2_PI, DiagonalNormal
@@ -16,7 +16,8 @@ class Prior(nn.Module, ABC):
 
     mean: Tensor
     variance: Tensor
-    rate = 1.0  # learning rate of its parameters, relative to that of the network
+    learning_rate = 1.0  # of its parameters, relative to that of the network
+    n_noise = 0  # standard normal numbers for each cell, besides those of its draw, that `rate` takes in training
 
     @abstractmethod
     def log_prob(self, z: Float[Tensor, "*draws cells latent"]) -> Float[Tensor, "*draws cells"]:
@@ -54,6 +55,54 @@ class Prior(nn.Module, ABC):
         ValueError
             If that has no closed form.
         """
+
+    def inferred(self, encoded: DiagonalNormal) -> DiagonalNormal:
+        """q(z | x), given what the encoder says."""
+        return encoded
+
+    def decoded(self, z: Float[Tensor, "rows latent"]) -> Float[Tensor, "rows latent"]:
+        """What the decoder sees of z."""
+        return z
+
+    def rate(
+        self,
+        posterior: DiagonalNormal,
+        draws: Float[Tensor, "cells latent"],
+        noise: Float[Tensor, "cells noise"],
+    ) -> Float[Tensor, "cells summands"]:
+        """`kl`, or in training an estimate of it that takes `n_noise` standard normal numbers for each cell."""
+        return self.kl(posterior, draws)
+
+    def penalty(self, draws: Float[Tensor, "cells latent"]) -> Float[Tensor, " cells"] | None:
+        """What training adds to the negative ELBO of each cell; None for nothing."""
+        return None
+
+    def follow(
+        self,
+        draws: Float[Tensor, "cells latent"],
+        cell_weight: Float[Tensor, " cells"],
+        noise: Float[Tensor, "cells noise"],
+    ) -> None:
+        """What is learnt from the draws of a training step without a gradient."""
+
+    def anneal(self, done: float) -> None:
+        """Sets what changes over a training, of which this fraction is done."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a network with this prior can be kept; before `start_at` it may not be what was asked for."""
+        return True
+
+    def wants_start(self, done: float) -> bool:
+        """Whether it is time for `start_at` before the epoch after which this fraction of the training is done."""
+        return False
+
+    def start_at(self, z: Float[Tensor, "cells latent"], group: Int[Tensor, " cells"]) -> None:
+        """Starts what the prior learns at groups of cells."""
+
+    def values(self) -> tuple[Float[Tensor, " values"], Float[Tensor, "values latent"]] | None:
+        """Log probability and place of each value that the decoder sees; None if there are infinitely many."""
+        return None
 
 
 class StandardNormal(Prior):
