@@ -12,6 +12,9 @@ from .common.checks import check_bool, check_choice, check_fraction, check_not_n
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
 Dispersion = Literal["gene", "gene-batch"]
+Skip = Literal["none", "plain", "gated"]
+LatentTo = Literal["first", "every"]
+Inference = Literal["amortized", "per_cell"]
 
 DEFAULT_N_LATENT = 10
 
@@ -42,6 +45,13 @@ class NetworkConfig:
         ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch (nb and zinb).
     minimum_scale
         For gaussian: lower bound of a gene's scale, as a fraction of its standard deviation.
+    skip
+        ``"none"``, or whether the decoder also reads the input of the encoder, past z: ``"plain"``, as it is (z then
+        has little left to say, and collapses), or ``"gated"``, with each unit scaled and shifted by z. Such a model
+        does not describe cells by z alone, and most tools refuse it: see "Skips and strong decoders" in the
+        documentation.
+    z_to
+        Whether only the ``"first"`` layer of the decoder receives z, or ``"every"`` layer and the genes.
 
     Examples
     --------
@@ -63,18 +73,26 @@ class NetworkConfig:
     encode_conditions: bool = False
     dispersion: Dispersion = "gene"
     minimum_scale: float = 0.1
+    skip: Skip = "none"
+    z_to: LatentTo = "first"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
         _check_each(self, check_fraction, "dropout", "input_dropout")
         _check_each(self, check_not_negative, "minimum_scale")
         _check_each(self, check_bool, "encode_conditions")
-        for name, choices in (("norm", Norm), ("dispersion", Dispersion), ("decoder", Decoder)):
+        choices_of = {"norm": Norm, "dispersion": Dispersion, "decoder": Decoder, "skip": Skip, "z_to": LatentTo}
+        for name, choices in choices_of.items():
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
         if self.decoder == "linear" and self.decoder_layers != 1:
             raise ValueError(
                 "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "
                 f"found {self.decoder_layers}."
+            )
+        if self.decoder == "linear" and (self.skip, self.z_to) != ("none", "first"):
+            raise ValueError(
+                "NetworkConfig.skip and z_to must be left at 'none' and 'first' with decoder='linear', whose genes are "
+                f"linear in z alone; found {self.skip!r} and {self.z_to!r}."
             )
 
 
@@ -118,6 +136,10 @@ class TrainingConfig:
         plain ELBO.
     checkpoint_every
         Epochs between two checkpoints, if a checkpoint is written.
+    inference
+        ``"amortized"``: an encoder gives the posterior q(z | x) of a cell; ``"per_cell"``: each training cell has a
+        mean and a log variance of its own, trained with the decoder, and any other cell gets them by gradient ascent
+        from the prior. The second shows what amortisation costs: see "One posterior a cell" in the documentation.
 
     Examples
     --------
@@ -141,6 +163,7 @@ class TrainingConfig:
     capacity: float | None = None
     consistency: float = 1.0
     checkpoint_every: int = 1
+    inference: Inference = "amortized"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "epochs", "batch_size", or_none=True)
@@ -149,6 +172,7 @@ class TrainingConfig:
         _check_each(self, check_fraction, "warmup", or_none=True)
         _check_each(self, check_not_negative, "memory", "free_bits", "consistency")
         _check_each(self, check_not_negative, "learning_rate", "patience", "capacity", or_none=True)
+        check_choice(self.inference, get_args(Inference), "TrainingConfig.inference")
         if self.warmup_cycles > 1 and self.warmup == 0.0:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.batches import Batch
 from ..kernels.shared_batch import shared, total
+from .latent.posterior import DiagonalNormal
 from .latent.prior import Prior
 from .vae import VAE
 
@@ -95,12 +96,14 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " cells"]:
+def elbo(
+    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator, *, posterior: DiagonalNormal | None = None
+) -> Float[Tensor, " cells"]:
     """Evidence lower bound of each cell at β = 1: the mean log-likelihood over draws of the latent, minus the KL.
 
-    Memory does not grow with `n_samples`.
+    Memory does not grow with `n_samples`. `posterior` is q; None for that of the encoder.
     """
-    posterior = network.encode(batch)
+    posterior = posterior or network.encode(batch)
     total = torch.zeros_like(batch.library, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))
@@ -110,14 +113,21 @@ def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator)
 
 @torch.no_grad()
 def importance_weighted(
-    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator, prior: Prior | None = None
+    network: VAE,
+    batch: Batch,
+    n_samples: int,
+    generator: torch.Generator,
+    prior: Prior | None = None,
+    *,
+    posterior: DiagonalNormal | None = None,
 ) -> Float[Tensor, " cells"]:
     """Importance-weighted bound on log p(x) of each cell, which approaches log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
-    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network.
+    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network. `posterior` is q;
+    None for that of the encoder.
     """
-    posterior, prior = network.encode(batch), prior or network.prior
+    posterior, prior = posterior or network.encode(batch), prior or network.prior
     total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))

@@ -25,7 +25,7 @@ from ..data.intake import Cells, read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_model, check_without_skip
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
 from ..likelihoods import Bernoulli
@@ -188,6 +188,7 @@ def denoise(
     ['gene_3', 'gene_1']
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.denoise")
     keys = Keys(key_added)
     interval = plain(interval)
     place = None if path is None else check_store(path, overwrite=overwrite)

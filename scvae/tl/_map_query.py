@@ -17,7 +17,7 @@ from ..data.covariates import widened, with_new_batches
 from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
-from ..inference.fitted import FittedModel, check_model
+from ..inference.fitted import FittedModel, check_amortized, check_model, check_without_skip
 from ..kernels.context import computing
 from ..training.refit import map_cells
 from ..training.results import write_results
@@ -135,6 +135,8 @@ def map_query(
     ('batch_0', 'batch_1', 'batch_2')
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.map_query")
+    check_amortized(model, "scvae.tl.map_query")
     check_adata(adata)
     keys = Keys(key_added)
     check_replaceable(adata.uns, keys)

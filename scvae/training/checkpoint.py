@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.distributed import ranks
 from ..common.files import as_path, read_tensors, write_tensors
-from ..config import to_json
+from ..config import NetworkConfig, TrainingConfig, to_json
 from ..data.batches import chunks
 from ..data.intake import Cells
 from ..data.stored_rows import StoredRows
@@ -151,7 +151,10 @@ def resume(path: str | os.PathLike[str] | None, network: VAE, optimizer: Adam, i
 def _read(path: str | os.PathLike[str], identity: Identity) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record of a checkpoint, which must belong to this run."""
     tensors, saved = read_tensors(path, CHECKPOINT)
-    differing = sorted(name for name in identity if saved["identity"].get(name) != identity[name])
+    found = saved["identity"]
+    for name, defaults in (("network", NetworkConfig()), ("training", TrainingConfig())):
+        found[name] = to_json(defaults) | found.get(name, {})  # of settings that its version did not have
+    differing = sorted(name for name in identity if found.get(name) != identity[name])
     if differing:
         raise ValueError(
             f"checkpoint {path} belongs to another run: {', '.join(differing)} differ. "

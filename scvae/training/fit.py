@@ -28,6 +28,7 @@ from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
 from ..data.on_disk import Joined
 from ..data.schema import Schema
@@ -39,6 +40,7 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
+from .refusals import check_together
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .results import write_results
 from .run import fit_cells
@@ -274,6 +276,8 @@ def read_and_train(
     check_choice(request.metric, get_args(MetricName), "metric")
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
+    conditions = data.batch_key is not None or bool(covariate_names(None, data.covariate_keys))
+    check_together(network_config, training_config, n_latent=n_latent, beta=beta, conditions=conditions)
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)

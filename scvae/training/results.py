@@ -83,13 +83,14 @@ def write_embedding(
     keys: Keys,
     *,
     beta: float | None = None,
+    refine: int = 0,
     more: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
     **slots: Any,
 ) -> None:
     """Writes means and variances of an embedding, the loadings if there are any, and the record with `more` added.
 
-    `moments` are those of the network, and are written in the coordinates of the model's metric.
+    `moments` are those of the network, after `refine` steps, and are written in the coordinates of the model's metric.
     `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key goes.
     """
     mean, variance = moments
@@ -97,10 +98,10 @@ def write_embedding(
     write_made(
         adata,
         keys,
-        identity_of(model, beta),
+        identity_of(model, beta, refine),
         obsm={keys.mean: model.written(mean), keys.variance: variance} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
-        record=record_of(model) | dict(more or {}),
+        record=record_of(model) | {"refine": refine} | dict(more or {}),
         **slots,
     )
 

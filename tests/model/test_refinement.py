@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scvae.inference.posterior import posterior_moments
-from scvae.inference.refinement import DAMPING, FURTHEST, best_posterior, nearer_mean
+from scvae.model.refinement import DAMPING, FURTHEST, best_posterior, nearer_mean
 from scvae.model.latent.posterior import DiagonalNormal
 from tests.diagnostics.models import NOISE, linear_normal
 
