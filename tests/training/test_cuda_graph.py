@@ -79,6 +79,7 @@ CASES = [
     ({}, TrainingConfig(capacity=3.0)),
     ({}, TrainingConfig(free_bits=0.3)),
     ({"norm": "none", "encoder_layers": 2, "encode_conditions": True}, TrainingConfig()),
+    *[({"skip": skip, "z_to": "every"}, TrainingConfig(consistency=0.0)) for skip in ("plain", "gated")],
 ]
 
 
