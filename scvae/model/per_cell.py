@@ -10,8 +10,8 @@ from ..data.batches import Batch
 from .latent.posterior import DiagonalNormal
 from .refinement import Decoding, best_posterior
 
-STEPS = 100  # of gradient ascent from the prior
-TABLE_RATE = 10.0  # a cell is in one step of an epoch, and its row moves in that step and a few after it
+STEPS = 200  # of gradient ascent from the prior
+TABLE_RATE = 30.0  # a cell is in one step of an epoch, and its row moves in that step and a few after it
 
 
 class PerCell(nn.Module):
