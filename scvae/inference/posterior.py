@@ -75,9 +75,7 @@ def _embedding_plan(model: FittedModel, cells: Cells, refine: int) -> Batches:
 
 
 @torch.no_grad()
-def posterior_of(
-    model: FittedModel, batch: Batch, *, beta: float | None = None, refine: int = 0
-) -> DiagonalNormal:
+def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None, refine: int = 0) -> DiagonalNormal:
     """q(z | x, s) of each cell, at the β of the batch.
 
     With `refine`, mean and variance of each cell take that many gradient steps towards the best q under the decoder.

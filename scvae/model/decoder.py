@@ -38,7 +38,7 @@ class LinearDecoder(nn.Module):
         super().__init__()
         self.n_features = n_latent + n_conditions
 
-    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:  # noqa: ARG002
+    def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
         """Removes latent dimensions; the head must remove the same features."""
         self.n_features -= int(dropped.sum())
 
@@ -47,7 +47,7 @@ class LinearDecoder(nn.Module):
         z: Float[Tensor, "rows latent"],
         conditions: Float[Tensor, "rows columns"],
         knots: None = None,
-        x: None = None,  # noqa: ARG002
+        x: None = None,
     ) -> Float[Tensor, "rows features"]:
         """Features of each row."""
         return _beside(z, self.condition_scale * conditions)

@@ -50,7 +50,9 @@ Network = TypeVar("Network", bound=Decoding)
 
 
 @torch.no_grad()
-def nearer_mean(network: Decoding, batch: Batch, start: DiagonalNormal, *, beta: float) -> Float[Tensor, "cells latent"]:
+def nearer_mean(
+    network: Decoding, batch: Batch, start: DiagonalNormal, *, beta: float
+) -> Float[Tensor, "cells latent"]:
     """The mean of each cell's q after two damped Newton steps towards the best q; the network does not change.
 
     At the best q, the variance is β divided by the curvature of the objective in that dimension. So the variance of the

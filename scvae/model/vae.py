@@ -208,18 +208,22 @@ def make_model(
         minimum_scale=config.minimum_scale,
         generator=generator,
     )
-    encoder = PerCell(n_latent, seed) if inference == "per_cell" else Encoder(
-        len(schema.genes),
-        n_latent,
-        width=config.width,
-        n_layers=config.encoder_layers,
-        n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
-        n_mapped=len(conditions.mapped),
-        dropout=config.dropout,
-        input_dropout=config.input_dropout,
-        norm=config.norm,
-        n_knots=n_knots,
-        generator=generator,
+    encoder = (
+        PerCell(n_latent, seed)
+        if inference == "per_cell"
+        else Encoder(
+            len(schema.genes),
+            n_latent,
+            width=config.width,
+            n_layers=config.encoder_layers,
+            n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
+            n_mapped=len(conditions.mapped),
+            dropout=config.dropout,
+            input_dropout=config.input_dropout,
+            norm=config.norm,
+            n_knots=n_knots,
+            generator=generator,
+        )
     )
     for layer in head.modules():
         if isinstance(layer, OutputLayer):

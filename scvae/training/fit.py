@@ -40,8 +40,8 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
-from .refusals import check_together
 from .refit import check_agreement, continue_fit, prune_cells, usage
+from .refusals import check_together
 from .results import write_results
 from .run import fit_cells
 from .settings import Request, Settings

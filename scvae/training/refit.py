@@ -98,9 +98,7 @@ def continue_fit(
     check_amortized(model, "a fit from the model in init")
     config = request.training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
     conditions = model.schema.n_conditions > 0
-    check_together(
-        model.network_config, config, n_latent=model.n_latent, beta=model.beta, conditions=conditions
-    )
+    check_together(model.network_config, config, n_latent=model.n_latent, beta=model.beta, conditions=conditions)
     if config.inference == "per_cell":
         raise ValueError("the model in init has an encoder, but training has inference='per_cell'; leave that out")
     schema = widened(adata, model.schema, mapped=False)

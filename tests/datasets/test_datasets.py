@@ -401,9 +401,9 @@ def test_without_truth_no_cells_by_genes_array_is_made(monkeypatch):
 
 def test_each_gene_follows_its_own_program_alone_and_programs_are_independent():
     adata = datasets.simulate(
-        n_cells=4000, n_genes=45, n_latent=3, n_types=1, programs=True, likelihood="gaussian", signal=0.7, rng=0
+        n_cells=4000, n_genes=48, n_latent=3, n_types=1, programs=True, likelihood="gaussian", signal=0.7, rng=0
     )
-    assert np.bincount(adata.var["program"]).tolist() == [23, 15, 7]
+    assert np.bincount(adata.var["program"]).tolist() == [24, 16, 8]
     z, mean = adata.obsm["z"], adata.layers["mean"]
     np.testing.assert_allclose(np.cov(z, rowvar=False), np.eye(3), atol=0.08)
     decoder = adata.uns["simulation"]["decoder"]

@@ -1,4 +1,4 @@
-"""Posteriors that each cell refines on its own: against a model in which the best one is known, and their provenance."""
+"""Posteriors that each cell refines on its own: against a model in which the best is known, and their provenance."""
 
 import numpy as np
 import pytest

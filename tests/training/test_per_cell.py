@@ -105,7 +105,9 @@ def test_cells_on_disk_have_their_own_rows_too(tmp_path):
 
 def test_tools_work_without_an_encoder():
     adata = simulated(n_batches=2)
-    model = fit(adata, TrainingConfig(epochs=3, batch_size=32, inference="per_cell", consistency=0.0), batch_key="batch")
+    model = fit(
+        adata, TrainingConfig(epochs=3, batch_size=32, inference="per_cell", consistency=0.0), batch_key="batch"
+    )
     assert scvae.tl.generate(model, n=5).shape == (5, 30)
     scvae.tl.denoise(adata, model)
     scvae.tl.diagnose(adata, model)
