@@ -14,7 +14,8 @@ elbo and iw: bounds on log p(x) of the held-out cells in nats (64 draws, at β =
 training alone. cell_ms: processor milliseconds to embed one new cell, all 200 at once. knn: share of the training cells
 whose label is right by a vote of their 15 neighbours in the embedding.
 
-Rows are written to benchmarks/results/amortization.json; rows of other sets and seeds are kept. --table only prints them.
+Rows are written to benchmarks/results/amortization.json; rows of other sets and seeds are kept. --table only prints
+them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Decoder:
     ) -> Decoder:
         """Draws weights such that, over z ~ N(0, I), f of a gene has the drawn baseline as mean and sd `signal`.
 
-        With `programs`, the dimension of z of each gene: on no other does it depend. The sd is then `signal` on average.
+        With `programs`, the dimension of z that each gene depends on, alone. The sd is then `signal` on average.
         """
 
         def normal(sd: float, *shape: int) -> Floats:

@@ -138,7 +138,8 @@ def simulate(
     AnnData
         cells x genes. Slots: `X` (CSR float32; ``"gaussian"``: dense float32); `obsm["z"]` (cells x n_latent);
         `obs["cell_type"]` and `obs["batch"]` (categorical); `obs["library"]` (not for ``"gaussian"``);
-        `var["program"]` (dimension of z of each gene), if `programs`; `var["inverse_dispersion"]` (``"nb"``, ``"zinb"``) or `var["scale"]` (``"gaussian"``);
+        `var["program"]` (dimension of z of each gene), if `programs`;
+        `var["inverse_dispersion"]` (``"nb"``, ``"zinb"``) or `var["scale"]` (``"gaussian"``);
         `layers["rho"]`, or `layers["mean"]` for ``"gaussian"``, if `truth`; `uns["simulation"]` with all parameters,
         the seed, `type_centres`, and under `decoder` the weights V, a, W, b and B of the formula as `hidden_weight`,
         `hidden_bias`, `output_weight`, `output_bias` and `batch_offset`.

@@ -30,33 +30,28 @@ def check_together(
     ValueError
         If some cannot work together; the message names both.
     """
+    has_penalty = conditions and training.consistency > 0
+    penalty, of_range, auto = "the consistency term", "a range of β", "n_latent='auto'"
     if network.skip != "none":
-        name = f"NetworkConfig.skip={network.skip!r}"
         _refuse(
-            name,
-            conditions and training.consistency > 0,
-            "decodes cells under other conditions, without data: pass TrainingConfig(consistency=0)",
-            "the consistency term",
+            f"NetworkConfig.skip={network.skip!r}",
+            (has_penalty, f"{penalty}, which decodes cells without their data: pass TrainingConfig(consistency=0)"),
+            (isinstance(beta, tuple), f"{of_range}, because its layer has no weights for each β: pass one β"),
+            (n_latent == "auto", f"{auto}, which removes dimensions that the gate reads: pass a number"),
         )
-        _refuse(name, isinstance(beta, tuple), "needs weights for each β: pass one β", "a range of β")
-        _refuse(name, n_latent == "auto", "removes dimensions that the gate reads: pass a number", "n_latent='auto'")
     if training.inference == "per_cell":
-        name = "TrainingConfig.inference='per_cell'"
+        of_encoder = [name for name in ("dropout", "input_dropout", "encode_conditions") if getattr(network, name)]
         _refuse(
-            name,
-            conditions and training.consistency > 0,
-            "trains an encoder: pass TrainingConfig(consistency=0)",
-            "the consistency term",
-        )
-        _refuse(name, isinstance(beta, tuple), "needs an encoder that knows β: pass one β", "a range of β")
-        _refuse(name, n_latent == "auto", "trains again from the encoder: pass a number", "n_latent='auto'")
-        _refuse(name, ranks().world > 1, "would each hold all posteriors: start one process", "several processes")
-        given = [k for k in ("dropout", "input_dropout", "encode_conditions") if getattr(network, k)]
-        _refuse(
-            name, bool(given), "is a setting of the encoder: leave it out", f"NetworkConfig.{given[0] if given else ''}"
+            "TrainingConfig.inference='per_cell'",
+            (has_penalty, f"{penalty}, which trains an encoder: pass TrainingConfig(consistency=0)"),
+            (isinstance(beta, tuple), f"{of_range}, which needs an encoder that knows β: pass one β"),
+            (n_latent == "auto", f"{auto}, which trains again from the encoder: pass a number"),
+            (ranks().world > 1, "several processes, which would each hold all posteriors: start one"),
+            *((True, f"NetworkConfig.{name}, a setting of the encoder: leave it out") for name in of_encoder),
         )
 
 
-def _refuse(name: str, wrong: bool, why: str, other: str) -> None:
-    if wrong:
-        raise ValueError(f"{name} does not work with {other}, which {why}")
+def _refuse(name: str, *cases: tuple[bool, str]) -> None:
+    for is_so, what in cases:
+        if is_so:
+            raise ValueError(f"{name} does not work with {what}")
