@@ -7,9 +7,9 @@ a gated skip. On 1,000 cells of eight types at the corners of a simplex (seven n
 half of the run as warm-up; see benchmarks/collapse_toy.py), on 1,000 simulated cells of five types (200 genes) and on
 pbmc3k (the 500 genes found in most cells).
 
-active: latent dimensions with a mean KL above 0.05 nats; kl: their sum; knn: share of cells whose type is right by a vote
-of 15 neighbours in the embedding, in five parts; elbo: held out, in nats. With a skip it is no bound on the density of a
-cell, because the decoder has read the cell.
+active: latent dimensions with a mean KL above 0.05 nats; kl: their sum; knn: share of cells whose type is right by a
+vote of 15 neighbours in the embedding, in five parts; elbo: held out, in nats. With a skip it is no bound on the
+density of a cell, because the decoder has read the cell.
 
 Rows are written to benchmarks/results/skips.json. --table only prints them.
 """

@@ -37,6 +37,7 @@ CASES = {
     "free bits": {"training": TrainingConfig(free_bits=0.3)},
     "capacity": {"training": TrainingConfig(capacity=3.0)},
     "encoded conditions": {"encode_conditions": True, "norm": "none"},
+    "skip": {"skip": "gated", "z_to": "every", "training": TrainingConfig(consistency=0.0)},
 }
 FITS = {
     "nb": {},

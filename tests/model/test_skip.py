@@ -124,6 +124,13 @@ def test_such_models_are_saved_resumed_and_trained_further(settings, tmp_path):
     scvae.tl.log_likelihood(other, further, n_samples=3, refine=2)
 
 
+@pytest.mark.parametrize("settings", [{"free_bits": 0.5}, {"capacity": 3.0}, {"inference": "per_cell"}])
+def test_a_skip_goes_with_other_objectives_and_without_an_encoder(settings):
+    training = TrainingConfig(epochs=2, batch_size=32, consistency=0.0, **settings)
+    model = fit(cells(), NetworkConfig(width=8, skip="gated"), training=training)
+    assert np.isfinite(model.outcome.held_out_elbo)
+
+
 def test_every_layer_reads_z_at_each_beta_of_a_range():
     adata = cells()
     model = fit(adata, NetworkConfig(width=8, decoder_layers=2, z_to="every"), beta=(0.1, 10.0))

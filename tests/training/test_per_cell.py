@@ -94,6 +94,13 @@ def test_a_killed_run_resumes_to_the_very_same_result(monkeypatch, tmp_path):
         assert adata.obsm[key].tobytes() == expected.obsm[key].tobytes()
 
 
+@pytest.mark.parametrize("settings", [{"free_bits": 0.5}, {"capacity": 3.0}])
+def test_other_penalties_shape_the_posteriors_of_cells_too(settings):
+    plain, other = fit(simulated()), fit(simulated(), replace(FEW, **settings))
+    assert np.isfinite(other.outcome.held_out_elbo)
+    assert other.history["train_kl"].iloc[-1] != plain.history["train_kl"].iloc[-1]
+
+
 def test_cells_on_disk_have_their_own_rows_too(tmp_path):
     path = tmp_path / "cells.h5ad"
     simulated().write_h5ad(path)
