@@ -9,7 +9,8 @@ from ..common.checks import listing
 from ..data.intake import Cells, read_query
 from ..data.on_disk import Joined
 from ..data.schema import Schema
-from .fitted import FittedModel, check_without_skip
+from .fitted import FittedModel
+from .needs import check_without_skip
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -25,7 +25,8 @@ from ..data.intake import Cells, read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
-from ..inference.fitted import FittedModel, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
 from ..likelihoods import Bernoulli

@@ -24,7 +24,8 @@ from ..inference.cloud import density_of
 from ..inference.decoding import TABLE, batch_codes
 from ..inference.density import Density
 from ..inference.drawing import TABLES, draw_values, drawn_cells, stacked
-from ..inference.fitted import FittedModel, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..inference.posterior import at_beta, posterior_moments, whole_libraries
 from ..kernels.block import Dense
 from ..kernels.context import computing, working_on

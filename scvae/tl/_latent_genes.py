@@ -14,7 +14,8 @@ from ..common.provenance import check_replaceable
 from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_model, check_without_skip, identity_of
+from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from ..data.covariates import widened, with_new_batches
 from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
-from ..inference.fitted import FittedModel, check_amortized, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_amortized, check_without_skip
 from ..kernels.context import computing
 from ..training.refit import map_cells
 from ..training.results import write_results

@@ -8,7 +8,8 @@ from ..common.checks import check_positive_int
 from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..inference.cells import read_cells
-from ..inference.fitted import FittedModel, check_amortized, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_amortized, check_without_skip
 from ..kernels.context import computing
 from ..training.refit import prune_cells
 from ..training.results import write_results

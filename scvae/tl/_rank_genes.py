@@ -17,7 +17,8 @@ from ..common.slots import target_of, write
 from ..inference.cells import read_cells
 from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts, tested
-from ..inference.fitted import FittedModel, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..inference.shrinkage import bayesian_fdr, shrink
 from ..kernels.context import computing
 

@@ -14,7 +14,8 @@ from ..common.rng import SeedLike, seed_of, torch_generator
 from ..inference.cells import read_cells
 from ..inference.decoding import posterior_draws
 from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
-from ..inference.fitted import FittedModel, check_model, check_without_skip
+from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
