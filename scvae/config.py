@@ -15,6 +15,19 @@ Dispersion = Literal["gene", "gene-batch"]
 PriorName = Literal["normal", "mixture", "flow"]
 Latent = Literal["normal", "quantized", "categorical"]
 Relaxation = Literal["none", "gumbel", "straight_through"]
+Skip = Literal["none", "plain", "gated"]
+LatentTo = Literal["first", "every"]
+Inference = Literal["amortized", "per_cell"]
+CHOICES = {
+    "norm": Norm,
+    "dispersion": Dispersion,
+    "decoder": Decoder,
+    "prior": PriorName,
+    "latent": Latent,
+    "relaxation": Relaxation,
+    "skip": Skip,
+    "z_to": LatentTo,
+}
 
 DEFAULT_N_LATENT = 20
 
@@ -67,6 +80,13 @@ class NetworkConfig:
         has no noise. ``"gumbel"``: by weights from a Gumbel-softmax whose temperature falls from 1 to 0.3 (Jang et al.
         2017); ``"straight_through"``: by the type with the largest of these weights, with their gradient. Take them to
         compare with the literature.
+    skip
+        ``"none"``, or whether the decoder also reads the input of the encoder, past z: ``"plain"``, as it is (z then
+        has little left to say, and collapses), or ``"gated"``, with each unit scaled and shifted by z. Such a model
+        does not describe cells by z alone, and most tools refuse it: see "Skips and strong decoders" in the
+        documentation.
+    z_to
+        Whether only the ``"first"`` layer of the decoder receives z, or ``"every"`` layer and the genes.
 
     Examples
     --------
@@ -94,6 +114,8 @@ class NetworkConfig:
     n_codes: int | None = None
     n_categories: int | None = None
     relaxation: Relaxation = "none"
+    skip: Skip = "none"
+    z_to: LatentTo = "first"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "width", "encoder_layers", "decoder_layers")
@@ -101,8 +123,7 @@ class NetworkConfig:
         _check_each(self, check_not_negative, "minimum_scale")
         _check_each(self, check_bool, "encode_conditions")
         _check_each(self, check_positive_int, "prior_components", "n_codes", "n_categories", or_none=True)
-        choices_of = {"norm": Norm, "dispersion": Dispersion, "decoder": Decoder, "prior": PriorName, "latent": Latent}
-        for name, choices in (choices_of | {"relaxation": Relaxation}).items():
+        for name, choices in CHOICES.items():
             check_choice(getattr(self, name), get_args(choices), f"NetworkConfig.{name}")
         _check_latent(self)
         if self.prior != "mixture" and self.prior_components is not None:
@@ -114,6 +135,11 @@ class NetworkConfig:
             raise ValueError(
                 "NetworkConfig.decoder_layers must be left at 1 with decoder='linear', which has no hidden layer; "
                 f"found {self.decoder_layers}."
+            )
+        if self.decoder == "linear" and (self.skip, self.z_to) != ("none", "first"):
+            raise ValueError(
+                "NetworkConfig.skip and z_to must be left at 'none' and 'first' with decoder='linear', whose genes are "
+                f"linear in z alone; found {self.skip!r} and {self.z_to!r}."
             )
 
 
@@ -157,6 +183,10 @@ class TrainingConfig:
         plain ELBO.
     checkpoint_every
         Epochs between two checkpoints, if a checkpoint is written.
+    inference
+        ``"amortized"``: an encoder gives the posterior q(z | x) of a cell; ``"per_cell"``: each training cell has a
+        mean and a log variance of its own, trained with the decoder, and any other cell gets them by gradient ascent
+        from the prior. The second shows what amortisation costs: see "One posterior a cell" in the documentation.
 
     Examples
     --------
@@ -180,6 +210,7 @@ class TrainingConfig:
     capacity: float | None = None
     consistency: float = 1.0
     checkpoint_every: int = 1
+    inference: Inference = "amortized"
 
     def __post_init__(self) -> None:
         _check_each(self, check_positive_int, "epochs", "batch_size", or_none=True)
@@ -188,6 +219,7 @@ class TrainingConfig:
         _check_each(self, check_fraction, "warmup", or_none=True)
         _check_each(self, check_not_negative, "memory", "free_bits", "consistency")
         _check_each(self, check_not_negative, "learning_rate", "patience", "capacity", or_none=True)
+        check_choice(self.inference, get_args(Inference), "TrainingConfig.inference")
         if self.warmup_cycles > 1 and self.warmup == 0.0:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."

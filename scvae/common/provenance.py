@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 AT = "@"  # between the digest and β
+REFINED = "~"  # before the number of gradient steps that an embedding took after the encoder
 SLOTS_OF_GRAPH = ("connectivities_key", "distances_key")  # in uns, where scanpy looks up the slots of a graph
 
 
@@ -114,7 +115,9 @@ def superseded(
     found = read(at("uns")[keys.uns]) if keys.uns in at("uns") else {}
     record = dict(found) if isinstance(found, Mapping) else {}
     models, checksums = record.pop(keys.models, {}), record.pop(keys.checksums, {})
-    same = {name for name, model in models.items() if model in (made_by, _digest(made_by))}
+    same = {name for name, model in models.items() if model == made_by}
+    of_model = {name for name, model in models.items() if model == _digest(made_by)}
+    same |= of_model if REFINED not in made_by else of_model & set(keys.entries)
     is_same = _digest(models.get(keys.mean, "")) == _digest(made_by)
     stays = {name for name in record if name in same or name == keys.origin or (is_same and name not in models)}
 
@@ -137,9 +140,9 @@ def superseded(
 
 
 def is_of(adata: AnnData, keys: Keys, first: str, second: str) -> bool:
-    """Whether two slots or entries are of one model; so are those of a version that did not record it."""
+    """Whether two slots or entries are of one model at one β; so are those of a version that did not record it."""
     models = record_in(adata, keys).get(keys.models, {})
-    return bool(models.get(first) == models.get(second))
+    return _unrefined(models.get(first, "")) == _unrefined(models.get(second, ""))
 
 
 def check_of_embedding(adata: AnnData, keys: Keys, place: str, name: str, writer: str) -> None:
@@ -164,8 +167,13 @@ def check_of_embedding(adata: AnnData, keys: Keys, place: str, name: str, writer
 
 
 def _digest(identity: str) -> str:
-    """The identity without β."""
-    return identity.partition(AT)[0]
+    """The identity without β and gradient steps."""
+    return _unrefined(identity).partition(AT)[0]
+
+
+def _unrefined(identity: str) -> str:
+    """The identity without gradient steps."""
+    return identity.partition(REFINED)[0]
 
 
 def _checksum(values: Any) -> str:

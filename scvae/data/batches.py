@@ -46,6 +46,8 @@ class Batch:
     missing
         Modelled genes that were not measured in these cells, int64 and ascending; their values in `x` are 0 and must be
         ignored. None if all were measured.
+    rows
+        In a training without an encoder, the rows of these cells in the tables of posteriors, int64; else None.
     """
 
     x: Block
@@ -56,15 +58,17 @@ class Batch:
     log_beta: Float[Tensor, " cells"] | None = None
     knots: Float[Tensor, "cells knots"] | None = None
     missing: Int[Tensor, " missing"] | None = None
+    rows: Int[Tensor, " cells"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same cells with every tensor replaced."""
-        log_beta, knots, missing = (None if t is None else change(t) for t in (self.log_beta, self.knots, self.missing))
+        optional = (self.log_beta, self.knots, self.missing, self.rows)
+        log_beta, knots, missing, rows = (None if t is None else change(t) for t in optional)
         library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
-        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, log_beta, knots, missing)
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, log_beta, knots, missing, rows)
 
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""

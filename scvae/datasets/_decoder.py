@@ -34,8 +34,13 @@ class Decoder:
         expression_sd: float,
         batch_effect: float,
         rng: np.random.Generator,
+        *,
+        programs: Codes | None = None,
     ) -> Decoder:
-        """Draws weights such that, over z ~ N(0, I), f of a gene has the drawn baseline as mean and sd `signal`."""
+        """Draws weights such that, over z ~ N(0, I), f of a gene has the drawn baseline as mean and sd `signal`.
+
+        With `programs`, the dimension of z that each gene depends on, alone. The sd is then `signal` on average.
+        """
 
         def normal(sd: float, *shape: int) -> Floats:
             return (sd * rng.standard_normal(shape, np.float32)).astype(np.float32)
@@ -44,6 +49,10 @@ class Decoder:
         hidden = normal(1.0, n_latent, WIDTH)
         hidden /= np.linalg.norm(hidden, axis=0)
         output = normal(signal / np.sqrt(WIDTH * RELU_VARIANCE), WIDTH, n_genes)
+        if programs is not None:  # a unit reads one dimension, and a gene reads the units of one
+            read = np.arange(WIDTH) % n_latent
+            hidden = np.where(np.arange(n_latent)[:, None] == read, np.sign(hidden), np.float32(0.0))
+            output = np.where(read[:, None] == programs, np.float32(np.sqrt(n_latent)) * output, np.float32(0.0))
         bias = normal(expression_sd, n_genes) - np.float32(RELU_MEAN) * output.sum(0)
         offset = normal(batch_effect if n_batches > 1 else 0.0, n_batches, n_genes)
         return cls(hidden, np.zeros(WIDTH, np.float32), output, bias, offset)

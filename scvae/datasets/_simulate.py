@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ..common.checks import check_not_negative, check_positive, check_positive_int, check_probability
+from ..common.checks import check_bool, check_not_negative, check_positive, check_positive_int, check_probability
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ._cells import Cells, cells_of_types, cells_on_branches
 from ._decoder import Decoder
 from ._laws import Head, count_law, draw_counts, draw_gaussian
 from ._proteins import add_proteins
-from ._random import Stream, Streams, equal_groups, log_normal, numbered
+from ._random import Codes, Stream, Streams, equal_groups, log_normal, numbered
 
 N_TYPES = 5
 SCALE_SD = 0.3  # standard deviation of the log scale of a Gaussian head over genes
@@ -49,6 +49,7 @@ def simulate(
     n_branches: int | None = None,
     n_batches: int = 1,
     n_proteins: int | None = None,
+    programs: bool = False,
     likelihood: Head = "nb",
     mean_library: float = 1000.0,
     library_sd: float = 0.3,
@@ -104,6 +105,9 @@ def simulate(
         Number of batches; 1 for no batch effect.
     n_proteins
         Number of surface proteins to simulate in the same cells; None for none.
+    programs
+        Whether each gene depends on one dimension of z alone, its programme; with ``n_types=1``, programmes are
+        independent of each other. The first has n_latent times as many genes as the last.
     likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"``, ``"gaussian"`` or ``"bernoulli"``.
     mean_library, library_sd
@@ -134,6 +138,7 @@ def simulate(
     AnnData
         cells x genes. Slots: `X` (CSR float32; ``"gaussian"``: dense float32); `obsm["z"]` (cells x n_latent);
         `obs["cell_type"]` and `obs["batch"]` (categorical); `obs["library"]` (not for ``"gaussian"``);
+        `var["program"]` (dimension of z of each gene), if `programs`;
         `var["inverse_dispersion"]` (``"nb"``, ``"zinb"``) or `var["scale"]` (``"gaussian"``);
         `layers["rho"]`, or `layers["mean"]` for ``"gaussian"``, if `truth`; `uns["simulation"]` with all parameters,
         the seed, `type_centres`, and under `decoder` the weights V, a, W, b and B of the formula as `hidden_weight`,
@@ -166,7 +171,10 @@ def simulate(
     stream = partial(numpy_generator, seed)
     batches = equal_groups(n_cells, n_batches, stream(Stream.BATCHES))
     cells = _cells(n_cells, n_latent, n_types, n_branches, type_share, stream)
-    decoder = Decoder.draw(n_latent, n_genes, n_batches, signal, expression_sd, batch_effect, stream(Stream.DECODER))
+    of_genes = _programs(n_latent, n_genes) if programs else None
+    decoder = Decoder.draw(
+        *(n_latent, n_genes, n_batches, signal, expression_sd, batch_effect, stream(Stream.DECODER)), programs=of_genes
+    )
     adata = AnnData(
         obs=pd.DataFrame(
             cells.obs | {"batch": numbered("batch", batches, n_batches)}, index=[f"cell_{i}" for i in range(n_cells)]
@@ -175,6 +183,8 @@ def simulate(
         obsm={"z": cells.z},
         uns=cells.uns,
     )
+    if of_genes is not None:
+        adata.var["program"] = of_genes
     kept = np.empty((n_cells, n_genes), np.float32) if truth else None
     if likelihood == "gaussian":
         scale = log_normal(noise, SCALE_SD, n_genes, stream(Stream.GENES))
@@ -197,6 +207,12 @@ def simulate(
     return adata
 
 
+def _programs(n_latent: int, n_genes: int) -> Codes:
+    """The dimension of z of each gene."""
+    round_of = np.repeat(np.arange(n_latent), np.arange(n_latent, 0, -1))
+    return np.resize(round_of, n_genes)
+
+
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The checked arguments as they are recorded, without those that are None."""
     heads = get_args(Head)
@@ -215,7 +231,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
                 f"n_branches is {given['n_branches']} and n_latent is {given['n_latent']}; each branch needs a "
                 "dimension: pass fewer branches or more dimensions"
             )
-    return parameters | {"likelihood": given["likelihood"]}
+    return parameters | {"likelihood": given["likelihood"], "programs": check_bool(given["programs"], "programs")}
 
 
 def _cells(

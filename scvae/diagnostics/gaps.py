@@ -15,9 +15,9 @@ from ..data.batches import Batch
 from ..data.intake import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, log_likelihood_bound
-from ..inference.refinement import best_posterior
 from ..kernels.context import working_on
 from ..model.latent.posterior import DiagonalNormal
+from ..model.refinement import best_posterior
 from ..model.vae import VAE
 
 JUDGE = 33  # stream of random numbers

@@ -30,6 +30,7 @@ SCALE_AT_FLOOR = 1.1  # times the floor
 GENES_RUN_AWAY = 0.1  # fraction of the genes
 LEAK_EXCESS = 0.5  # halfway from chance to perfect prediction
 MISCALIBRATED = 0.1  # deviation from the 90 % that an interval should cover
+PAST_Z = "the decoder sees the input past z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
         _encoder_falls_short,
         _partial_collapse,
         _calibration,
+        _sees_the_input,
         _nothing_held_out,
     )
     found = [finding for check in checks if (finding := check(model, seen)) is not None]
@@ -106,7 +108,11 @@ def _holds_little(model: FittedModel, seen: Examination) -> bool:
 def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
     if not _is_collapsed(model, seen):
         return None
-    if seen.beta > 1:
+    skip = model.network_config.skip
+    if skip != "none":
+        cause = f"{PAST_Z} (NetworkConfig.skip={skip!r}), and z costs KL"
+        remedy = "leave NetworkConfig.skip at 'none'" + (", or set 'gated'" if skip == "plain" else "")
+    elif seen.beta > 1:
         cause = f"at β = {seen.beta:g}, each nat of KL must improve the fit by more than {seen.beta:g} nats"
         remedy = "fit again with β = 1, or fit a range with scvae.fit(adata, beta=(0.1, 10)) and choose β afterwards"
     elif model.training_config.warmup == 0:
@@ -313,9 +319,13 @@ def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
             f"{unused} of {model.n_latent} dimensions are unused (KL below 0.05 nats); the others hold "
             f"{seen.information.kl:.1f} nats"
         ),
-        cause="at this β, the KL of more dimensions would outweigh their gain in fit",
+        cause="at this β, the KL of more dimensions would outweigh their gain in fit"
+        if model.network_config.skip == "none"
+        else PAST_Z,
         remedy="scvae.tl.prune(adata, model) removes them; n_latent='auto' finds the number; a smaller β or free_bits "
-        "fills them",
+        "fills them"
+        if model.network_config.skip == "none"
+        else "leave NetworkConfig.skip at 'none', or use a smaller β",
     )
 
 
@@ -330,6 +340,18 @@ def _calibration(model: FittedModel, seen: Examination) -> Finding | None:
         sentence=f"the model's 90 % predictive intervals cover {coverage:.0%} of the values",
         cause=f"the {model.likelihood} head predicts too {'little' if narrow else 'much'} spread",
         remedy="compare heads with scvae.tl.diagnose(adata, model, compare_heads=True)",
+    )
+
+
+def _sees_the_input(model: FittedModel, _seen: Examination) -> Finding | None:
+    if model.network_config.skip == "none":
+        return None
+    return Finding(
+        name="likelihood of seen data",
+        severity="remark",
+        sentence=f"{PAST_Z}, so log p(x | z), the ELBO and all bounds here are no densities of x",
+        cause=f"NetworkConfig.skip={model.network_config.skip!r}: the decoder predicts counts that it has read",
+        remedy="do not compare its likelihoods with those of other models; fit with skip='none' for that",
     )
 
 

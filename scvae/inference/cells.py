@@ -10,6 +10,7 @@ from ..data.intake import Cells, read_query
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from .fitted import FittedModel
+from .needs import check_without_skip
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,10 @@ def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, m
     If `adata` does not hold the values, `matrix` does.
     """
     schema = model if isinstance(model, Schema) else model.schema
-    return read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
+    cells = read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
+    if cells.missing is not None and isinstance(model, FittedModel):
+        check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
+    return cells
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:

@@ -38,13 +38,16 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
     w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
     would be proportional to those of decoded cells, to first order.) The cubes of the slopes along a dimension have a
-    positive sum: the genes that change most rise. There is no metric if expression is constant or not finite.
+    positive sum: the genes that change most rise. There is no metric if expression is constant or not finite, or if the
+    decoder reads the data of each cell beside z.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 
 
 @torch.no_grad()
 def _metric_of(model: FittedModel, cells: Cells) -> Metric | None:
+    if model.network.decoder.skip is not None:
+        return None
     filled = np.flatnonzero(cells.library > 0)
     cells = cells.taken(np.sort(numpy_generator(model.seed, CELLS).permutation(filled)[:MOST_CELLS]))
     with working_on(model.device):

@@ -19,7 +19,7 @@ from ..common.checks import check_not_negative, check_positive
 from ..common.devices import resolve_device
 from ..common.files import as_path, read_tensors, write_tensors
 from ..common.html import named_values, page
-from ..common.provenance import AT
+from ..common.provenance import AT, REFINED
 from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import BetaRange
 from ..data.libraries import LibrarySizes
@@ -351,9 +351,13 @@ def digest_of(network: VAE, metric: Metric | None = None) -> str:
     return digest.hexdigest()
 
 
-def identity_of(model: FittedModel, beta: float | None = None) -> str:
-    """Identifies a model in what is derived from its embedding; for a model of many β, with the β of the embedding."""
-    return f"{model.digest}{AT}{model.beta_of(beta):g}" if isinstance(model.beta, tuple) else model.digest
+def identity_of(model: FittedModel, beta: float | None = None, refine: int = 0) -> str:
+    """Identifies a model in what is derived from its embedding.
+
+    For a model of many β, with the β of the embedding; with its gradient steps after the encoder, if it has any.
+    """
+    at = f"{AT}{model.beta_of(beta):g}" if isinstance(model.beta, tuple) else ""
+    return f"{model.digest}{at}{f'{REFINED}{refine}' if refine else ''}"
 
 
 def _betas_in_words(beta: float | tuple[float, float], attained: float) -> str:
@@ -424,8 +428,10 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
+    training_config = TrainingConfig(**record["training_config"])
+    betas, inference = range_of(beta), training_config.inference
     network = make_model(
-        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], range_of(beta)
+        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], betas, inference
     )
     network.load_state_dict(tensors)
     return FittedModel(
@@ -435,7 +441,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         n_latent=record["n_latent"],
         beta=beta,
         network_config=network_config,
-        training_config=TrainingConfig(**record["training_config"]),
+        training_config=training_config,
         outcome=Outcome(**record["outcome"] | {"kl_per_dimension": tuple(record["outcome"]["kl_per_dimension"])}),
         history=pd.DataFrame(record["history"]),
         seed=record["seed"],

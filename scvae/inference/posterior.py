@@ -22,8 +22,8 @@ from ..kernels.team import in_order
 from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
+from ..model.refinement import best_posterior, nearer_mean
 from .fitted import FittedModel
-from .refinement import best_posterior, nearer_mean
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # random stream of the log-likelihood bounds
@@ -36,17 +36,20 @@ BoundKind = Literal["iw", "elbo", "density"]
 
 @torch.no_grad()
 def posterior_moments(
-    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE
+    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE, refine: int = 0
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
-    """Posterior means and variances of each cell, float32; several processes split the work and return all cells."""
+    """Posterior means and variances of each cell, float32; several processes split the work and return all cells.
+
+    `refine` is the number of gradient steps after the encoder: see `posterior_of`.
+    """
     mean = np.empty((len(cells), model.n_latent), np.float32)
     variance = np.empty_like(mean)
-    plan = _embedding_plan(model, cells)
+    plan = _embedding_plan(model, cells, refine)
     plan = plan[together.part(len(plan))]
 
     def of_chunk(chunk: tuple[np.ndarray, Batch]) -> None:
         positions, batch = chunk
-        posterior = posterior_of(model, batch, beta=beta)
+        posterior = posterior_of(model, batch, beta=beta, refine=refine)
         mean[positions] = posterior.mean.cpu().numpy()
         variance[positions] = posterior.variance.cpu().numpy()
 
@@ -61,10 +64,10 @@ def posterior_moments(
     return mean, variance
 
 
-def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
+def _embedding_plan(model: FittedModel, cells: Cells, refine: int) -> Batches:
     """First the cells that only the encoder embeds, then those refined afterwards, in smaller chunks to save memory."""
     few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
-    if cells.missing is not None:
+    if cells.missing is not None or refine or not model.network.is_amortized:
         return chunks(len(cells), few)
     conditions = model.network.conditions
     is_mapped = conditions.of_mapped(torch.from_numpy(cells.codes).to(conditions.mapped.device)).cpu().numpy()
@@ -73,8 +76,10 @@ def _embedding_plan(model: FittedModel, cells: Cells) -> Batches:
 
 
 @torch.no_grad()
-def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None) -> DiagonalNormal:
+def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None, refine: int = 0) -> DiagonalNormal:
     """q(z | x, s) of each cell, at the β of the batch.
+
+    With `refine`, mean and variance of each cell take that many gradient steps towards the best q under the decoder.
 
     If genes are missing or the batch was mapped, the encoder has not been trained on such cells. Its q is then moved
     towards the best q under the decoder: if genes are missing, mean and variance by gradient steps; else the mean alone
@@ -84,8 +89,9 @@ def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None)
     posterior = network.encode(batch)
     if isinstance(posterior, Rounded):  # without noise, there is no KL to follow
         return posterior
-    if batch.missing is not None:
-        return best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=REFINING_STEPS)
+    steps = refine if batch.missing is None else max(refine, REFINING_STEPS)
+    if steps:
+        return best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=steps)
     mapped = network.conditions.of_mapped(batch.codes)
     if not mapped.any():
         return posterior
@@ -120,11 +126,19 @@ def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = No
 
 
 def log_likelihood_bound(
-    model: FittedModel, cells: Cells, *, kind: BoundKind, n_samples: int, seed: int, beta: float | None = None
+    model: FittedModel,
+    cells: Cells,
+    *,
+    kind: BoundKind,
+    n_samples: int,
+    seed: int,
+    beta: float | None = None,
+    refine: int = 0,
 ) -> Float[np.ndarray, " cells"]:
     """A lower bound on log p(x) of each cell in nats: importance-weighted, or the ELBO at β = 1.
 
-    With "density", it is importance-weighted with the density of the cells of the fit in place of the prior.
+    With "density", it is importance-weighted with the density of the cells of the fit in place of the prior. With
+    `refine`, the posterior of each cell first takes that many gradient steps, at β = 1 as the bounds.
     """
     bound = np.empty(len(cells))
     estimate: Callable[..., Float[Tensor, " cells"]] = elbo if kind == "elbo" else importance_weighted
@@ -134,7 +148,12 @@ def log_likelihood_bound(
     def of_chunk(chunk: tuple[int, tuple[np.ndarray, Batch]]) -> tuple[np.ndarray, np.ndarray]:
         i, (positions, batch) = chunk
         generator = torch_generator(seed, BOUND, i, device=model.device)
-        return positions, estimate(model.network, batch, n_samples, generator).cpu().numpy()
+        posterior = None
+        if refine:
+            with torch.no_grad():
+                start = model.network.encode(batch)
+            posterior = best_posterior(model.network, batch, start, beta=1.0, seed=model.seed, steps=refine)
+        return positions, estimate(model.network, batch, n_samples, generator, posterior=posterior).cpu().numpy()
 
     with working_on(model.device):
         plan = enumerate(batches_of(model, cells, BOUND_CHUNK, beta=beta))

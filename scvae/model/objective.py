@@ -104,12 +104,14 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " cells"]:
+def elbo(
+    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator, *, posterior: DiagonalNormal | None = None
+) -> Float[Tensor, " cells"]:
     """Evidence lower bound of each cell at β = 1: the mean log-likelihood over draws of the latent, minus the KL.
 
-    Memory does not grow with `n_samples`.
+    Memory does not grow with `n_samples`. `posterior` is q; None for that of the encoder.
     """
-    posterior = network.encode(batch)
+    posterior = posterior or network.encode(batch)
     total = torch.zeros_like(batch.library, dtype=torch.float64)
     kl, done = torch.zeros_like(total), 0
     for n_draws in _passes(batch, n_samples):
@@ -122,18 +124,25 @@ def elbo(network: VAE, batch: Batch, n_samples: int, generator: torch.Generator)
 
 @torch.no_grad()
 def importance_weighted(
-    network: VAE, batch: Batch, n_samples: int, generator: torch.Generator, prior: Prior | None = None
+    network: VAE,
+    batch: Batch,
+    n_samples: int,
+    generator: torch.Generator,
+    prior: Prior | None = None,
+    *,
+    posterior: DiagonalNormal | None = None,
 ) -> Float[Tensor, " cells"]:
     """Importance-weighted bound on log p(x) of each cell, which approaches log p(x) as `n_samples` grows.
 
     log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x), z_k ~ q(z | x) (Burda, Grosse & Salakhutdinov 2016, equation 8).
-    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network. If the decoder sees one of
-    finitely many values only, the result is log p(x) itself, by their sum.
+    Memory does not grow with `n_samples`. `prior` is p(z); None for that of the network. `posterior` is q; None for
+    that of the encoder. If the decoder sees one of finitely many values only, the result is log p(x) itself, by their
+    sum.
     """
     values = network.prior.values() if prior is None else None
     if values is not None:
         return enumerated(network, batch, *values)
-    posterior, prior = network.encode(batch), prior or network.prior
+    posterior, prior = posterior or network.encode(batch), prior or network.prior
     total = torch.full_like(batch.library, -math.inf, dtype=torch.float64)
     for n_draws in _passes(batch, n_samples):
         z = posterior.reparameterize(_draws(posterior.mean, n_draws, generator))

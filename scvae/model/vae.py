@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..common.rng import torch_generator
-from ..config import NetworkConfig
+from ..config import Inference, NetworkConfig
 from ..data.batches import Batch
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
@@ -24,6 +24,8 @@ from .encoder import Encoder
 from .latent.choice import make_prior
 from .latent.posterior import DiagonalNormal
 from .latent.prior import Prior
+from .per_cell import PerCell
+from .skip import Skip
 
 INITIAL_WEIGHTS = 0  # stream of random numbers
 
@@ -39,7 +41,7 @@ class VAE(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | PerCell,
         decoder: Decoder | LinearDecoder,
         likelihood: Likelihood,
         conditions: Conditions,
@@ -64,6 +66,11 @@ class VAE(nn.Module):
         return self.n_latent + self.prior.n_noise
 
     @property
+    def is_amortized(self) -> bool:
+        """Whether an encoder gives the posteriors."""
+        return isinstance(self.encoder, Encoder)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
@@ -71,6 +78,9 @@ class VAE(nn.Module):
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> DiagonalNormal:
         """q(z | x, s) of each cell; passing a generator turns dropout on."""
         batch = self.shallow(batch)
+        if isinstance(self.encoder, PerCell):
+            own: DiagonalNormal = self.encoder(self, batch)
+            return own
         if batch.missing is None:
             return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
         with torch.no_grad():  # missing genes are imputed at the prior's mean first, then at the posterior's mean
@@ -103,6 +113,7 @@ class VAE(nn.Module):
         batch: Batch,
         generator: torch.Generator | None,
     ) -> DiagonalNormal:
+        assert isinstance(self.encoder, Encoder)
         mapped = None
         if self.encode_conditions or self.encoder.shifts is not None:
             conditions = self.conditions(batch)
@@ -132,20 +143,18 @@ class VAE(nn.Module):
         """The decoder's output for each row of z."""
         draws, knots = z.shape[0] // max(len(batch), 1), batch.knots
         conditions, z = self.conditions(batch).repeat(draws, 1), self.prior.decoded(z)
-        features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1))
+        x = None if self.decoder.skip is None else self.likelihood.encoder_input(batch)[0]
+        features: Tensor = self.decoder(z, conditions, None if knots is None else knots.repeat(draws, 1), x)
         return features
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
         """Removes latent dimensions; the decoder fixes them at the given values."""
-        device = self.encoder.mean.weight.device
-        dropped, constant = dropped.to(device), constant.to(device)
+        assert isinstance(self.encoder, Encoder)
+        dropped, constant = dropped.to(self.device), constant.to(self.device)
         self.encoder.drop_dimensions(dropped)
         self.prior.drop_dimensions(dropped)
-        if isinstance(self.decoder, Decoder):
-            self.decoder.drop_dimensions(dropped, constant)
-            return
-        self.decoder.drop_dimensions(dropped)
-        for layer in self.likelihood.modules():
+        self.decoder.drop_dimensions(dropped, constant)
+        for layer in self.likelihood.modules() if self.decoder.z_is_feature else ():
             if isinstance(layer, OutputLayer):
                 layer.drop_features(dropped, constant)
 
@@ -169,6 +178,7 @@ def make_model(
     config: NetworkConfig,
     seed: int,
     betas: BetaRange | None = None,
+    inference: Inference = "amortized",
 ) -> VAE:
     """A VAE with random initial weights for the genes and conditions of `schema`, for one β or a range of β."""
     n_knots = betas.n_knots if betas else 0
@@ -190,6 +200,8 @@ def make_model(
             n_conditions=conditions.n_columns,
             norm=config.norm,
             n_knots=n_knots,
+            z_to_every=config.z_to == "every",
+            skip=_make_skip(schema, n_latent, config, generator),
             generator=generator,
         )
     head = make_likelihood(
@@ -201,18 +213,22 @@ def make_model(
         minimum_scale=config.minimum_scale,
         generator=generator,
     )
-    encoder = Encoder(
-        len(schema.genes),
-        n_latent,
-        width=config.width,
-        n_layers=config.encoder_layers,
-        n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
-        n_mapped=len(conditions.mapped),
-        dropout=config.dropout,
-        input_dropout=config.input_dropout,
-        norm=config.norm,
-        n_knots=n_knots,
-        generator=generator,
+    encoder = (
+        PerCell(n_latent, seed)
+        if inference == "per_cell"
+        else Encoder(
+            len(schema.genes),
+            n_latent,
+            width=config.width,
+            n_layers=config.encoder_layers,
+            n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
+            n_mapped=len(conditions.mapped),
+            dropout=config.dropout,
+            input_dropout=config.input_dropout,
+            norm=config.norm,
+            n_knots=n_knots,
+            generator=generator,
+        )
     )
     for layer in head.modules():
         if isinstance(layer, OutputLayer):
@@ -230,3 +246,10 @@ def make_model(
         encode_conditions=config.encode_conditions,
         betas=betas,
     )
+
+
+def _make_skip(schema: Schema, n_latent: int, config: NetworkConfig, generator: torch.Generator) -> Skip | None:
+    if config.skip == "none":
+        return None
+    gated, n_genes = config.skip == "gated", len(schema.genes)
+    return Skip(n_genes, n_latent, width=config.width, gated=gated, norm=config.norm, generator=generator)

@@ -26,6 +26,7 @@ from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
 from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
 from ..likelihoods import Bernoulli
@@ -188,6 +189,7 @@ def denoise(
     ['gene_3', 'gene_1']
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.denoise")
     keys = Keys(key_added)
     interval = plain(interval)
     place = None if path is None else check_store(path, overwrite=overwrite)

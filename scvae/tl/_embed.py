@@ -29,6 +29,7 @@ def embed(
     *,
     beta: float | None = None,
     n_samples: int = 0,
+    refine: int = 0,
     layer: str | None = None,
     rng: SeedLike = 0,
     key_added: str = "scvae",
@@ -51,6 +52,11 @@ def embed(
         Posterior draws per cell to write as well, to check how much a result depends on the uncertainty of the latent
         positions: ``adata.obsm["X_scvae_samples"][:, i]`` is one embedding of all cells. `scvae.tl.neighbors` combines
         several draws in one graph.
+    refine
+        Number of gradient steps that the mean and variance of each cell take after the encoder, towards the best normal
+        q(z | x) under the decoder: what amortisation costs is given back (Cremer et al. 2018). The steps depend on the
+        model's seed only. Such an embedding is another than that of the encoder, from which all other tools start.
+        REFINE_WHEN
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
@@ -74,11 +80,12 @@ def embed(
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
         ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``, ``obsm["X_<key_added>_components"]``
             The record of the model, the loadings of a linear decoder and the components of a mixture as prior, as
-            written by `scvae.fit`.
+            written by `scvae.fit`. ``refine`` is in the record.
         ``obs["<key_added>_category"]``, ``obsm["X_<key_added>_categories"]``, ``obs["<key_added>_code"]``
-            With a model of types or codes, as written by `scvae.fit`. Results of another
-            model under this key are removed, as by `scvae.fit`; so are those of the embedding at another β (effects,
-            draws, stability and its graph).
+            With a model of types or codes, as written by `scvae.fit`.
+
+        Results of another model under this key are removed, as by `scvae.fit`; so are those of the embedding at another
+        β, or with another `refine` (effects, draws, stability and its graph).
 
     Raises
     ------
@@ -98,14 +105,17 @@ def embed(
     """
     check_model(model)
     keys = Keys(key_added)
-    n_samples = check_positive_int(n_samples, "n_samples") if n_samples != 0 else 0
+    n_samples, refine = (
+        check_positive_int(value, name) if value != 0 else 0
+        for value, name in ((n_samples, "n_samples"), (refine, "refine"))
+    )
     with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
         check_replaceable(source.adata.uns, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)
-        moments = posterior_moments(model, cells, beta=beta)
+        moments = posterior_moments(model, cells, beta=beta, refine=refine)
         draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
-        write_embedding(target, model, moments, keys, beta=beta, obsm={keys.samples: draws})
+        write_embedding(target, model, moments, keys, beta=beta, refine=refine, obsm={keys.samples: draws})
     if not copy:
         slots = group_slots(model, keys)
         obsm = [*keys.embedding, keys.samples, *slots["obsm"]]

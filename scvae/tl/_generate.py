@@ -25,6 +25,7 @@ from ..inference.decoding import TABLE, batch_codes
 from ..inference.density import Density
 from ..inference.drawing import TABLES, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..inference.posterior import at_beta, posterior_moments, whole_libraries
 from ..kernels.block import Dense
 from ..kernels.context import computing, working_on
@@ -141,6 +142,7 @@ def generate(
     (50, 100)
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.generate")
     keys = Keys(key_added)
     n, seed = check_positive_int(n, "n"), seed_of(rng)
     if like is None and layer is not None:

@@ -15,6 +15,7 @@ from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def latent_genes(
     (100, 5)
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.latent_genes")
     keys = Keys(key_added)
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)

@@ -19,6 +19,7 @@ from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
+from ..inference.needs import check_amortized, check_without_skip
 from ..kernels.context import computing
 from ..training.refit import map_cells
 from ..training.results import write_results
@@ -136,6 +137,8 @@ def map_query(
     ('batch_0', 'batch_1', 'batch_2')
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.map_query")
+    check_amortized(model, "scvae.tl.map_query")
     check_adata(adata)
     keys = Keys(key_added)
     check_replaceable(adata.uns, keys)

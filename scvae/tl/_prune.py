@@ -10,6 +10,7 @@ from ..common.keys import Keys
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
+from ..inference.needs import check_amortized, check_without_skip
 from ..kernels.context import computing
 from ..training.refit import prune_cells
 from ..training.results import write_results
@@ -92,6 +93,8 @@ def prune(
     True
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.prune")
+    check_amortized(model, "scvae.tl.prune")
     keys = Keys(key_added)
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")

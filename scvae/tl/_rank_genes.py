@@ -18,6 +18,7 @@ from ..inference.cells import read_cells
 from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts, tested
 from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..inference.shrinkage import bayesian_fdr, shrink
 from ..kernels.context import computing
 
@@ -175,6 +176,7 @@ def rank_genes(
     'names'
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.rank_genes")
     check_adata(adata)
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")

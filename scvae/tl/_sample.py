@@ -15,6 +15,7 @@ from ..inference.cells import read_cells
 from ..inference.decoding import posterior_draws
 from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
+from ..inference.needs import check_without_skip
 from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def sample(
     (400, 100)
     """
     check_model(model)
+    check_without_skip(model, "scvae.tl.sample")
     keys = Keys(key_added)
     n_samples, seed = check_positive_int(n_samples, "n_samples"), seed_of(rng)
     at = model.beta_of(beta)

@@ -291,6 +291,8 @@ def _fit_all(
         return (model,), cells
     if request.checkpoint is not None:
         raise ValueError("checkpoint is for one training, but method='sweep' trains several models; leave it out")
+    if request.training is not None and request.training.inference == "per_cell":
+        raise ValueError("TrainingConfig.inference='per_cell' has no encoder for the next β of a sweep; leave it out")
     if request.n_latent == "auto":
         raise ValueError("n_latent='auto' keeps only the dimensions that the largest β needs; pass a number to a sweep")
     # from large to small β: overfitting at a small β would persist and make held-out cells worse than from scratch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..config import NetworkConfig, TrainingConfig
 
 
@@ -11,7 +9,7 @@ def check_discrete(
     network_config: NetworkConfig,
     training_config: TrainingConfig,
     beta: float | tuple[float, float],
-    n_latent: int | Literal["auto"],
+    n_latent: int | str,
 ) -> None:
     """Raises ValueError for settings that do not go with `NetworkConfig.latent`, or would have no effect."""
     latent = network_config.latent

@@ -28,6 +28,7 @@ from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
 from ..data.on_disk import Joined
 from ..data.schema import Schema
@@ -40,9 +41,8 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
-from .discrete import check_discrete
-from .priors import check_prior
 from .refit import check_agreement, continue_fit, prune_cells, usage
+from .refusals import check_together
 from .results import write_results
 from .run import fit_cells
 from .settings import Request, Settings
@@ -289,8 +289,8 @@ def read_and_train(
     check_choice(request.metric, get_args(MetricName), "metric")
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
-    check_prior(network_config, training_config, n_latent=n_latent, beta=beta)
-    check_discrete(network_config, training_config, beta, n_latent)
+    conditions = data.batch_key is not None or bool(covariate_names(None, data.covariate_keys))
+    check_together(network_config, training_config, n_latent=n_latent, beta=beta, conditions=conditions)
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..likelihoods.base import OutputLayer
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
+from ..model.encoder import Encoder
 from ..model.optimizer import Adam
 from ..model.vae import VAE
 
@@ -79,6 +80,7 @@ def _of_genes(network: VAE) -> Iterator[nn.Parameter]:
     base = negative_binomial_of(head)
     if base is not None:
         yield base.log_inverse_dispersion
+    assert isinstance(network.encoder, Encoder)
     yield network.encoder.genes.weight
     yield from (layer.weight for layer in _outputs(head))
 
@@ -104,6 +106,7 @@ def _layers(network: VAE, start_of: dict[int, int]) -> dict[str, NDArray[Any]]:
         return np.array(rows, dtype=np.int64).reshape(-1, len(LAYER))
 
     encoder, decoder = network.encoder, network.decoder
+    assert isinstance(encoder, Encoder)
     return {
         "encoder": table([encoder.genes, *encoder.hidden], encoder),
         "decoder": table([*getattr(decoder, "hidden", ())], decoder),
@@ -112,6 +115,7 @@ def _layers(network: VAE, start_of: dict[int, int]) -> dict[str, NDArray[Any]]:
 
 def _places(network: VAE, start_of: dict[int, int]) -> dict[str, Any]:
     encoder, head = network.encoder, head_of(network)
+    assert isinstance(encoder, Encoder)
     base, outputs = negative_binomial_of(head), _outputs(head)
     parameters = {
         "covariates": encoder.covariates.weight,

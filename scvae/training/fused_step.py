@@ -33,6 +33,7 @@ from ..kernels.threads import of_call
 from ..likelihoods.base import log_library
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 from ..model.blocks import Dropout
+from ..model.encoder import Encoder
 from ..model.latent.prior import StandardNormal
 from ..model.optimizer import Adam
 from ..model.vae import VAE
@@ -46,6 +47,8 @@ HEADS = {NegativeBinomial: NegativeBinomialHead, ZeroInflated: ZeroInflatedHead,
 
 def can_be_fused(network: VAE, config: TrainingConfig) -> bool:
     """Whether the kernel computes the steps of this network and objective."""
+    if not isinstance(network.encoder, Encoder) or not network.decoder.is_chain:
+        return False
     norms = (*network.encoder.norms, *getattr(network.decoder, "norms", ()))
     return (
         network.device.type == "cpu"
@@ -70,7 +73,8 @@ class FusedStep:
 
     def __init__(self, network: VAE, optimizer: Adam, feed: Feed, config: TrainingConfig) -> None:
         self.network, self.optimizer, self.feed, self.config = network, optimizer, feed, config
-        self.flat = Flat(network, optimizer)
+        assert isinstance(network.encoder, Encoder)
+        self.encoder, self.flat = network.encoder, Flat(network, optimizer)
 
     @property
     def is_compiled(self) -> bool:
@@ -87,7 +91,7 @@ class FusedStep:
             (*with_draws(self.network, batch, generator), dial)
             for batch, generator, dial in zip(self.feed.batches(plan), generators, dials, strict=True)
         )
-        at_once = max(1, AT_ONCE // (max(map(len, plan)) * self.network.encoder.genes.weight.shape[0]))
+        at_once = max(1, AT_ONCE // (max(map(len, plan)) * self.encoder.genes.weight.shape[0]))
         return [row for window in _windows(steps, at_once) for row in self._steps(*zip(*window, strict=True))]
 
     def _steps(self, batches: Sequence[Batch], noises: Sequence[Tensor], dials: Sequence[Dials]) -> Tensor:
@@ -111,7 +115,7 @@ class FusedStep:
 
     def _sizes(self, cells: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Sizes of network and cells, by the names of fields of `scvae.kernels.records.JOB`."""
-        network, encoder, most = self.network, self.network.encoder, int(np.diff(cells["starts"]).max())
+        network, encoder, most = self.network, self.encoder, int(np.diff(cells["starts"]).max())
         n_genes, width = encoder.genes.weight.shape
         base = negative_binomial_of(head_of(network))
         pairs = self.config.consistency > 0.0 and network.conditions.n_columns > 0

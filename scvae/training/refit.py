@@ -23,13 +23,15 @@ from ..data.schema import Schema
 from ..inference.cloud import with_mapped_batches
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import ACTIVE_ABOVE, FittedModel, digest_of, in_use
+from ..inference.needs import check_amortized
 from ..inference.posterior import posterior_moments, whole_libraries
 from ..kernels.context import working_on
 from ..kernels.csr import CSR
 from ..model.vae import VAE
 from .checkpoint import Ending, Progress
-from .priors import check_droppable, check_prior
+from .priors import check_droppable
 from .recipe import Recipe, make_recipe
+from .refusals import check_together
 from .run import evaluate_held_out, fitted_model, with_density
 from .settings import Request, settings_of
 from .surgery import grown
@@ -98,8 +100,12 @@ def continue_fit(
     """
     model = request.init
     assert model is not None
+    check_amortized(model, "a fit from the model in init")
     config = request.training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
-    check_prior(model.network_config, config, n_latent=model.n_latent, beta=model.beta)
+    conditions = model.schema.n_conditions > 0
+    check_together(model.network_config, config, n_latent=model.n_latent, beta=model.beta, conditions=conditions)
+    if config.inference == "per_cell":
+        raise ValueError("the model in init has an encoder, but training has inference='per_cell'; leave that out")
     schema = widened(adata, model.schema, mapped=False)
     schema = replace(schema, layer=schema.layer_of(layer))
     cells = read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory)
@@ -231,6 +237,7 @@ def usage(model: FittedModel, cells: Cells) -> Float[np.ndarray, " latent"]:
 
 def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verbose: bool) -> FittedModel:
     """A new model at another β, trained from the weights of `model` on the cells of its fit, without a warm-up."""
+    check_amortized(model, "a fit at the next β")
     config = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
     network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training_config=config)
     progress = train(network, cells, settings, Recipe.of(config), verbose=verbose)

@@ -85,6 +85,7 @@ def write_embedding(
     keys: Keys,
     *,
     beta: float | None = None,
+    refine: int = 0,
     more: Mapping[str, Any] | None = None,
     obs: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
@@ -92,7 +93,7 @@ def write_embedding(
 ) -> None:
     """Writes an embedding: means, variances, loadings, codes, categories or components, and the record with `more`.
 
-    `moments` are those of the network, and are written in the coordinates of the model's metric.
+    `moments` are those of the network, after `refine` steps, and are written in the coordinates of the model's metric.
     `obs`, `obsm` and the other slots, as in `write_made`, are written with them. What another model left under the key
     goes.
     """
@@ -102,11 +103,11 @@ def write_embedding(
     write_made(
         adata,
         keys,
-        identity_of(model, beta),
+        identity_of(model, beta, refine),
         obs=group_columns(model, moments, keys) | dict(obs or {}),
         obsm={keys.mean: model.written(mean), keys.variance: variance, **matrices} | dict(obsm or {}),
         varm={keys.loadings: _loadings(model, adata)},
-        record=record_of(model) | dict(more or {}),
+        record=record_of(model) | {"refine": refine} | dict(more or {}),
         **slots,
     )
 

@@ -23,6 +23,7 @@ from ..data.summary import summarize
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..kernels.threads import of_call
+from ..model.per_cell import PerCell
 from ..model.vae import VAE, make_model
 from .checkpoint import Ending, Progress
 from .evaluation import Evaluation, evaluate
@@ -51,8 +52,16 @@ def fit_cells(
     network_config = with_components(settings.network_config, len(trained_on))
     settings = replace(settings.following(recipe), network_config=network_config)
     network = make_model(
-        settings.schema, settings.likelihood, n_latent, settings.network_config, settings.seed, range_of(settings.beta)
+        settings.schema,
+        settings.likelihood,
+        n_latent,
+        settings.network_config,
+        settings.seed,
+        range_of(settings.beta),
+        settings.training_config.inference,
     )
+    if isinstance(network.encoder, PerCell):
+        network.encoder.open(len(cells), settings.final_beta)
     network.likelihood.start_from(summarize(cells, trained_on))
     try:
         progress = train(network.to(device), cells, settings, recipe, checkpoint=checkpoint, verbose=verbose)
@@ -62,6 +71,8 @@ def fit_cells(
         logger.warning("%s lacks an operation (%s); the whole fit moves to the CPU", device, error)
         cpu = torch.device("cpu")
         return fit_cells(cells, settings, n_latent, device=cpu, checkpoint=checkpoint, verbose=verbose)
+    if isinstance(network.encoder, PerCell):
+        network.encoder.close()
     return with_density(fitted_model(network, cells, settings, progress), cells), progress.ended
 
 

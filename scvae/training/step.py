@@ -21,6 +21,7 @@ from ..likelihoods.base import OutputLayer
 from ..likelihoods.counts import LOG_DISPERSION_SPREAD
 from ..model.objective import evidence_terms, loss
 from ..model.optimizer import Adam, Group
+from ..model.per_cell import TABLE_RATE, PerCell
 from ..model.vae import VAE
 from .consistency import inconsistency
 
@@ -81,7 +82,10 @@ class EagerStep:
             For each step: log-likelihood and KL in nats per cell, and 1 if the step was skipped, else 0. The values
             are on the device; the host does not wait for them.
         """
-        return [self(*step) for step in zip(self.feed.batches(plan), generators, dials, strict=True)]
+        batches = self.feed.batches(plan)
+        if not self.network.is_amortized:
+            batches = (with_rows(batch, cells) for batch, cells in zip(batches, plan, strict=True))
+        return [self(*step) for step in zip(batches, generators, dials, strict=True)]
 
     def __call__(self, batch: Batch, generator: torch.Generator, dials: Dials) -> Float[Tensor, "3"]:
         """One step: see `run`."""
@@ -98,6 +102,11 @@ def with_draws(network: VAE, batch: Batch, generator: torch.Generator) -> tuple[
         return batch, noise
     offset = torch.rand((), generator=generator, device=device)
     return batch.at(network.betas, network.betas.draw(len(batch), offset)), noise
+
+
+def with_rows(batch: Batch, positions: Int[np.ndarray, " cells"]) -> Batch:
+    """The batch with the rows of its cells in the tables that take the encoder's place."""
+    return replace(batch, rows=torch.from_numpy(positions).to(batch.library.device))
 
 
 def update(
@@ -166,11 +175,13 @@ def make_optimizer(network: VAE, n_cells: int, only: Mapping[str, Bool[Tensor, "
     """
     dispersions = [p for name, p in network.named_parameters() if "log_inverse_dispersion" in name]
     outputs = [m for m in network.modules() if isinstance(m, OutputLayer)]
+    tables = [*network.encoder.parameters()] if isinstance(network.encoder, PerCell) else []
     of_prior = list(network.prior.parameters())
-    special = {id(p) for p in (*dispersions, *of_prior, *(layer.weight for layer in outputs))}
+    special = {id(p) for p in (*dispersions, *tables, *of_prior, *(layer.weight for layer in outputs))}
     groups = [
         Group([p for p in network.parameters() if id(p) not in special]),
         Group(dispersions, DISPERSION_RATE, decay=1.0 / (LOG_DISPERSION_SPREAD**2 * n_cells), centred=True),
+        Group(tables, TABLE_RATE),
         *(Group([layer.weight], layer.weight_rate, decay=1.0 / (layer.weight_sd**2 * n_cells)) for layer in outputs),
         Group(of_prior, network.prior.learning_rate),
     ]

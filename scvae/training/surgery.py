@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.schema import Schema
 from ..inference.fitted import FittedModel, range_of
+from ..model.encoder import Encoder
 from ..model.vae import VAE, make_model
 
 COVARIATES, SHIFTS = "encoder.covariates.weight", "encoder.shifts.weight"
@@ -60,6 +61,7 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
     network = make_model(
         schema, model.likelihood, model.n_latent, model.network_config, model.seed, range_of(model.beta)
     ).to(model.device)
+    assert isinstance(network.encoder, Encoder)
     conditions = _origins(model.schema, schema)
     before, after = model.network.conditions, network.conditions
     place = {column: i for i, column in enumerate(before.fitted.tolist())}

@@ -104,6 +104,7 @@ def train(
     config, seed, beta, device = settings.training_config, settings.seed, settings.final_beta, network.device
     identity = identity_of(network, cells, settings, start, with_data=checkpoint is not None)
     trained_on, held_out = split(len(cells), config.validation_fraction, seed)
+    watched = held_out if network.is_amortized else held_out[:0]  # their q would take a gradient ascent in each epoch
     log_beta = None if network.betas is None else network.betas.spread(len(held_out))
     batch_size = recipe.batch_size
     interrupt = Interrupt()
@@ -137,7 +138,7 @@ def train(
             if reading.gave_up is not None:
                 raise failure(network, cells, plan[reading.gave_up], progress.epoch + 1)
 
-            evaluation = evaluate(network, feed, held_out, log_beta, seed=seed)
+            evaluation = evaluate(network, feed, watched, log_beta, seed=seed)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
             progress.record(
@@ -185,6 +186,8 @@ def make_step(
                 "leave NetworkConfig.latent at 'normal'"
             )
         return ParallelStep(network, optimizer, feed, config, interrupt)
+    if not network.is_amortized:
+        return EagerStep(network, optimizer, feed, config)
     if isinstance(feed, Resident):
         if is_capturable(network):
             return CapturedStep(network, optimizer, feed, config)

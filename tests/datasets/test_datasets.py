@@ -399,6 +399,23 @@ def test_without_truth_no_cells_by_genes_array_is_made(monkeypatch):
     assert peak < 2_000 * 4_000 * 4 / 2
 
 
+def test_each_gene_follows_its_own_program_alone_and_programs_are_independent():
+    adata = datasets.simulate(
+        n_cells=4000, n_genes=48, n_latent=3, n_types=1, programs=True, likelihood="gaussian", signal=0.7, rng=0
+    )
+    assert np.bincount(adata.var["program"]).tolist() == [24, 16, 8]
+    z, mean = adata.obsm["z"], adata.layers["mean"]
+    np.testing.assert_allclose(np.cov(z, rowvar=False), np.eye(3), atol=0.08)
+    decoder = adata.uns["simulation"]["decoder"]
+    for k in range(3):
+        moved = z.copy()
+        moved[:, k] += 1.0
+        f = np.maximum(moved @ decoder["hidden_weight"], 0) @ decoder["output_weight"] + decoder["output_bias"]
+        changed = np.abs(f - mean).max(0) > 1e-3
+        np.testing.assert_array_equal(changed, adata.var["program"] == k)
+    assert mean.std(0).mean() == pytest.approx(0.7, rel=0.2)
+
+
 def test_extremes_are_drawn_without_a_warning():
     tiny = datasets.simulate(n_cells=30, n_genes=20, mean_library=1e-6)
     assert tiny.X.nnz == 0
@@ -416,6 +433,7 @@ def test_extremes_are_drawn_without_a_warning():
         ({"likelihood": "NB"}, ValueError, "likelihood is 'NB'; pass one of 'nb', 'zinb'"),
         ({"mean_library": 0}, ValueError, "mean_library is 0"),
         ({"signal": -1}, ValueError, "signal is -1"),
+        ({"programs": 1}, TypeError, "programs is 1; pass True or False"),
         ({"type_share": 1.5}, ValueError, r"type_share is 1\.5"),
         ({"inverse_dispersion": float("nan")}, ValueError, "inverse_dispersion is nan"),
         ({"rng": "seed"}, TypeError, "rng must be"),

@@ -39,6 +39,7 @@ CASES = {
     "mixture": {"prior": "mixture", "prior_components": 4},
     "flow": {"prior": "flow"},
     "encoded conditions": {"encode_conditions": True, "norm": "none"},
+    "skip": {"skip": "gated", "z_to": "every", "training": TrainingConfig(consistency=0.0)},
 }
 FITS = {
     "nb": {},

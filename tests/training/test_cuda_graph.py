@@ -81,6 +81,7 @@ CASES = [
     ({"prior": "mixture", "prior_components": 4}, TrainingConfig()),
     ({"prior": "flow"}, TrainingConfig()),
     ({"norm": "none", "encoder_layers": 2, "encode_conditions": True}, TrainingConfig()),
+    *[({"skip": skip, "z_to": "every"}, TrainingConfig(consistency=0.0)) for skip in ("plain", "gated")],
 ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from ..common.rng import even_noise
 from ..data.batches import Batch
-from ..model.latent.posterior import DiagonalNormal
-from ..model.optimizer import Adam, Group
-from ..model.vae import VAE
+from ..kernels.autograd import WeightedLogProb
+from .latent.posterior import DiagonalNormal
+from .latent.prior import Prior
+from .optimizer import Adam, Group
 
 OPTIMIZE = 32  # stream of random numbers
 PEAK_RATE = 0.1  # learning rate of Adam, in standard deviations of the prior; decays to 0 along a half cosine
@@ -21,8 +24,34 @@ DAMPING = (0.7, 0.5)  # of Newton steps; measured: "Why the defaults are what th
 FURTHEST = 0.3  # that a damped step moves the mean in a dimension, in standard deviations of the prior
 
 
+@runtime_checkable
+class Decoding(Protocol):
+    """What a posterior is measured against: p(x | z, s) and p(z) of a network (`scvae.model.vae.VAE`)."""
+
+    prior: Prior
+
+    def log_likelihood(
+        self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> WeightedLogProb:
+        """log p(x | z, s) of each row, and its weighted total."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of a module."""
+        ...
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Those of a module."""
+        ...
+
+
+Network = TypeVar("Network", bound=Decoding)
+
+
 @torch.no_grad()
-def nearer_mean(network: VAE, batch: Batch, start: DiagonalNormal, *, beta: float) -> Float[Tensor, "cells latent"]:
+def nearer_mean(
+    network: Decoding, batch: Batch, start: DiagonalNormal, *, beta: float
+) -> Float[Tensor, "cells latent"]:
     """The mean of each cell's q after two damped Newton steps towards the best q; the network does not change.
 
     At the best q, the variance is β divided by the curvature of the objective in that dimension. So the variance of the
@@ -50,7 +79,7 @@ def nearer_mean(network: VAE, batch: Batch, start: DiagonalNormal, *, beta: floa
 
 
 def best_posterior(
-    network: VAE, batch: Batch, start: DiagonalNormal, *, beta: float, seed: int, steps: int
+    network: Decoding, batch: Batch, start: DiagonalNormal, *, beta: float, seed: int, steps: int
 ) -> DiagonalNormal:
     """The normal q of each cell that maximises E_q[log p(x | z)] - β KL(q || p); the network does not change.
 
@@ -88,7 +117,7 @@ def best_posterior(
     return DiagonalNormal(mean.detach(), log_variance.detach())
 
 
-def _without_gradients(network: VAE) -> VAE:
+def _without_gradients(network: Network) -> Network:
     """The network with the same weights, not copied, but without their gradients, which would be computed in vain."""
     tensors = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor.detach() for tensor in tensors})

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from scvae.inference.posterior import posterior_moments
-from scvae.inference.refinement import DAMPING, FURTHEST, best_posterior, nearer_mean
 from scvae.model.latent.posterior import DiagonalNormal
+from scvae.model.refinement import DAMPING, FURTHEST, best_posterior, nearer_mean
 from tests.diagnostics.models import NOISE, linear_normal
 
 LOADINGS = np.array([[1.0, 0.0], [0.0, 0.5], [1.0, 0.0], [0.0, 0.5], [0.7, 0.0]], dtype=np.float32)
