@@ -46,6 +46,8 @@ class Batch:
     missing
         Modelled genes that were not measured in these cells, int64 and ascending; their values in `x` are 0 and must be
         ignored. None if all were measured.
+    labels
+        int64 code of the label of each cell, -1 for a cell without one; None if there are no labels.
     """
 
     x: Block
@@ -56,15 +58,17 @@ class Batch:
     log_beta: Float[Tensor, " cells"] | None = None
     knots: Float[Tensor, "cells knots"] | None = None
     missing: Int[Tensor, " missing"] | None = None
+    labels: Int[Tensor, " cells"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same cells with every tensor replaced."""
-        log_beta, knots, missing = (None if t is None else change(t) for t in (self.log_beta, self.knots, self.missing))
         library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
-        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, log_beta, knots, missing)
+        optional = (self.log_beta, self.knots, self.missing, self.labels)
+        changed = (None if tensor is None else change(tensor) for tensor in optional)
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, *changed)
 
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""

@@ -31,12 +31,15 @@ class Terms:
         Weighted sum of the log-likelihoods over cells, with the gradient.
     draws
         The draw of the latent of each cell, without a gradient.
+    label_log_prob
+        log p(label | z) of each cell with its gradient, 0 for cells without a label; None if there are no labels.
     """
 
     log_likelihood: Float[Tensor, " cells"]
     kl: Float[Tensor, "cells summands"]
     weighted_log_likelihood: Float[Tensor, ""]
     draws: Float[Tensor, "cells latent"]
+    label_log_prob: Float[Tensor, " cells"] | None = None
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
@@ -58,7 +61,9 @@ def evidence_terms(
     posterior = network.encode(batch, generator)
     z = posterior.reparameterize(noise)
     log_prob = network.log_likelihood(z, batch, cell_weight)
-    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach())
+    classifier, labels = network.classifier, batch.labels
+    of_labels = None if classifier is None or labels is None else classifier.log_prob(z, labels)
+    return Terms(log_prob.per_row, network.prior.kl(posterior, z), log_prob.total, z.detach(), of_labels)
 
 
 def loss(

@@ -18,6 +18,7 @@ from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
 from ..likelihoods.base import OutputLayer, dense
+from .classifier import Classifier
 from .conditions import Conditions
 from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
@@ -46,11 +47,12 @@ class VAE(nn.Module):
         *,
         encode_conditions: bool,
         betas: BetaRange | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
         super().__init__()
         self.encode_conditions, self.betas = encode_conditions, betas
         self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
-        self.prior = prior
+        self.prior, self.classifier = prior, classifier
 
     @property
     def n_latent(self) -> int:
@@ -136,6 +138,8 @@ class VAE(nn.Module):
         dropped, constant = dropped.to(device), constant.to(device)
         self.encoder.drop_dimensions(dropped)
         self.prior.drop_dimensions(dropped)
+        if self.classifier is not None:
+            self.classifier.drop_dimensions(dropped, constant)
         if isinstance(self.decoder, Decoder):
             self.decoder.drop_dimensions(dropped, constant)
             return
@@ -166,7 +170,7 @@ def make_model(
     betas: BetaRange | None = None,
 ) -> VAE:
     """A VAE with random initial weights for the genes and conditions of `schema`, for one β or a range of β."""
-    n_knots = betas.n_knots if betas else 0
+    n_knots, labels = betas.n_knots if betas else 0, schema.labels
     generator = torch_generator(seed, INITIAL_WEIGHTS)
     conditions = Conditions(
         tuple(len(column.categories) for column in schema.categoricals),
@@ -224,4 +228,5 @@ def make_model(
         StandardNormal(n_latent),
         encode_conditions=config.encode_conditions,
         betas=betas,
+        classifier=Classifier(n_latent, len(labels.names), term_weight=labels.weight) if labels else None,
     )

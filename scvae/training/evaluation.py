@@ -24,19 +24,24 @@ EVALUATION_CHUNK = 512  # cells
 
 
 class Evaluation(NamedTuple):
-    """Means over cells in nats: log-likelihood, KL, KL per latent dimension, and β KL for a model with a range of β."""
+    """Means over cells in nats: log-likelihood, KL, KL per latent dimension, and β KL for a model with a range of β.
+
+    The mean of log p(label | z) is over the cells with a label; `label_term` is its part of the objective, per cell.
+    """
 
     log_likelihood: float
     kl: float
     kl_per_dimension: Float[Tensor, " latent"]
     kl_times_beta: float | None
+    label_log_likelihood: float = math.nan
+    label_term: float = 0.0
 
     def objective(self, beta: float, config: TrainingConfig) -> float:
         """What training maximises after the warm-up; NaN without cells. With a range of β, each cell has its own β."""
         if self.kl_times_beta is not None:
-            return self.log_likelihood - self.kl_times_beta
+            return self.log_likelihood + self.label_term - self.kl_times_beta
         penalty = kl_penalty(self.kl_per_dimension, free_bits=config.free_bits, capacity=config.capacity)
-        return self.log_likelihood - beta * float(penalty)
+        return self.log_likelihood + self.label_term - beta * float(penalty)
 
 
 @torch.no_grad()
@@ -56,7 +61,7 @@ def evaluate(
     network.eval()
     device, everyone = network.device, ranks()
     sums, kl = [torch.zeros((), device=device)], torch.zeros(network.n_latent, device=device)
-    weighted = torch.zeros((), device=device)
+    weighted, of_labels = torch.zeros((), device=device), torch.zeros(2, device=device)
     parts = chunks(len(positions), EVALUATION_CHUNK)
     mine = range(len(parts))[everyone.part(len(parts))]
     with working_on(device):
@@ -70,8 +75,19 @@ def evaluate(
             kl += terms.kl.sum(0)
             if batch.log_beta is not None:
                 weighted += batch.log_beta.exp() @ terms.kl.sum(1)
+            if terms.label_log_prob is not None and batch.labels is not None:
+                of_labels += torch.stack([terms.label_log_prob.sum(), (batch.labels >= 0).sum()])
     n = len(positions) or math.nan
-    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu()))
-    log_likelihood, kl_times_beta = (sum(column) for column in list(zip(*shares, strict=True))[:2])
+    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), *of_labels.tolist(), kl.cpu()))
+    log_likelihood, kl_times_beta, label_sum, n_labelled = (
+        sum(column) for column in list(zip(*shares, strict=True))[:4]
+    )
     kl = torch.stack([of_one for *_, of_one in shares]).sum(0)
-    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, None if log_beta is None else kl_times_beta / n)
+    return Evaluation(
+        log_likelihood / n,
+        float(kl.sum()) / n,
+        kl / n,
+        None if log_beta is None else kl_times_beta / n,
+        label_sum / n_labelled if n_labelled else math.nan,
+        network.classifier.term_weight * label_sum / n if network.classifier else 0.0,
+    )

@@ -148,6 +148,8 @@ def objective_of(
     if network.betas is not None and batch.log_beta is not None:
         beta = beta * network.betas.relative(batch.log_beta)
     objective = loss(terms, cell_weight, beta=beta, free_bits=config.free_bits, capacity=dials.capacity)
+    if network.classifier is not None and terms.label_log_prob is not None:
+        objective = objective - network.classifier.term_weight * (cell_weight @ terms.label_log_prob)
     if config.consistency > 0 and network.conditions.n_columns > 0:
         weight = config.consistency * beta * cell_weight
         objective = objective + inconsistency(network, terms.draws, batch, weight)
