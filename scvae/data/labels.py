@@ -55,7 +55,7 @@ class Labels:
         text = _text_of(check_obs_column(adata, self.key))
         known = {spelling(name): code for code, name in enumerate(self.names)}
         missing = text.isna() | (text == self.unlabelled)
-        codes = text.map(known).astype("float64").fillna(UNLABELLED).to_numpy().astype(np.int64)
+        codes = np.array([known.get(name, UNLABELLED) for name in text], dtype=np.int64)
         strange = text[(codes == UNLABELLED) & ~missing.to_numpy()]
         if len(strange):
             raise ValueError(
@@ -103,11 +103,12 @@ def learn_labels(
     value = None if unlabelled is None else spelling(str(unlabelled))
     if value is not None and not (text == value).any():
         raise ValueError(
-            f"unlabelled is {unlabelled!r}, which no cell of {where} has (it has {listing(text.dropna().unique(), 5)}); "
+            f"unlabelled is {unlabelled!r}, which no cell of {where} has (but {listing(text.dropna().unique(), 5)}); "
             "leave it out if cells without a label are missing values"
         )
     labelled = text[text.notna() & (text != value)]
-    names = names_of(labelled, where, "scvae.fit: pass unlabelled='unknown' if these cells have no label")
+    names = tuple(sorted(set(labelled)))
+    check_names(names, len(labelled), where, f"pass unlabelled={UNKNOWN!r} if these cells have no label, or rename it")
     _warn_of_empty(column, labelled, value, where)
     earlier = () if known is None else known.names
     new = tuple(name for name in names if name not in {spelling(name) for name in earlier})
@@ -116,13 +117,15 @@ def learn_labels(
     return Labels(key, earlier + new, value, weight)
 
 
-def names_of(labelled: pd.Series | Sequence[str], where: str, remedy: str) -> tuple[str, ...]:
-    """The different labels, sorted.
+def check_names(names: Sequence[str], n_labelled: int, where: str, remedy: str) -> None:
+    """Checks the different labels of some cells.
 
     Parameters
     ----------
-    labelled
-        The label of each labelled cell.
+    names
+        The labels.
+    n_labelled
+        Number of cells with a label.
     where
         The column, for messages.
     remedy
@@ -133,10 +136,9 @@ def names_of(labelled: pd.Series | Sequence[str], where: str, remedy: str) -> tu
     ValueError
         If there are nearly as many labels as cells, or one is ``"unknown"``.
     """
-    names = tuple(sorted(set(labelled)))
-    if len(names) > max(FEW_LABELS, len(labelled) // 2):
+    if len(names) > max(FEW_LABELS, n_labelled // 2):
         raise ValueError(
-            f"{where} has {len(names):,} different values in {len(labelled):,} cells ({listing(names, 3)}); pass a "
+            f"{where} has {len(names):,} different values in {n_labelled:,} cells ({listing(names, 3)}); pass a "
             "column of labels that many cells share"
         )
     if UNKNOWN in names:
@@ -144,7 +146,6 @@ def names_of(labelled: pd.Series | Sequence[str], where: str, remedy: str) -> tu
             f"{where} has the label {UNKNOWN!r} ({listing(names)}), which is reserved for cells without a counterpart; "
             f"{remedy}"
         )
-    return names
 
 
 def _text_of(column: pd.Series) -> pd.Series:

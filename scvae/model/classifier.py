@@ -25,9 +25,7 @@ class Classifier(nn.Module):
         """The logits."""
         return torch.addmm(self.bias, z, self.weight)
 
-    def log_prob(
-        self, z: Float[Tensor, "cells latent"], labels: Int[Tensor, " cells"]
-    ) -> Float[Tensor, " cells"]:
+    def log_prob(self, z: Float[Tensor, "cells latent"], labels: Int[Tensor, " cells"]) -> Float[Tensor, " cells"]:
         """log p(label | z) in nats, 0 for cells without a label (-1)."""
         found = torch.log_softmax(self(z), dim=1).gather(1, labels.clamp_min(0)[:, None])[:, 0]
         return torch.where(labels >= 0, found, torch.zeros_like(found))
@@ -35,5 +33,5 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"], constant: Float[Tensor, " latent"]) -> None:
         """Removes latent dimensions, which are fixed at the given values."""
-        self.bias += constant[dropped] @ self.weight[dropped]
+        self.bias.add_(constant[dropped] @ self.weight[dropped])
         self.weight = nn.Parameter(self.weight[~dropped].clone())

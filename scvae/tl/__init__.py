@@ -11,6 +11,7 @@ from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
 from ._neighbors import neighbors
+from ._predict_labels import predict_labels
 from ._prune import prune
 from ._rank_genes import rank_genes
 from ._sample import sample
@@ -29,6 +30,7 @@ __all__ = [
     "log_likelihood",
     "map_query",
     "neighbors",
+    "predict_labels",
     "prune",
     "rank_genes",
     "sample",

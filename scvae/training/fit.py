@@ -252,9 +252,7 @@ def fit(
     keys = Keys(key_added)
     covariate_keys = () if covariate_keys is None else covariate_keys
     label_weight = check_not_negative(label_weight, "label_weight")
-    data = DataKeys(
-        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight
-    )
+    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight)
     request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")

@@ -152,7 +152,7 @@ class FusedStep:
         group = [base.dispersions(batch)[1] if base else torch.zeros_like(batch.group) for batch in batches]
         tensors = {
             "group": torch.cat(group),
-            "labels": torch.cat([batch.library.new_empty(0).long() if batch.labels is None else batch.labels for batch in batches]),
+            "labels": torch.cat([batch.group[:0] if batch.labels is None else batch.labels for batch in batches]),
             "indices": torch.cat([x.indices for x in rows]),
             "counts": torch.cat([x.values for x in rows]),
             "library": torch.cat([batch.library for batch in batches]),
