@@ -144,12 +144,13 @@ def widening(
     far: Float[np.ndarray, " cells"],
     likely: Int[np.ndarray, " cells"],
     *,
-    most: float = MOST_WIDENING,
+    most: float | None = None,
 ) -> float:
     """The factor by which a whole query is farther from the reference than the reference cells are from each other.
 
     The ratio of the lower quartiles of both distances, each relative to the median of its label; cell types that the
-    reference lacks hardly affect it. Limited to 1 .. `most`, so that a query of only such types stays far.
+    reference lacks hardly affect it. Limited to 1 .. `most`
+    (`MOST_WIDENING` by default), so that a query of only such types stays far.
 
     Parameters
     ----------
@@ -163,7 +164,7 @@ def widening(
         typical[c] = np.median(own[label == c])
     typical = np.maximum(typical, np.finfo(np.float64).tiny)
     inner, outer = np.quantile(own / typical[label], NEAR), np.quantile(far / typical[likely], NEAR)
-    return float(np.clip(outer / inner, 1.0, most)) if inner > 0 else 1.0
+    return float(np.clip(outer / inner, 1.0, most or MOST_WIDENING)) if inner > 0 else 1.0
 
 
 def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:

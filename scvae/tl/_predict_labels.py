@@ -119,7 +119,6 @@ def predict_labels(
     --------
     >>> import scvae
     >>> adata = scvae.datasets.simulate(n_cells=300, n_genes=60, n_types=3, rng=0)
-    >>> adata.obs["known"] = adata.obs["cell_type"].astype(object).where(adata.obs.index.str.len() % 2 == 0)
     >>> model = scvae.fit(adata, labels_key="cell_type", rng=0, verbose=False)
     >>> scvae.tl.predict_labels(adata, model)
     >>> adata.obs[["scvae_label", "scvae_label_uncertainty", "scvae_outlier"]].shape

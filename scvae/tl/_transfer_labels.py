@@ -131,7 +131,7 @@ def transfer_labels(
         raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass at least two")
     codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
     where, remedy = f"reference.obs[{labels_key!r}]", "rename it, or set it to NaN to leave these cells out"
-    check_names(names, len(labelled), where, remedy)
+    check_names(tuple(names), len(labelled), where, remedy)
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     with speaking_of("reference", layer="reference_layer"):
