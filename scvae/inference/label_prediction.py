@@ -48,6 +48,22 @@ def known_labels(model: FittedModel, cells: Cells) -> KnownLabels | None:
     )
 
 
+def labels_of(model: FittedModel) -> tuple[KnownLabels, tuple[str, ...]]:
+    """What the model keeps of the labels of its fit, and their names.
+
+    Raises
+    ------
+    ValueError
+        If it was fitted without labels.
+    """
+    if model.labels is None or model.schema.labels is None:
+        raise ValueError(
+            "the model was fitted without labels; fit one that listens to them (scvae.fit(adata, labels_key=...)), or "
+            "use scvae.tl.transfer_labels, which needs labelled cells as reference"
+        )
+    return model.labels, model.schema.labels.names
+
+
 @torch.no_grad()
 def logits_at(model: FittedModel, mean: Float[np.ndarray, "cells latent"]) -> Float[np.ndarray, "cells labels"]:
     """Logits of the classifier at posterior means in the network's coordinates, float32."""

@@ -99,6 +99,19 @@ class VAE(nn.Module):
         batch: Batch,
         generator: torch.Generator | None,
     ) -> DiagonalNormal:
+        covariates, mapped = self._with_conditions(covariates, batch)
+        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots, mapped)
+        return posterior
+
+    def first_layer(
+        self, x: CSR | Dense, covariates: Float[Tensor, "cells covariates"], batch: Batch
+    ) -> Float[Tensor, "cells width"]:
+        """The outputs of the encoder's first layer for values as the encoder sees them (`Likelihood.encoder_input`)."""
+        return self.encoder.first_layer(x, *self._with_conditions(covariates, batch))
+
+    def _with_conditions(
+        self, covariates: Float[Tensor, "cells covariates"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells all"], Float[Tensor, "cells mapped"] | None]:
         mapped = None
         if self.encode_conditions or self.encoder.shifts is not None:
             conditions = self.conditions(batch)
@@ -106,8 +119,7 @@ class VAE(nn.Module):
                 covariates = torch.cat([covariates, conditions[:, self.conditions.fitted]], dim=1)
             if self.encoder.shifts is not None:
                 mapped = conditions[:, self.conditions.mapped]
-        posterior: DiagonalNormal = self.encoder(x, covariates, generator, batch.knots, mapped)
-        return posterior
+        return covariates, mapped
 
     def _filled_in(
         self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]

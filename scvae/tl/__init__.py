@@ -5,6 +5,7 @@ from ._denoise import denoise
 from ._density import density, fit_density
 from ._diagnose import diagnose
 from ._embed import embed
+from ._explain_label import explain_label
 from ._generate import generate
 from ._highly_variable_genes import highly_variable_genes
 from ._latent_genes import latent_genes
@@ -23,6 +24,7 @@ __all__ = [
     "density",
     "diagnose",
     "embed",
+    "explain_label",
     "fit_density",
     "generate",
     "highly_variable_genes",

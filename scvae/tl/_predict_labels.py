@@ -20,7 +20,7 @@ from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.known_labels import KnownLabels
 from ..inference.label_confidence import curves, name_cells
-from ..inference.label_prediction import calibrated, predict
+from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
 from ..inference.label_tree import LabelTree, flat_tree, learnt_tree, tree_of
 from ..inference.posterior import posterior_moments
@@ -163,16 +163,6 @@ class _Named:
     probability: Float[np.ndarray, " cells"]
     depth: np.ndarray
     threshold: float
-
-
-def labels_of(model: FittedModel) -> tuple[KnownLabels, tuple[str, ...]]:
-    """What the model keeps of the labels of its fit, and their names."""
-    if model.labels is None or model.schema.labels is None:
-        raise ValueError(
-            "the model was fitted without labels; fit one that listens to them (scvae.fit(adata, labels_key=...)), or "
-            "use scvae.tl.transfer_labels, which needs labelled cells as reference"
-        )
-    return model.labels, model.schema.labels.names
 
 
 def _tree_of(
