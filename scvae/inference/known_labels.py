@@ -22,6 +22,8 @@ class KnownLabels:
     ----------
     temperature
         The logits of the classifier are divided by it.
+    uniform
+        Share of a uniform distribution over the labels in the probabilities.
     place
         float32 posterior means, in the network's coordinates, of labelled cells of the training.
     label
@@ -35,6 +37,7 @@ class KnownLabels:
     """
 
     temperature: float
+    uniform: float
     place: Float[np.ndarray, "cells latent"]
     label: Int[np.ndarray, " cells"]
     held_out: Float[np.ndarray, "judged labels"]
@@ -42,12 +45,12 @@ class KnownLabels:
     truth: Int[np.ndarray, " judged"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a file holds; the number is in `to_json`."""
+        """The tensors that a file holds; the numbers are in `to_json`."""
         return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in ARRAYS}
 
     def to_json(self) -> dict[str, Any]:
-        """The number of the record."""
-        return {"temperature": self.temperature}
+        """The numbers of the record."""
+        return {"temperature": self.temperature, "uniform": self.uniform}
 
     @classmethod
     def taken_from(cls, tensors: dict[str, Tensor], record: dict[str, Any] | None) -> KnownLabels | None:

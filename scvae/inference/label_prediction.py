@@ -1,8 +1,10 @@
 """Names for cells from the classifier of a model that was fitted with labels: probabilities and outlier scores.
 
-The logits are divided by a temperature (Guo et al. 2017, "On calibration of modern neural networks"): the one that
-maximises the likelihood of the labels of cells that were held out of the training. A normal prior on its logarithm
-keeps a handful of cells from deciding much.
+The probability of label c is (1 - u) softmax(logits / T)_c + u / C, with the temperature T (Guo et al. 2017, "On
+calibration of modern neural networks") and the share u of a uniform distribution that are most probable given the
+labels of cells held out of the training. A temperature alone cannot tell a few labels that are plainly wrong from
+doubts about all: with a tenth of the labels shuffled, it made every probability too small. Priors, log T ~ N(0, 0.5^2)
+and u ~ Beta(1, 20), keep a handful of cells from deciding much.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize
+from scipy.special import softmax
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks, split
@@ -24,8 +26,10 @@ from .posterior import EMBEDDING_CHUNK, posterior_moments
 
 CHOICE = 60  # random stream that draws the cells to keep
 MOST_KEPT = 5_000  # labelled cells, and held-out ones among them
-SPREAD = 0.5  # standard deviation of the prior of the log temperature
-HOTTEST = 20.0  # largest temperature, and the inverse of the smallest
+SPREAD, TRUST = 0.5, 20.0  # standard deviation of the prior of log T, and second parameter of that of u
+HOTTEST, MOST_UNIFORM = 20.0, 0.9  # largest T, which is the inverse of the smallest, and largest u
+STARTS = (0.01, 0.2)  # of u
+TINY = 1e-300
 
 
 def known_labels(model: FittedModel, cells: Cells) -> KnownLabels | None:
@@ -38,8 +42,10 @@ def known_labels(model: FittedModel, cells: Cells) -> KnownLabels | None:
     kept, judged = (np.sort(some[:MOST_KEPT]) for some in (order[~is_held], order[is_held]))
     place, held_out_place = (posterior_moments(model, cells.taken(some))[0] for some in (kept, judged))
     logits = logits_at(model, held_out_place)
+    temperature, uniform = calibration_of(logits, cells.labels[judged])
     return KnownLabels(
-        temperature=temperature_of(logits, cells.labels[judged]),
+        temperature=temperature,
+        uniform=uniform,
         place=place,
         label=cells.labels[kept],
         held_out=logits,
@@ -76,17 +82,20 @@ def logits_at(model: FittedModel, mean: Float[np.ndarray, "cells latent"]) -> Fl
     return logits
 
 
-def temperature_of(logits: Float[np.ndarray, "cells labels"], truth: Int[np.ndarray, " cells"]) -> float:
-    """The temperature with the highest posterior density; 1 without cells."""
-    logits = logits.astype(np.float64)
-    rows = np.arange(len(truth))
+def calibration_of(logits: Float[np.ndarray, "cells labels"], truth: Int[np.ndarray, " cells"]) -> tuple[float, float]:
+    """The most probable temperature and uniform share; 1 and 0 without cells."""
+    rows, n_labels = np.arange(len(truth)), logits.shape[1]
 
-    def loss(log_temperature: float) -> float:
-        log_prob = log_softmax(logits / np.exp(log_temperature), axis=1)[rows, truth]
-        return float(0.5 * (log_temperature / SPREAD) ** 2 - log_prob.sum())
+    def loss(parameters: Float[np.ndarray, "2"]) -> float:
+        log_temperature, uniform = parameters
+        right = softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)[rows, truth]
+        prior = 0.5 * (log_temperature / SPREAD) ** 2 - (TRUST - 1.0) * np.log1p(-uniform)
+        return float(prior - np.log((1.0 - uniform) * right + uniform / n_labels + TINY).sum())
 
-    bounds = (-np.log(HOTTEST), np.log(HOTTEST))
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+    bounds = [(-np.log(HOTTEST), np.log(HOTTEST)), (0.0, MOST_UNIFORM)]
+    found = [minimize(loss, (0.0, start), bounds=bounds, method="L-BFGS-B") for start in STARTS]
+    log_temperature, uniform = min(found, key=lambda each: each.fun).x
+    return float(np.exp(log_temperature)), float(uniform)
 
 
 def predict(
@@ -120,6 +129,7 @@ def predict(
 
 
 def calibrated(known: KnownLabels, logits: Float[np.ndarray, "cells labels"]) -> Float[np.ndarray, "cells labels"]:
-    """Probabilities from logits at the temperature of the record."""
-    probability: Float[np.ndarray, "cells labels"] = softmax(logits.astype(np.float64) / known.temperature, axis=1)
+    """Probabilities from logits by the formula of this module."""
+    sharp = softmax(logits.astype(np.float64) / known.temperature, axis=1)
+    probability: Float[np.ndarray, "cells labels"] = (1.0 - known.uniform) * sharp + known.uniform / logits.shape[1]
     return probability

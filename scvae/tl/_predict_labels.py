@@ -49,10 +49,10 @@ def predict_labels(
     """Labels cells by the classifier of a model that was fitted with ``labels_key``.
 
     The probability of a label is the softmax of the classifier's logits at the posterior mean, divided by a temperature
-    that maximises the likelihood of the labels of cells held out of the training (Guo et al. 2017). Cells off the
-    reference are called unknown together with similar cells, by the score of `scvae.tl.transfer_labels`, for which the
-    model keeps the latent positions of up to 5,000 labelled cells. That score is for types that no label stands for;
-    the probability says which label, if it is one of them.
+    (Guo et al. 2017), mixed with a uniform distribution; both follow from the labels of cells that the fit held out of
+    the training. Cells off the reference are called unknown together with similar cells, by the score of
+    `scvae.tl.transfer_labels`, for which the model keeps the latent positions of up to 5,000 labelled cells. That score
+    is for types that no label stands for; the probability says which label, if it is one of them.
 
     With `hierarchy`, a cell gets the deepest name in a tree of labels of which the evidence is sure enough: its own
     type, else the parent, and so on, else ``"unknown"``. If the cells are exchangeable with those of the fit, at most a

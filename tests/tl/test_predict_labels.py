@@ -145,3 +145,4 @@ def test_what_cannot_be_done_gets_one_line_and_leaves_adata_as_it_was(digest):
     assert digest(query) == before
     scvae.tl.predict_labels(query, other)
     assert other.labels.temperature == pytest.approx(1.0, abs=1e-4)
+    assert other.labels.uniform == pytest.approx(0.0, abs=1e-4)
