@@ -151,6 +151,13 @@ def test_the_code_of_the_guide_runs_and_does_something(code, cells, at_work, dig
     assert shown is not None or made or written or digest(at_work["adata"]) != before
 
 
+def test_the_code_of_the_page_on_labels_runs_from_top_to_bottom(at_work):
+    for snippet in snippets("labels.md"):
+        run(*snippet.values, at_work)
+    assert {"scvae_label", "scvae_outlier"} <= set(at_work["adata"].obs)
+    assert len(at_work["table"]) == 15
+
+
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
 @pytest.mark.parametrize("code", [*snippets("README.md"), *snippets("index.md")])
 def test_the_quickstart_clusters_and_draws(code, cells, at_work, monkeypatch):

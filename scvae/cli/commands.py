@@ -48,6 +48,8 @@ KEYWORDS = (
     "checkpoint",
     "betas",
     "labels_key",
+    "unlabelled",
+    "label_weight",
     "method",
 )
 
@@ -267,6 +269,42 @@ def _embed(given: argparse.Namespace) -> None:
     _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
 
 
+def _label(given: argparse.Namespace) -> None:
+    check_input(given.input)
+    check_paths_differ({"output": given.output, "--model": given.model})
+    check_cells_output(given.output, given.input, force=given.force)
+
+    from ..data.labels import UNKNOWN
+    from ..inference.fitted import load
+    from ..tl import predict_labels
+
+    model, options = load(given.model), vars(given)
+    keys = Keys(given.key_added)
+    names = ("max_error", "unknown_above", "probabilities", "batch_key", "key_added")
+    keywords = {name: options[name] for name in names if name in options}
+    if "hierarchy" in options:
+        keywords["hierarchy"] = "learnt" if given.hierarchy == ["learnt"] else given.hierarchy
+    layer = options.get("layer", model.schema.layer)
+    with opened(given.input, None if layer == "X" else layer) as adata:
+        predict_labels(adata, model, layer=layer or "X", **keywords)
+        results = {
+            "obs": {keys.label: adata.obs[keys.label].array}
+            | {key: adata.obs[key].to_numpy() for key in (keys.label_uncertainty, keys.outlier)},
+            "obsm": {keys.label_probability: adata.obsm.get(keys.label_probability)},
+            "uns": {keys.uns: adata.uns[keys.uns]},
+        }
+        named = adata.obs[keys.label].value_counts()
+        n_cells = adata.n_obs
+    write_copy(given.input, given.output, results, force=given.force)
+    rows = {
+        "cells": f"{n_cells:,}",
+        "unknown": f"{named[UNKNOWN]:,}",
+        "names": f"{(named.drop(UNKNOWN) > 0).sum():,}",
+        "labels": f"{given.output}, obs[{keys.label!r}]",
+    }
+    _print_rows(rows)
+
+
 def _diagnose(given: argparse.Namespace) -> None:
     check_input(given.input)
     check_paths_differ({"output": given.output, "--model": given.model})
@@ -322,4 +360,11 @@ def _complain(kind: str, message: object) -> None:
         print(f"scvae: {kind}: {one_line(message)}", file=sys.stderr)
 
 
-COMMANDS = {"fit": _fit, "tune-beta": _tune_beta, "embed": _embed, "diagnose": _diagnose, "demo": _demo}
+COMMANDS = {
+    "fit": _fit,
+    "tune-beta": _tune_beta,
+    "embed": _embed,
+    "label": _label,
+    "diagnose": _diagnose,
+    "demo": _demo,
+}

@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     _add_fit(commands)
     _add_tune_beta(commands)
     _add_embed(commands)
+    _add_label(commands)
     _add_diagnose(commands)
     _add_demo(commands)
     return parser
@@ -70,6 +71,9 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_sources(parser)
     model = add_settings(parser)
+    model.add_argument("--labels-key", metavar="COLUMN", help="obs column with cell types to listen to")
+    model.add_argument("--unlabelled", metavar="NAME", help="value of that column in cells without a label")
+    model.add_argument("--label-weight", metavar="W", type=float, help="weight of the labels in the objective")
     model.add_argument(
         "--beta",
         metavar="BETA",
@@ -117,6 +121,34 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
     add_key_added(parser)
     parser.set_defaults(beta=None)
+
+
+def _add_label(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _add_command(
+        commands,
+        "label",
+        summary="name the cells of an h5ad file by a saved model that was fitted with labels",
+        description="Names cells by a model that was fitted with --labels-key, and writes a copy of the file with a "
+        "label, its uncertainty and an outlier score for each cell.",
+        epilog="Defaults are those of scvae.tl.predict_labels; see help(scvae.tl.predict_labels) in Python.",
+    )
+    add_input(parser)
+    parser.add_argument("--model", metavar="FILE", type=as_path, required=True, help="model that scvae fit saved")
+    _add_output(parser, "h5ad file or zarr store to write: a copy of the input with the labels", required=True)
+    parser.add_argument(
+        "--hierarchy",
+        metavar="COLUMN",
+        nargs="+",
+        help="obs columns from coarse to fine with a tree of labels, or learnt: names are as deep as they are sure",
+    )
+    parser.add_argument(
+        "--max-error", metavar="SHARE", type=float, help="with --hierarchy: largest share of wrong names"
+    )
+    parser.add_argument("--unknown-above", metavar="SCORE", type=float, help="outlier score of unknown cells, 0 to 1")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability of each label")
+    parser.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch, if not that of the fit")
+    add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
+    add_key_added(parser)
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:

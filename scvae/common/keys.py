@@ -114,6 +114,21 @@ class Keys:
         return f"{self.key_added}_outlier"
 
     @property
+    def label_probability(self) -> str:
+        """obsm: probability of each label, cells x labels."""
+        return f"{self.key_added}_label_probability"
+
+    @property
+    def label_confidence(self) -> str:
+        """Within uns[key_added]: how coverage and error of labels depend on their probability, by level."""
+        return "label_confidence"
+
+    @property
+    def label_genes(self) -> str:
+        """varm: attribution of the label of each group of cells to each gene, genes x groups."""
+        return f"{self.key_added}_label_genes"
+
+    @property
     def density(self) -> str:
         """obs: log density of the cells of the fit at the posterior mean of a cell."""
         return f"{self.key_added}_density"
@@ -229,11 +244,20 @@ class Keys:
                 self.metacell,
             ),
             "layers": self.denoised,
-            "obsm": (self.components, self.samples, self.beta_umaps, self.categories, *self.denoised),
-            "varm": (self.loadings, self.effects, self.traversal),
+            "obsm": (
+                self.components,
+                self.samples,
+                self.beta_umaps,
+                self.categories,
+                self.label_probability,
+                *self.denoised,
+            ),
+            "varm": (self.loadings, self.effects, self.traversal, self.label_genes),
         }
 
     @property
     def entries(self) -> tuple[str, ...]:
         """Within uns[key_added]: what tools write for a model."""
-        return self.beta_path, self.judged_on, self.beta_embeddings, self.diagnosis, self.denoising
+        return (
+            self.beta_path, self.judged_on, self.beta_embeddings, self.diagnosis, self.denoising, self.label_confidence,
+        )  # fmt: skip

@@ -48,6 +48,8 @@ class Batch:
         ignored. None if all were measured.
     rows
         In a training without an encoder, the rows of these cells in the tables of posteriors, int64; else None.
+    labels
+        int64 code of the label of each cell, -1 for a cell without one; None if there are no labels.
     """
 
     x: Block
@@ -59,16 +61,17 @@ class Batch:
     knots: Float[Tensor, "cells knots"] | None = None
     missing: Int[Tensor, " missing"] | None = None
     rows: Int[Tensor, " cells"] | None = None
+    labels: Int[Tensor, " cells"] | None = None
 
     def __len__(self) -> int:
         return self.library.shape[0]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same cells with every tensor replaced."""
-        optional = (self.log_beta, self.knots, self.missing, self.rows)
-        log_beta, knots, missing, rows = (None if t is None else change(t) for t in optional)
         library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
-        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, log_beta, knots, missing, rows)
+        optional = (self.log_beta, self.knots, self.missing, self.rows, self.labels)
+        changed = (None if tensor is None else change(tensor) for tensor in optional)
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, *changed)
 
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""

@@ -182,6 +182,7 @@ def _between(window: Cells, start: int, stop: int) -> Batch:
         numeric=torch.from_numpy(window.numeric[start:stop]),
         has_batch=window.has_batch,
         missing=None if window.missing is None else torch.from_numpy(window.missing),
+        labels=None if window.labels is None else torch.from_numpy(window.labels[start:stop]),
     )
 
 
@@ -213,6 +214,7 @@ class Resident(Feed):
             library=every.library[positions],
             codes=every.codes[positions],
             numeric=every.numeric[positions],
+            labels=None if every.labels is None else every.labels[positions],
         )
 
 
@@ -276,8 +278,8 @@ def store_on(cells: Cells, device: torch.device) -> Resident | None:
     if x is None:
         return None
     library, codes, numeric = (torch.from_numpy(a).to(device) for a in (cells.library, cells.codes, cells.numeric))
-    missing = None if cells.missing is None else torch.from_numpy(cells.missing).to(device)
-    return Resident(Batch(x, library, codes, numeric, cells.has_batch, missing=missing))
+    missing, labels = (None if a is None else torch.from_numpy(a).to(device) for a in (cells.missing, cells.labels))
+    return Resident(Batch(x, library, codes, numeric, cells.has_batch, missing=missing, labels=labels))
 
 
 def _dense_store(cells: Cells, device: torch.device, room: float) -> Dense | None:

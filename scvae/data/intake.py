@@ -35,6 +35,7 @@ from .containers import (
 )
 from .covariates import codes_of, covariate_names, learn_columns, numbers_of, size_factors, warn_of_far
 from .genes import columns_of, find_genes, gene_mask, refuse_duplicates
+from .labels import LABEL_WEIGHT, Labels, learn_labels
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums
 from .schema import Kind, Schema
@@ -73,6 +74,8 @@ class Cells:
         Whether the first column of `codes` is the batch.
     missing
         int64 positions of the modelled genes that were not measured, ascending; None if all were measured.
+    labels
+        int64 code of the label of each cell, -1 for a cell without one; None if labels were not read.
     """
 
     rows: Rows
@@ -82,6 +85,7 @@ class Cells:
     names: pd.Index
     has_batch: bool = False
     missing: Int[np.ndarray, " missing"] | None = None
+    labels: Int[np.ndarray, " cells"] | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -105,6 +109,7 @@ class Cells:
             numeric=torch.from_numpy(self.numeric[positions]),
             has_batch=self.has_batch,
             missing=None if self.missing is None else torch.from_numpy(self.missing),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[positions]),
         )
 
     def taken(self, positions: Int[np.ndarray, " some"]) -> Cells:
@@ -118,6 +123,7 @@ class Cells:
             names=self.names[positions],
             has_batch=self.has_batch,
             missing=self.missing,
+            labels=None if self.labels is None else self.labels[positions],
         )
 
     def lacking(self, missing: Int[np.ndarray, " missing"], *, size_factors: bool) -> Cells:
@@ -170,6 +176,12 @@ class DataKeys:
     size_factor_key
         Column of `obs` with positive numbers, on any scale, that replace the library size; None for the sum over the
         modelled genes.
+    labels_key
+        Column of `obs` with the labels that the fit listens to; None for none.
+    unlabelled
+        Value of this column in cells without a label, besides missing values.
+    label_weight
+        Weight of the label term.
     """
 
     layer: str | None = None
@@ -177,6 +189,9 @@ class DataKeys:
     batch_key: str | None = None
     covariate_keys: Sequence[str] | str = ()
     size_factor_key: str | None = None
+    labels_key: str | None = None
+    unlabelled: str | None = None
+    label_weight: float = LABEL_WEIGHT
 
 
 def read_fit(
@@ -226,6 +241,7 @@ def read_fit(
     chosen = columns_of(adata, layer, gene_mask(adata, data.mask_var))
     batch, categorical, numeric = learn_columns(adata, data.batch_key, keys)
     factors = None if size_factor_key is None else size_factors(adata, size_factor_key)
+    labels = learned_labels(adata, data)
     values = matrix_of(adata, layer) if matrix is None else matrix
     var_names = var_names_of(adata, layer)
     if kind == "real" and _is_dense_in_memory(values, len(chosen), memory):
@@ -246,8 +262,20 @@ def read_fit(
         scale = 1.0 if factors is None else float(check.library.sum() / factors.sum())
         library = _library(check, kind, factors, scale)
     names = tuple(str(name) for name in var_names[genes])
-    schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key, scale)
-    return schema, _cells(adata, schema, rows, library)
+    schema = Schema(names, kind, layer, batch, categorical, numeric, size_factor_key, scale, labels)
+    return schema, with_labels(_cells(adata, schema, rows, library), adata, schema)
+
+
+def learned_labels(adata: AnnData, data: DataKeys, known: Labels | None = None) -> Labels | None:
+    """The labels that a fit is asked to listen to, after those already `known` to a model; errors of `learn_labels`."""
+    if data.labels_key is None:
+        return known
+    return learn_labels(adata, data.labels_key, data.unlabelled, data.label_weight, known)
+
+
+def with_labels(cells: Cells, adata: AnnData, schema: Schema) -> Cells:
+    """The cells with their labels, if the schema has any; errors of `Labels.codes`."""
+    return cells if schema.labels is None else replace(cells, labels=schema.labels.codes(adata))
 
 
 def read_query(

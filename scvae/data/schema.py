@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .categories import spelling
+from .labels import Labels
 
 Kind = Literal["counts", "binary", "real"]
 
@@ -84,6 +85,8 @@ class Schema:
         Column of `obs` that replaces the library size; None for the sum over the modelled genes.
     size_factor_scale
         Counts in the modelled genes per unit of the size factor, over all cells of the fit.
+    labels
+        The labels that the fit listened to; None if it had none.
     """
 
     genes: tuple[str, ...]
@@ -94,6 +97,7 @@ class Schema:
     numeric: tuple[Numeric, ...]
     size_factor_key: str | None
     size_factor_scale: float = 1.0
+    labels: Labels | None = None
 
     @property
     def categoricals(self) -> tuple[Categorical, ...]:
@@ -126,6 +130,7 @@ class Schema:
             "numeric": [asdict(column) for column in self.numeric],
             "size_factor_key": self.size_factor_key,
             "size_factor_scale": self.size_factor_scale,
+            **({} if self.labels is None else {"labels": self.labels.to_json()}),
         }
 
     @classmethod
@@ -147,6 +152,7 @@ class Schema:
             numeric=tuple(Numeric(column["key"], column["mean"], column["scale"]) for column in record["numeric"]),
             size_factor_key=record["size_factor_key"],
             size_factor_scale=record.get("size_factor_scale", 1.0),
+            labels=Labels.from_json(record.get("labels")),
         )
 
 

@@ -29,6 +29,7 @@ from ..likelihoods import LikelihoodName
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
 from .density import Density
+from .known_labels import KnownLabels
 from .metric import Metric, MetricName
 
 FORMAT = "scvae model"
@@ -125,6 +126,8 @@ class FittedModel:
     density
         Where the cells of the fit lie in latent space (see `scvae.tl.fit_density`); None for models saved before scvae
         fitted it.
+    labels
+        What `scvae.tl.predict_labels` needs; None for a fit without labels.
 
     Examples
     --------
@@ -155,6 +158,7 @@ class FittedModel:
     threads: int | None = None
     metric: Metric | None = None
     density: Density | None = None
+    labels: KnownLabels | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -326,12 +330,15 @@ class FittedModel:
             "trained_on": self.trained_on,
             "libraries": None if self.libraries is None else self.libraries.to_json(),
             "density": None if self.density is None else self.density.to_json(),
+            **({} if self.labels is None else {"labels": self.labels.to_json()}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
             tensors[METRIC] = torch.from_numpy(self.metric.matrix)
         if self.density is not None:
             tensors |= self.density.tensors()
+        if self.labels is not None:
+            tensors |= self.labels.tensors()
         write_tensors(path, tensors, FORMAT, record)
         return path
 
@@ -425,6 +432,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     tensors, record = read_tensors(path, FORMAT)
     matrix = tensors.pop(METRIC, None)
     density = Density.taken_from(tensors, record.get("density"))  # older files lack it, as they do other entries
+    labels = KnownLabels.taken_from(tensors, record.get("labels"))
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
@@ -451,4 +459,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         threads=record.get("threads"),
         metric=None if matrix is None else Metric(matrix.numpy()),
         density=density,
+        labels=labels,
     )

@@ -106,14 +106,36 @@ def transfer(
     row, truth = np.arange(len(judged)), label[judged]
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
     probability = found.probability(n_labels, **choices[int(np.argmax(gains))])
-    likely, far = probability.argmax(1), found.nearness
-    far = far / widening(own.nearness, truth, far, likely)
-    outlier = _quantile(own.nearness, far)
-    for c in range(n_labels):
-        same, mine = own.nearness[truth == c], likely == c
+    outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers)
+    return Transfer(probability=probability, outlier=outlier)
+
+
+def outlier_scores(
+    own: Float[np.ndarray, " judged"],
+    truth: Int[np.ndarray, " judged"],
+    far: Float[np.ndarray, " cells"],
+    likely: Int[np.ndarray, " cells"],
+    peers: Int[np.ndarray, "cells peers"],
+) -> Float[np.ndarray, " cells"]:
+    """The outlier score of each query cell: see `Transfer`.
+
+    Parameters
+    ----------
+    own, far
+        Distances of reference cells and of query cells to the nearest reference cells.
+    truth, likely
+        Labels of the reference cells, and most probable labels of the query cells.
+    peers
+        As in `transfer`.
+    """
+    far = far / widening(own, truth, far, likely)
+    outlier = _quantile(own, far)
+    for c in range(int(truth.max()) + 1):
+        same, mine = own[truth == c], likely == c
         if len(same) >= FEWEST_OF_LABEL:
             outlier[mine] = np.maximum(outlier[mine], _quantile(same, far[mine]))
-    return Transfer(probability=probability, outlier=outlier[peers].mean(1))
+    score: Float[np.ndarray, " cells"] = outlier[peers].mean(1)
+    return score
 
 
 def widening(
@@ -121,11 +143,14 @@ def widening(
     label: Int[np.ndarray, " judged"],
     far: Float[np.ndarray, " cells"],
     likely: Int[np.ndarray, " cells"],
+    *,
+    most: float | None = None,
 ) -> float:
     """The factor by which a whole query is farther from the reference than the reference cells are from each other.
 
     The ratio of the lower quartiles of both distances, each relative to the median of its label; cell types that the
-    reference lacks hardly affect it. Limited to 1 .. `MOST_WIDENING`, so that a query of only such types stays far.
+    reference lacks hardly affect it. Limited to 1 .. `most`
+    (`MOST_WIDENING` by default), so that a query of only such types stays far.
 
     Parameters
     ----------
@@ -139,7 +164,7 @@ def widening(
         typical[c] = np.median(own[label == c])
     typical = np.maximum(typical, np.finfo(np.float64).tiny)
     inner, outer = np.quantile(own / typical[label], NEAR), np.quantile(far / typical[likely], NEAR)
-    return float(np.clip(outer / inner, 1.0, MOST_WIDENING)) if inner > 0 else 1.0
+    return float(np.clip(outer / inner, 1.0, most or MOST_WIDENING)) if inner > 0 else 1.0
 
 
 def _quantile(among: Float[np.ndarray, " some"], values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:

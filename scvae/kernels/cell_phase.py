@@ -8,6 +8,7 @@ from numba import njit
 from .compiling import INNER
 from .cpu import log1p_row, log_prob_block
 from .cpu_sparse import add_weighted, fill_row
+from .label_term import add_labels
 from .layers import HALF, ONE, ZERO, clear, kl_of
 from .native import float64s, int32s, int64s, matrix, multiply, vector
 from .network import decode, decode_backward, encode, encode_backward, inputs_of, of_layer
@@ -105,6 +106,7 @@ def cells_of_step(piece, step, room, at, pairs, pairs_at, job, head, kind):
     decode(n, room, at, conditions, job, features)
     _head_of_cells(start, first, n, n_all, piece, room, at, job, head)
     decode_backward(n, room, at, job, slab)
+    add_labels(start + first, n, n_all, room, at, job, slab)
     _draw_backward(n, room, at, noise, pull, job)
     of_first = matrix(job.of_first, first * width, n, width)
     encode_backward(n, room, at, covariates, job, slab, of_first)

@@ -61,16 +61,18 @@ SIZES = (
     "n_steps", "steps_before",  # steps to make, and those that Adam has made before
     "most_cells",  # of a step
     "dense",  # whether the encoder gets a dense block
+    "n_labels",  # of the label term; 0 for none
 )  # fmt: skip
 PLACES = (  # where parameters begin in the flat arrays; after the small ones come bias, theta, genes and output
     "covariates_place", "mean_place", "mean_bias_place", "log_variance_place", "log_variance_bias_place",
-    "bias_place", "theta_place", "genes_place", "output_place",
+    "labels_place", "labels_bias_place", "bias_place", "theta_place", "genes_place", "output_place",
 )  # fmt: skip
 INT64S = (
     # layers x 4: places of weight and bias, and of those of the normalisation; the first weights are at `genes_place`
     "encoder", "decoder",
     "starts",  # steps + 1: the first cell of each step
     "indptr", "group",  # start of each row; row of the dispersions of each cell
+    "labels",  # label of each cell, -1 for none; empty without the label term
     "room_at", "pairs_at",  # `sections_of_room` for a block of cells, and for its pairs
 )  # fmt: skip
 INT32S = ("indices",)
@@ -90,7 +92,9 @@ FLOAT32S = (
     "centres",  # means of the dispersions
     "rooms",  # of all threads
 )  # fmt: skip
-FACTORS = ("feature_scale", "theta_rate", "theta_decay", "output_rate", "output_decay")  # see `model.optimizer.Group`
+FACTORS = (  # see `model.optimizer.Group`
+    "feature_scale", "theta_rate", "theta_decay", "output_rate", "output_decay", "label_weight",
+)  # fmt: skip
 ARRAYS = {name: dtype for names, dtype in ((INT64S, np.int64), (INT32S, np.int32), (FLOAT64S, np.float64),
                                            (FLOAT32S, np.float32)) for name in names}  # fmt: skip
 JOB = np.dtype([*((name, np.int64) for name in (*SIZES, *PLACES, *ARRAYS)), *((name, np.float32) for name in FACTORS)])
@@ -99,7 +103,8 @@ JOB = np.dtype([*((name, np.int64) for name in (*SIZES, *PLACES, *ARRAYS)), *((n
 # and the same of the decoder begins at DECODED
 ACTIVE, NORMED, INVERSE_SD, INPUT, DECODED = range(5)
 MEAN, LOG_VARIANCE, RAW, OF_LATENT, OF_VARIANCE, OF_FEATURES, OF_WIDTH, OF_OTHER, WEIGHT = range(8, 17)
-ROWS_OF_HEAD, PAIR_COVARIATES, PAIR_CONDITIONS, PAIR_LOGITS, END = range(17, 22)  # the pairs' alone but the first
+ROWS_OF_HEAD, OF_LABELS = 17, 18  # not the pairs'
+PAIR_COVARIATES, PAIR_CONDITIONS, PAIR_LOGITS, END = range(19, 23)  # the pairs' alone
 ROWS_IN_HEAD = 4  # rows of genes that the kernels of the heads need as room
 ALIGNED = 16  # float32 numbers; sections begin at addresses that suit BLAS
 
@@ -134,7 +139,7 @@ def sections_of_room(n: int, sizes: Mapping[str, int], *, of_pairs: bool) -> NDA
         lengths[[PAIR_COVARIATES, PAIR_CONDITIONS]] = n * sizes["n_covariates"], n * sizes["n_conditions"]
         lengths[PAIR_LOGITS] = n * sizes["n_logits"]
     else:
-        lengths[ROWS_OF_HEAD] = ROWS_IN_HEAD * sizes["n_genes"]
+        lengths[[ROWS_OF_HEAD, OF_LABELS]] = ROWS_IN_HEAD * sizes["n_genes"], sizes["n_labels"]
     return np.array([0, *np.cumsum(-(-lengths // ALIGNED) * ALIGNED), n])
 
 

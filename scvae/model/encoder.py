@@ -87,14 +87,31 @@ class Encoder(nn.Module):
     ) -> DiagonalNormal:
         """The posterior of each cell; `generator` draws the dropout masks and is None outside training."""
         x = x.with_values(self.input_dropout(x.values, generator))
+        return self.onwards(self.first_layer(x, covariates, mapped), generator, knots)
+
+    def first_layer(
+        self,
+        x: CSR | Dense,
+        covariates: Float[Tensor, "cells covariates"],
+        mapped: Float[Tensor, "cells mapped"] | None = None,
+    ) -> Float[Tensor, "cells width"]:
+        """The outputs of the first layer, which are linear in `x`."""
         start: Tensor = self.genes.bias
         if covariates.shape[1]:
             start = torch.addmm(start, covariates, self.covariates.weight)
         if self.shifts is not None and mapped is not None:
             # a separate product adds exactly 0 for cells of the fit; wider covariates would change the rounding
             start = start + mapped @ self.shifts.weight
-        h = add_product(start, x, self.genes.weight)
-        h = self.dropout(relu(self.gates[0](self.norms[0](h), knots)), generator)
+        return add_product(start, x, self.genes.weight)
+
+    def onwards(
+        self,
+        first: Float[Tensor, "cells width"],
+        generator: torch.Generator | None,
+        knots: Float[Tensor, "cells knots"] | None = None,
+    ) -> DiagonalNormal:
+        """The posterior of each cell, from the outputs of the first layer."""
+        h = self.dropout(relu(self.gates[0](self.norms[0](first), knots)), generator)
         for layer, norm, gate in zip(self.hidden, self.norms[1:], self.gates[1:], strict=True):
             h = self.dropout(relu(gate(norm(layer(h)), knots)), generator)
         return DiagonalNormal(self.mean(h, knots), hardtanh(self.log_variance(h, knots), *LOG_VARIANCE_RANGE))

@@ -36,6 +36,8 @@ class Terms:
         The posterior of each cell.
     penalty
         What training adds to the negative ELBO of each cell: see `Prior.penalty`.
+    label_log_prob
+        log p(label | z) of each cell with its gradient, 0 for cells without a label; None if there are no labels.
     """
 
     log_likelihood: Float[Tensor, " cells"]
@@ -44,6 +46,7 @@ class Terms:
     draws: Float[Tensor, "cells latent"]
     posterior: DiagonalNormal
     penalty: Float[Tensor, " cells"] | None = None
+    label_log_prob: Float[Tensor, " cells"] | None = None
 
     @property
     def elbo(self) -> Float[Tensor, " cells"]:
@@ -67,7 +70,9 @@ def evidence_terms(
     z = posterior.reparameterize(noise[:, : network.n_latent])
     log_prob = network.log_likelihood(z, batch, cell_weight)
     kl = prior.rate(posterior, z, noise[:, network.n_latent :])
-    return Terms(log_prob.per_row, kl, log_prob.total, z.detach(), posterior, prior.penalty(z))
+    classifier, labels = network.classifier, batch.labels
+    of_labels = None if classifier is None or labels is None else classifier.log_prob(z, labels)
+    return Terms(log_prob.per_row, kl, log_prob.total, z.detach(), posterior, prior.penalty(z), of_labels)
 
 
 def loss(

@@ -18,6 +18,7 @@ from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
 from ..likelihoods.base import OutputLayer, dense
+from .classifier import Classifier
 from .conditions import Conditions
 from .decoder import Decoder, LinearDecoder
 from .encoder import Encoder
@@ -49,11 +50,12 @@ class VAE(nn.Module):
         *,
         encode_conditions: bool,
         betas: BetaRange | None = None,
+        classifier: Classifier | None = None,
     ) -> None:
         super().__init__()
         self.encode_conditions, self.betas = encode_conditions, betas
         self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
-        self.prior = prior
+        self.prior, self.classifier = prior, classifier
 
     @property
     def n_latent(self) -> int:
@@ -114,6 +116,20 @@ class VAE(nn.Module):
         generator: torch.Generator | None,
     ) -> DiagonalNormal:
         assert isinstance(self.encoder, Encoder)
+        covariates, mapped = self._with_conditions(covariates, batch)
+        return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped))
+
+    def first_layer(
+        self, x: CSR | Dense, covariates: Float[Tensor, "cells covariates"], batch: Batch
+    ) -> Float[Tensor, "cells width"]:
+        """The outputs of the encoder's first layer for values as the encoder sees them (`Likelihood.encoder_input`)."""
+        assert isinstance(self.encoder, Encoder)
+        return self.encoder.first_layer(x, *self._with_conditions(covariates, batch))
+
+    def _with_conditions(
+        self, covariates: Float[Tensor, "cells covariates"], batch: Batch
+    ) -> tuple[Float[Tensor, "cells all"], Float[Tensor, "cells mapped"] | None]:
+        assert isinstance(self.encoder, Encoder)
         mapped = None
         if self.encode_conditions or self.encoder.shifts is not None:
             conditions = self.conditions(batch)
@@ -121,7 +137,7 @@ class VAE(nn.Module):
                 covariates = torch.cat([covariates, conditions[:, self.conditions.fitted]], dim=1)
             if self.encoder.shifts is not None:
                 mapped = conditions[:, self.conditions.mapped]
-        return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped))
+        return covariates, mapped
 
     def _filled_in(
         self, batch: Batch, missing: Int[Tensor, " missing"], z: Float[Tensor, "cells latent"]
@@ -153,6 +169,8 @@ class VAE(nn.Module):
         dropped, constant = dropped.to(self.device), constant.to(self.device)
         self.encoder.drop_dimensions(dropped)
         self.prior.drop_dimensions(dropped)
+        if self.classifier is not None:
+            self.classifier.drop_dimensions(dropped, constant)
         self.decoder.drop_dimensions(dropped, constant)
         for layer in self.likelihood.modules() if self.decoder.z_is_feature else ():
             if isinstance(layer, OutputLayer):
@@ -181,7 +199,7 @@ def make_model(
     inference: Inference = "amortized",
 ) -> VAE:
     """A VAE with random initial weights for the genes and conditions of `schema`, for one β or a range of β."""
-    n_knots = betas.n_knots if betas else 0
+    n_knots, labels = betas.n_knots if betas else 0, schema.labels
     generator = torch_generator(seed, INITIAL_WEIGHTS)
     conditions = Conditions(
         tuple(len(column.categories) for column in schema.categoricals),
@@ -245,6 +263,7 @@ def make_model(
         make_prior(config, n_latent, generator),
         encode_conditions=config.encode_conditions,
         betas=betas,
+        classifier=Classifier(n_latent, len(labels.names), term_weight=labels.weight) if labels else None,
     )
 
 

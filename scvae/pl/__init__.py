@@ -3,6 +3,7 @@
 from ._beta_explorer import beta_explorer
 from ._diagnose import diagnose
 from ._history import history
+from ._label_confidence import label_confidence
 from ._latent import latent
 from ._loadings import loadings
 from ._posterior_predictive import posterior_predictive
@@ -12,6 +13,7 @@ __all__ = [
     "beta_explorer",
     "diagnose",
     "history",
+    "label_confidence",
     "latent",
     "loadings",
     "posterior_predictive",

@@ -5,6 +5,7 @@ from ._denoise import denoise
 from ._density import density, fit_density
 from ._diagnose import diagnose
 from ._embed import embed
+from ._explain_label import explain_label
 from ._generate import generate
 from ._highly_variable_genes import highly_variable_genes
 from ._latent_genes import latent_genes
@@ -12,6 +13,7 @@ from ._log_likelihood import log_likelihood
 from ._map_query import map_query
 from ._metacells import metacells
 from ._neighbors import neighbors
+from ._predict_labels import predict_labels
 from ._prune import prune
 from ._rank_genes import rank_genes
 from ._sample import sample
@@ -23,6 +25,7 @@ __all__ = [
     "density",
     "diagnose",
     "embed",
+    "explain_label",
     "fit_density",
     "generate",
     "highly_variable_genes",
@@ -31,6 +34,7 @@ __all__ = [
     "map_query",
     "metacells",
     "neighbors",
+    "predict_labels",
     "prune",
     "rank_genes",
     "sample",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..common.checks import check_positive_int
 from ..common.distributed import process_group
 from ..common.keys import Keys
+from ..data.intake import with_labels
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
@@ -100,7 +101,7 @@ def prune(
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
     refuse_discrete(model, "scvae.tl.prune", kinds=("code",))
-    cells = read_cells(adata, model, layer)
+    cells = with_labels(read_cells(adata, model, layer), adata, model.schema)
     if cells.fingerprint() != model.trained_on:
         raise ValueError(
             "adata does not hold the cells that the model was fitted on, in the same order; pass those cells, so that "

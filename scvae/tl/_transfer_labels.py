@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..common.checks import check_adata, check_obs_column, check_probability, listing, speaking_of
+from ..common.checks import check_adata, check_obs_column, check_probability, speaking_of
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
+from ..data.labels import UNKNOWN, check_names
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
@@ -22,9 +23,6 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-UNKNOWN = "unknown"
-FEW_LABELS = 20  # up to this many labels are accepted for any number of cells
 
 
 @computing()
@@ -132,16 +130,8 @@ def transfer_labels(
     if len(labelled) < 2:
         raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass at least two")
     codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
-    if len(names) > max(FEW_LABELS, len(labelled) // 2):
-        raise ValueError(
-            f"reference.obs[{labels_key!r}] has {len(names):,} different values in {len(labelled):,} cells "
-            f"({listing(names, 3)}); pass a column of labels that many cells share"
-        )
-    if UNKNOWN in names:
-        raise ValueError(
-            f"reference.obs[{labels_key!r}] has the label {UNKNOWN!r} ({listing(names)}), which is reserved for cells "
-            "without a counterpart; rename it, or set it to NaN to leave these cells out"
-        )
+    where, remedy = f"reference.obs[{labels_key!r}]", "rename it, or set it to NaN to leave these cells out"
+    check_names(tuple(names), len(labelled), where, remedy)
     model.beta_of(beta)
     query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     with speaking_of("reference", layer="reference_layer"):

@@ -171,7 +171,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _content(settings: Settings, cells: Cells) -> str:
     """A digest of the training data, so that a checkpoint is not resumed with other data."""
     digest = hashlib.blake2b(json.dumps(settings.schema.to_json()).encode(), digest_size=16)
-    for array in (cells.library, cells.codes, cells.numeric, np.array(cells.names.astype(str), dtype=str)):
+    labels = () if cells.labels is None else (cells.labels,)
+    for array in (cells.library, cells.codes, cells.numeric, *labels, np.array(cells.names.astype(str), dtype=str)):
         digest.update(np.ascontiguousarray(array).tobytes())
 
     def add(tensor: Tensor) -> Tensor:

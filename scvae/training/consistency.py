@@ -95,4 +95,5 @@ def twice(
         numeric=torch.cat([batch.numeric[chosen], numeric]),
         log_beta=None if batch.log_beta is None else batch.log_beta[chosen].repeat(2),
         knots=None if batch.knots is None else batch.knots[chosen].repeat(2, 1),
+        labels=None,
     )

@@ -34,6 +34,10 @@ class Evaluation(NamedTuple):
         KL of each latent dimension alone: see `scvae.model.latent.prior.Prior.usage`.
     kl_times_beta
         β KL for a model with a range of β, else None.
+    label_log_likelihood
+        Mean of log p(label | z) over the cells with a label.
+    label_term
+        Its part of the objective, per cell.
     """
 
     log_likelihood: float
@@ -41,13 +45,15 @@ class Evaluation(NamedTuple):
     summands: Float[Tensor, " summands"]
     kl_per_dimension: Float[Tensor, " latent"]
     kl_times_beta: float | None
+    label_log_likelihood: float = math.nan
+    label_term: float = 0.0
 
     def objective(self, beta: float, config: TrainingConfig) -> float:
         """What training maximises after the warm-up; NaN without cells. With a range of β, each cell has its own β."""
         if self.kl_times_beta is not None:
-            return self.log_likelihood - self.kl_times_beta
+            return self.log_likelihood + self.label_term - self.kl_times_beta
         penalty = kl_penalty(self.summands, free_bits=config.free_bits, capacity=config.capacity)
-        return self.log_likelihood - beta * float(penalty)
+        return self.log_likelihood + self.label_term - beta * float(penalty)
 
 
 @torch.no_grad()
@@ -68,7 +74,7 @@ def evaluate(
     device, everyone = network.device, ranks()
     sums, kl = [torch.zeros((), device=device)], torch.zeros(1, device=device)
     alone = torch.zeros(network.n_latent, device=device)
-    weighted = torch.zeros((), device=device)
+    weighted, of_labels = torch.zeros((), device=device), torch.zeros(2, device=device)
     parts = chunks(len(positions), EVALUATION_CHUNK)
     mine = range(len(parts))[everyone.part(len(parts))]
     with working_on(device):
@@ -83,9 +89,19 @@ def evaluate(
             alone += network.prior.usage(terms.posterior).sum(0)
             if batch.log_beta is not None:
                 weighted += batch.log_beta.exp() @ terms.kl.sum(1)
+            if terms.label_log_prob is not None and batch.labels is not None:
+                of_labels += torch.stack([terms.label_log_prob.sum(), (batch.labels >= 0).sum()])
     n = len(positions) or math.nan
-    shares = everyone.gather((sum(torch.stack(sums).tolist()), float(weighted), kl.cpu(), alone.cpu()))
-    log_likelihood, kl_times_beta = (sum(column) for column in list(zip(*shares, strict=True))[:2])
-    kl, alone = (sum(column, torch.zeros(1)) for column in list(zip(*shares, strict=True))[2:])
-    times_beta = None if log_beta is None else kl_times_beta / n
-    return Evaluation(log_likelihood / n, float(kl.sum()) / n, kl / n, alone / n, times_beta)
+    numbers = (sum(torch.stack(sums).tolist()), float(weighted), *of_labels.tolist())
+    shares = everyone.gather((numbers, kl.cpu(), alone.cpu()))
+    log_likelihood, kl_times_beta, label_sum, n_labelled = map(sum, zip(*(share[0] for share in shares), strict=True))
+    kl, alone = (sum(column, torch.zeros(1)) for column in list(zip(*shares, strict=True))[1:])
+    return Evaluation(
+        log_likelihood / n,
+        float(kl.sum()) / n,
+        kl / n,
+        alone / n,
+        None if log_beta is None else kl_times_beta / n,
+        label_sum / n_labelled if n_labelled else math.nan,
+        network.classifier.term_weight * label_sum / n if network.classifier else 0.0,
+    )

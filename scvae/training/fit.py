@@ -30,6 +30,7 @@ from ..common.rng import SeedLike, seed_of
 from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
 from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
+from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
@@ -86,6 +87,9 @@ def fit(
     batch_key: str | None = None,
     covariate_keys: str | Sequence[str] | None = (),
     size_factor_key: str | None = None,
+    labels_key: str | None = None,
+    unlabelled: str | None = None,
+    label_weight: float = LABEL_WEIGHT,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
     beta: float | tuple[float, float] = 1.0,
@@ -139,6 +143,18 @@ def fit(
         Column of `adata.obs` to use in place of the library size (the sum over the modelled genes). The scale of the
         factors does not matter: they are multiplied by a constant so that their sum over all cells of the fit equals
         that of the counts. The same constant is used for later cells, whose factors must be on the same scale.
+    labels_key
+        Column of `adata.obs` with known cell types, to which the fit then listens: the objective of a labelled cell
+        gets the term `label_weight` log p(label | z), in nats, where p(label | z) is a logistic regression on the same
+        draw of z as that of the counts. Labels may be missing in most cells, in whole batches, or wrong in part. Later
+        cells are labelled by `scvae.tl.predict_labels`, for which the model keeps the classifier and where labelled
+        cells lie. Labels in the fit pull cells of one label together: see "Labels" in the documentation for what that
+        does to the embedding. With `init`, labels that the model does not know are added.
+    unlabelled
+        Value of that column in cells without a label, besides missing values.
+    label_weight
+        Weight of the label term, >= 0. With 1, the objective is that of counts and labels together, in which a label
+        (a few nats) has little say beside thousands of counts.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
@@ -248,7 +264,8 @@ def fit(
     """
     keys = Keys(key_added)
     covariate_keys = () if covariate_keys is None else covariate_keys
-    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
+    label_weight = check_not_negative(label_weight, "label_weight")
+    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight)
     request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
@@ -282,7 +299,7 @@ def read_and_train(
         ranks().first(lambda: check_place(checkpoint))
     seed = shared_seed(request.rng, checkpoint)
     if request.init is not None:
-        return continue_fit(adata, data.layer, request, seed=seed, device=device, matrix=matrix)
+        return continue_fit(adata, data, request, seed=seed, device=device, matrix=matrix)
 
     likelihood, n_latent = request.likelihood, _checked_n_latent(request.n_latent)
     check_choice(likelihood, NAMES, "likelihood")
@@ -290,7 +307,14 @@ def read_and_train(
     network_config, training_config = network_config or NetworkConfig(), training_config or TrainingConfig()
     beta = _checked_beta(request.beta, network_config, training_config)
     conditions = data.batch_key is not None or bool(covariate_names(None, data.covariate_keys))
-    check_together(network_config, training_config, n_latent=n_latent, beta=beta, conditions=conditions)
+    check_together(
+        network_config,
+        training_config,
+        n_latent=n_latent,
+        beta=beta,
+        conditions=conditions,
+        labels=data.labels_key is not None,
+    )
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
     _check_heads(network_config, likelihood, schema)

@@ -123,6 +123,8 @@ def _places(network: VAE, start_of: dict[int, int]) -> dict[str, Any]:
         "mean_bias": encoder.mean.bias,
         "log_variance": encoder.log_variance.weight,
         "log_variance_bias": encoder.log_variance.bias,
+        "labels": None if network.classifier is None else network.classifier.weight,
+        "labels_bias": None if network.classifier is None else network.classifier.bias,
         "bias": outputs[0].bias,
         "theta": base.log_inverse_dispersion if base else None,
         "genes": encoder.genes.weight,

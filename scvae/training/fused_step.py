@@ -137,6 +137,8 @@ class FusedStep:
             "most_cells": most,
             "dense": len(cells["counts"]) > crowded_from(most * n_genes) * len(cells["library"]) * n_genes,
             "feature_scale": network.decoder.condition_scale,
+            "n_labels": len(network.classifier.bias) if network.classifier and len(cells["labels"]) else 0,
+            "label_weight": network.classifier.term_weight if network.classifier else 0.0,
         }
 
     def _cells(self, batches: Sequence[Batch], noises: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
@@ -154,6 +156,7 @@ class FusedStep:
         group = [base.dispersions(batch)[1] if base else torch.zeros_like(batch.group) for batch in batches]
         tensors = {
             "group": torch.cat(group),
+            "labels": torch.cat([batch.group[:0] if batch.labels is None else batch.labels for batch in batches]),
             "indices": torch.cat([x.indices for x in rows]),
             "counts": torch.cat([x.values for x in rows]),
             "library": torch.cat([batch.library for batch in batches]),

@@ -15,7 +15,7 @@ from ..common.checks import plain, warn
 from ..config import TrainingConfig
 from ..data.batches import split
 from ..data.covariates import covariate_names, widened
-from ..data.intake import Cells, DataKeys, read_query
+from ..data.intake import Cells, DataKeys, learned_labels, read_query, with_labels
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.rows import SparseRows
@@ -67,6 +67,8 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
         wrong.append(f"batch_key={data.batch_key!r} (the model has {batch_key!r})")
     if given and given != set(keys):
         wrong.append(f"covariate_keys={sorted(given)} (the model has {sorted(keys)})")
+    if schema.labels is not None and data.labels_key not in {None, schema.labels.key}:
+        wrong.append(f"labels_key={data.labels_key!r} (the model has {schema.labels.key!r})")
     if data.size_factor_key not in {None, schema.size_factor_key}:
         wrong.append(f"size_factor_key={data.size_factor_key!r} (the model has {schema.size_factor_key!r})")
     has = {
@@ -92,7 +94,7 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
 
 
 def continue_fit(
-    adata: AnnData, layer: str | None, request: Request, *, seed: int, device: torch.device, matrix: Joined | None
+    adata: AnnData, data: DataKeys, request: Request, *, seed: int, device: torch.device, matrix: Joined | None
 ) -> tuple[FittedModel, Cells]:
     """Trains a model on `adata` from the weights of `request.init`, without a warm-up; also returns the cells.
 
@@ -103,12 +105,19 @@ def continue_fit(
     check_amortized(model, "a fit from the model in init")
     config = request.training or replace(model.training_config, epochs=None, batch_size=None, learning_rate=None)
     conditions = model.schema.n_conditions > 0
-    check_together(model.network_config, config, n_latent=model.n_latent, beta=model.beta, conditions=conditions)
+    check_together(
+        model.network_config,
+        config,
+        n_latent=model.n_latent,
+        beta=model.beta,
+        conditions=conditions,
+        labels=model.schema.labels is not None,
+    )
     if config.inference == "per_cell":
         raise ValueError("the model in init has an encoder, but training has inference='per_cell'; leave that out")
     schema = widened(adata, model.schema, mapped=False)
-    schema = replace(schema, layer=schema.layer_of(layer))
-    cells = read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory)
+    schema = replace(schema, layer=schema.layer_of(data.layer), labels=learned_labels(adata, data, schema.labels))
+    cells = with_labels(read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory), adata, schema)
     settings = replace(settings_of(model), schema=schema, seed=seed, training_config=config)
     trained_on, _ = split(len(cells), config.validation_fraction, seed)
     settings = settings.following(settings.recipe(len(trained_on)))

@@ -15,6 +15,7 @@ def check_together(
     n_latent: int | str,
     beta: float | tuple[float, float],
     conditions: bool,
+    labels: bool,
 ) -> None:
     """Checks settings of priors, discrete latents, decoders that read the data, and trainings without an encoder.
 
@@ -26,6 +27,8 @@ def check_together(
         As in `scvae.fit`, checked.
     conditions
         Whether there are batches or covariates.
+    labels
+        Whether there are labels.
 
     Raises
     ------
@@ -35,6 +38,8 @@ def check_together(
     check_prior(network, training, n_latent=n_latent, beta=beta)
     check_discrete(network, training, beta, n_latent)
     discrete = (network.latent != "normal", f"latent={network.latent!r}: take one of them")
+    if labels and network.latent != "normal":
+        _refuse("labels_key", (True, f"NetworkConfig.latent={network.latent!r}, which has groups of its own"))
     has_penalty = conditions and training.consistency > 0
     penalty, of_range, auto = "the consistency term", "a range of β", "n_latent='auto'"
     if network.skip != "none":
@@ -54,6 +59,7 @@ def check_together(
             (n_latent == "auto", f"{auto}, which trains again from the encoder: pass a number"),
             discrete,
             (ranks().world > 1, "several processes, which would each hold all posteriors: start one"),
+            (labels, "labels_key, whose names for new cells need an encoder: leave it out"),
             *((True, f"NetworkConfig.{name}, a setting of the encoder: leave it out") for name in of_encoder),
         )
 

@@ -22,6 +22,7 @@ from ..data.schema import Schema
 from ..data.summary import summarize
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
+from ..inference.label_prediction import known_labels
 from ..kernels.threads import of_call
 from ..model.per_cell import PerCell
 from ..model.vae import VAE, make_model
@@ -101,8 +102,9 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
 
 
 def with_density(model: FittedModel, cells: Cells) -> FittedModel:
-    """The model with the density of the cells of its fit; several processes get that of the first."""
-    return replace(model, density=ranks().first(lambda: density_of_fit(model, cells)))
+    """The model with the density and the labels of the cells of its fit; several processes get those of the first."""
+    density, labels = ranks().first(lambda: (density_of_fit(model, cells), known_labels(model, cells)))
+    return replace(model, density=density, labels=labels)
 
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> Outcome:

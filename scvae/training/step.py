@@ -160,6 +160,8 @@ def objective_of(
     if terms.penalty is not None:
         objective = objective + cell_weight @ terms.penalty
     network.prior.follow(terms.draws, cell_weight, noise)
+    if network.classifier is not None and terms.label_log_prob is not None:
+        objective = objective - network.classifier.term_weight * (cell_weight @ terms.label_log_prob)
     if config.consistency > 0 and network.conditions.n_columns > 0:
         weight = config.consistency * beta * cell_weight
         objective = objective + inconsistency(network, terms.draws, batch, weight)

@@ -22,6 +22,7 @@ from ..model.encoder import Encoder
 from ..model.vae import VAE, make_model
 
 COVARIATES, SHIFTS = "encoder.covariates.weight", "encoder.shifts.weight"
+CLASSIFIER = "classifier."
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,10 +70,13 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
     groups = conditions[: len(schema.batch.categories)] if schema.batch else []
     old, new = model.network.state_dict(), {}
     for name, tensor in network.state_dict().items():
-        if name == SHIFTS:
+        if name == SHIFTS or (name.startswith(CLASSIFIER) and name not in old):
             continue
         if tensor.shape == old[name].shape:
             tensor.copy_(old[name])
+            continue
+        if name.startswith(CLASSIFIER):  # labels that the model did not know start at 0
+            tensor[..., : old[name].shape[-1]] = old[name]
             continue
         origins = groups if "log_inverse_dispersion" in name else fitted if name == COVARIATES else conditions
         new[name] = _fill(tensor, old[name], origins)

@@ -150,6 +150,7 @@ def train(
                     "validation_elbo": evaluation.log_likelihood - evaluation.kl,
                     "validation_log_likelihood": evaluation.log_likelihood,
                     "validation_kl": evaluation.kl,
+                    **_of_labels(network, evaluation.label_log_likelihood),
                     "beta": float(dials[-1].kl_weight),
                     "learning_rate": float(dials[-1].learning_rate),
                     "seconds": progress.seconds,
@@ -237,6 +238,11 @@ def _dials_at(step: int, n_steps: int, beta: float, recipe: Recipe, config: Trai
         capacity=None if config.capacity is None else beta_at(done, beta=config.capacity, warmup=warmup),
         learning_rate=one_cycle(step / n_steps, peak=recipe.learning_rate),
     )
+
+
+def _of_labels(network: VAE, log_likelihood: float) -> dict[str, float]:
+    """The column of the history for networks with labels: nats per held-out cell with a label."""
+    return {} if network.classifier is None else {"validation_label_log_likelihood": log_likelihood}
 
 
 def out_of_patience(progress: Progress, recipe: Recipe, config: TrainingConfig) -> bool:

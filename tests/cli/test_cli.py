@@ -201,6 +201,16 @@ REFUSED = {
     "diagnose: other genes": ("diagnose other_genes.h5ad --model m.safetensors", "none of the"),
     "diagnose: other beta": ("diagnose in.h5ad --model m.safetensors --beta 3", "β = 1 alone"),
     "diagnose: no cells": ("diagnose in.h5ad --model m.safetensors --n-cells 0", "n_cells is 0"),
+    "label: no model": ("label in.h5ad -o out.h5ad", "--model (see scvae label --help)"),
+    "label: model without labels": ("label in.h5ad --model m.safetensors -o out.h5ad", "fitted without labels"),
+    "label: output exists": ("label in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
+    "label: output is the model": ("label in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
+    "label: missing input": ("label none.h5ad --model m.safetensors -o out.h5ad", "there is no file none.h5ad"),
+    "wrong labels": ("fit in.h5ad -o out.h5ad --labels-key bacth", "did you mean 'batch'"),
+    "no such cells without label": (
+        "fit in.h5ad -o out.h5ad --labels-key batch --unlabelled c",
+        "unlabelled is 'c', which no cell",
+    ),
     "demo: folder is a file": ("demo --out-dir old.h5ad", "old.h5ad is a file"),
     "no command": ("", "(see scvae --help)"),
     "unknown command": ("fitt in.h5ad", "(see scvae --help)"),
@@ -453,6 +463,23 @@ def test_a_layer_can_be_fitted_without_x(folder):
     without, with_x = (anndata.read_h5ad(name) for name in ("out.h5ad", "with_x.h5ad"))
     assert without.X is None
     np.testing.assert_array_equal(without.obsm["X_scvae"], with_x.obsm["X_scvae"])
+
+
+def test_a_model_fitted_with_labels_names_cells(folder, capsys):
+    words = ("--labels-key", "batch", "--label-weight", 5, "--model", "labels.safetensors")
+    assert run("fit", "in.h5ad", "-o", "fitted.h5ad", *QUICK, *words) == 0
+    assert scvae.load("labels.safetensors").schema.labels.weight == 5.0
+    words = ("label", "fitted.h5ad", "--model", "labels.safetensors", "-o")
+    assert run(*words, "out.h5ad", "--probabilities", "--unknown-above", 1) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["cells    60", "unknown  0"]
+    found, before = anndata.read_h5ad("out.h5ad"), anndata.read_h5ad("fitted.h5ad")
+    scvae.tl.predict_labels(before, scvae.load("labels.safetensors"), unknown_above=1.0)
+    names = ["scvae_label", "scvae_label_uncertainty", "scvae_outlier"]
+    pd.testing.assert_frame_equal(found.obs[names], before.obs[names])
+    assert list(found.obsm["scvae_label_probability"].columns) == ["a", "b"]
+    assert "history" in found.uns["scvae"]
+    assert run(*words, "tree.h5ad", "--hierarchy", "learnt", "--max-error", 0.5) == 0
+    assert anndata.read_h5ad("tree.h5ad").uns["scvae"]["label_confidence"]["max_error"] == 0.5
 
 
 def test_embed_reads_the_layer_it_is_told(folder, example):

@@ -25,7 +25,7 @@ PLAN = [np.array([3, 0, 7]), np.array([1]), np.array([11, 10, 9, 3])]
 
 
 def cells(kind="counts", *, values=None, mask=None):
-    """Twelve cells with a batch, a category and a number; an empty one, and genes out of order in the file."""
+    """Twelve cells with a batch, a category, a number and a label; an empty one, and genes out of order in the file."""
     rng = np.random.default_rng(0)
     if values is None:
         values = rng.poisson(0.7, (12, 9)).astype(np.float32)
@@ -33,17 +33,23 @@ def cells(kind="counts", *, values=None, mask=None):
     if kind == "binary":
         values = (values > 0).astype(np.float32)
     obs = pd.DataFrame(
-        {"batch": list("aabbababbaab"), "donor": list("xyzxyzxyzxyz"), "age": rng.normal(size=12)},
+        {
+            "batch": list("aabbababbaab"),
+            "donor": list("xyzxyzxyzxyz"),
+            "age": rng.normal(size=12),
+            "type": list("pqqp?pq?pqqp"),
+        },
         index=[f"cell_{i}" for i in range(12)],
     )
     adata = anndata.AnnData(values if kind == "real" else sparse.csr_matrix(values), obs)
     options = {"layer": None, "mask_var": mask, "batch_key": "batch", "covariate_keys": ["donor", "age"]}
+    options |= {"labels_key": "type", "unlabelled": "?"}
     return read_fit(adata, **options, size_factor_key=None, kind=kind)[1]
 
 
 def assert_same(found, expected):
     assert torch.equal(dense(found.x), dense(expected.x))
-    for name in ("library", "codes", "numeric", "group"):
+    for name in ("library", "codes", "numeric", "group", "labels"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert found.has_batch == expected.has_batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ import scvae
 from scvae import NetworkConfig, TrainingConfig
 from scvae.common.interrupt import Interrupt
 from scvae.common.rng import torch_generators
-from scvae.data.batches import Batch
 from scvae.data.beta_range import BetaRange
 from scvae.data.feeds import Feed
 from scvae.data.intake import DataKeys, read_fit
@@ -40,6 +40,7 @@ CASES = {
     "flow": {"prior": "flow"},
     "encoded conditions": {"encode_conditions": True, "norm": "none"},
     "skip": {"skip": "gated", "z_to": "every", "training": TrainingConfig(consistency=0.0)},
+    "labels": {"labels_key": "cell_type"},
 }
 FITS = {
     "nb": {},
@@ -51,6 +52,7 @@ FITS = {
     "auto": {"n_latent": "auto"},
     "mixture": {"network": NetworkConfig(width=16, prior="mixture")},
     "flow": {"network": NetworkConfig(width=16, prior="flow")},
+    "labels": {"labels_key": "cell_type"},
     "early stop": {
         "training": TrainingConfig(epochs=200, batch_size=32, learning_rate=3e-2, warmup=0.1, patience=0.02)
     },
@@ -75,9 +77,8 @@ class InDouble(Feed):
     def batches(self, plan):
         for positions in plan:
             batch = self.cells.batch(positions)
-            yield Batch(
-                in_double(batch.x), batch.library.double(), batch.codes, batch.numeric.double(), batch.has_batch
-            )
+            double = {"library": batch.library.double(), "numeric": batch.numeric.double()}
+            yield replace(batch, x=in_double(batch.x), **double)
 
 
 def in_double(x):
@@ -103,8 +104,9 @@ def gradients_of(case):
     """Gradients and statistics of each step of `PLAN` in float64; nothing moves, but for running statistics."""
     settings = {"likelihood": "nb", "betas": None, "training": TrainingConfig()} | CASES[case]
     likelihood, betas, training = (settings.pop(name) for name in ("likelihood", "betas", "training"))
+    keys = DataKeys(batch_key="batch", labels_key=settings.pop("labels_key", None))
     adata = scvae.datasets.simulate(n_cells=49, n_genes=30, n_batches=2, likelihood=likelihood, truth=False, rng=0)
-    schema, cells = read_fit(adata, DataKeys(batch_key="batch"), kind=KIND[likelihood])
+    schema, cells = read_fit(adata, keys, kind=KIND[likelihood])
     with double_precision():
         network = NetworkConfig(**{"width": 16} | settings)
         model = make_model(schema, likelihood, 3, network, seed=1, betas=betas).double().train()

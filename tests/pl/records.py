@@ -148,3 +148,20 @@ def tuned(n=9, recommended=4):
     table |= {name: np.linspace(low, high, n) for name, (low, high) in ends.items()}
     adata.uns["scvae"]["beta_path"] = pd.DataFrame(table | {"recommended": np.arange(n) == recommended})
     return adata
+
+
+def named(n_levels=2):
+    """Cells with the record of `predict_labels`: errors that rise with coverage, less so at coarse levels."""
+    adata = embedded()
+    coverage = np.linspace(0.02, 1.0, 50)
+    adata.uns["scvae"]["label_confidence"] = {
+        "level": np.repeat(np.arange(1, n_levels + 1), 50),
+        "coverage": np.tile(coverage, n_levels),
+        "threshold": np.tile(1.0 - 0.6 * coverage**2, n_levels),
+        "error": np.concatenate([0.08 * (level + 1) * coverage**3 for level in range(n_levels)]),
+        "depth": np.array([0.1, *np.full(n_levels, 0.9 / n_levels)]),
+        "least_probability": 0.6,
+        "max_error": 0.05,
+        "n_held_out": 120,
+    }
+    return adata

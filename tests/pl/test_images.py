@@ -38,6 +38,7 @@ CASES = {
     "history_of_many_beta": lambda: scvae.pl.history(
         records.trained(beta=(0.1, 10.0), validation=False, fine=0, mapping=True), show=False
     ),
+    "label_confidence": lambda: [scvae.pl.label_confidence(records.named(3), show=False)],
     "latent": lambda: scvae.pl.latent(records.embedded(), color="type", show=False),
     "latent_many_labels": lambda: scvae.pl.latent(records.embedded(30, 24), color="many", show=False),
     "latent_numbers": lambda: scvae.pl.latent(records.embedded(2, 1), color="score", show=False),
@@ -52,6 +53,7 @@ CASES = {
 REMOVED = [
     ("history", lambda axes: axes[0].lines[1]),
     ("history", lambda axes: axes[0].get_legend()),
+    ("label_confidence", lambda axes: axes[0].lines[2]),
     ("latent", lambda axes: axes[0].patches[2]),
     ("latent", lambda axes: axes[2].collections[0]),
     ("latent", lambda axes: axes[0].figure.legends[0]),

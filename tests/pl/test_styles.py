@@ -63,6 +63,10 @@ CASES = {
         "own": lambda: scvae.pl.history(records.trained(), show=False),
         "given": lambda: scvae.pl.history(records.trained(beta=(0.1, 10.0), mapping=True), ax=given(2, 2)),
     },
+    "label_confidence": {
+        "own": lambda: [scvae.pl.label_confidence(records.named(), show=False)],
+        "given": lambda: [scvae.pl.label_confidence(records.named(1), ax=given(1, 1))],
+    },
     "latent": {
         "few": latent("few"),
         "leiden": latent("leiden"),

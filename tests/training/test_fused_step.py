@@ -33,6 +33,8 @@ CASES = {
         {"covariate_keys": ["age"]},
     ),
     "zinb by batch": ("zinb", replace(SMALL, encode_conditions=True, dispersion="gene-batch"), {}),
+    "labels": ("nb", SMALL, {"labels_key": "known", "label_weight": 20.0}),
+    "zinb, labels of many cells": ("zinb", replace(SMALL, width=5), {"labels_key": "cell_type", "batch_key": None}),
     "poisson, two layers": ("poisson", replace(SMALL, encoder_layers=2, decoder_layers=2), {}),
 }
 
@@ -45,6 +47,7 @@ class Bench:
             n_cells=n_cells, n_genes=n_genes, n_batches=3, mean_library=mean_library, truth=False, rng=0
         )
         adata.obs["age"] = np.random.default_rng(0).uniform(20.0, 60.0, n_cells)
+        adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(n_cells) % 3 > 0)
         schema, self.cells = read_fit(
             adata, DataKeys(**{"batch_key": "batch"} | (keys or {})), kind="counts", matrix=None, memory=1e9
         )

@@ -1,0 +1,84 @@
+"""The promise about names: at most the allowed share of those given is wrong, whatever the classifier."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scvae.inference.label_confidence import curves, name_cells, threshold_of
+from scvae.inference.label_tree import flat_tree, tree_of
+
+TREE = tree_of({"x": ["a", "b"], "y": ["c", "d", "e"]}, "abcde")
+
+
+def cells(rng, n, *, noise, boast):
+    """Labels, and probabilities of a classifier that is noisy and believes in itself too much."""
+    truth = rng.integers(0, 5, n)
+    centres = np.array([[0, 0], [0, 1.5], [4, 0], [4, 1.2], [5.5, 0.5]])
+    seen = centres[truth] + noise * rng.normal(size=(n, 2))
+    logits = -boast * ((seen[:, None] - centres) ** 2).sum(2)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return truth, odds / odds.sum(1, keepdims=True)
+
+
+def wrong_and_named(tree, truth, naming):
+    named = naming.node >= 0
+    return (named & ~tree.members[naming.node, truth]).sum(), named.sum()
+
+
+@pytest.mark.parametrize("tree", [TREE, flat_tree("abcde")], ids=["tree", "flat"])
+@pytest.mark.parametrize(("noise", "boast", "n", "m"), [(0.6, 5.0, 150, 300), (1.0, 2.0, 60, 10), (0.3, 1.0, 400, 40)])
+def test_the_share_of_wrong_names_stays_below_what_is_allowed(tree, noise, boast, n, m):
+    rng, shares, coverage = np.random.default_rng(3), [], []
+    for _ in range(300):
+        (known, held_out), (truth, query) = (cells(rng, size, noise=noise, boast=boast) for size in (n, m))
+        n_wrong, n_named = wrong_and_named(tree, truth, name_cells(tree, held_out, known, query, 0.1))
+        shares.append(n_wrong / max(n_named, 1))
+        coverage.append(n_named / m)
+    assert np.mean(shares) < 0.1 + 2.5 * np.std(shares) / math.sqrt(300)
+    assert np.mean(coverage) > 0.1  # the promise is not kept by silence
+
+
+def test_the_allowed_share_is_used_up_where_names_are_hard():
+    rng = np.random.default_rng(5)
+    (known, held_out), (truth, query) = (cells(rng, 20_000, noise=1.0, boast=1.0) for _ in range(2))
+    n_wrong, n_named = wrong_and_named(TREE, truth, name_cells(TREE, held_out, known, query, 0.05))
+    assert 0.035 < n_wrong / n_named < 0.06
+
+
+def test_less_error_allowed_gives_names_that_are_less_deep():
+    rng = np.random.default_rng(5)
+    (known, held_out), (_, query) = (cells(rng, 2_000, noise=0.8, boast=2.0) for _ in range(2))
+    depth = []
+    for allowed in (0.3, 0.1, 0.03, 0.0):
+        node = name_cells(TREE, held_out, known, query, allowed).node
+        depth.append(np.where(node >= 0, TREE.depth[node], 0).mean())
+    assert depth[0] > depth[1] > depth[2] > depth[3] == 0.0
+
+
+def test_the_threshold_is_the_smallest_that_keeps_the_rule():
+    rng = np.random.default_rng(7)
+    for _ in range(200):
+        wrong = np.where(rng.random(30) < 0.4, rng.random(30), -math.inf)
+        named, allowed = rng.uniform(0.3, 1.0, 20), rng.uniform(0.05, 0.5)
+        grid = np.linspace(0.0, 1.0, 20_001)
+        keeps = (1 + (wrong[:, None] >= grid).sum(0)) / 31 <= allowed * (named[:, None] >= grid).sum(0) / 20
+        found = threshold_of(wrong, named, allowed)
+        if keeps.any():
+            assert abs(found - grid[keeps][0]) < 1e-4
+        else:
+            assert found == math.inf or not ((grid >= found) & (named.max() >= grid)).any()
+
+
+def test_curves_end_with_all_cells_named_and_errors_of_the_plain_guess():
+    rng = np.random.default_rng(9)
+    truth, held_out = cells(rng, 500, noise=0.8, boast=2.0)
+    coarse, fine = curves(TREE, held_out, truth)
+    assert coarse.level == 1
+    assert coarse.coverage[-1] == fine.coverage[-1] == 1.0
+    path, _ = TREE.paths(held_out)
+    for curve, level in ((coarse, 0), (fine, 1)):
+        assert curve.error[-1] == pytest.approx(1 - TREE.members[path[:, level], truth].mean())
+    assert coarse.error[-1] < fine.error[-1]
+    assert (np.diff(fine.threshold) <= 0).all()
+    assert curves(TREE, np.empty((0, 5)), np.empty(0, np.int64)) == []
