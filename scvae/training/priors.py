@@ -19,7 +19,7 @@ def with_components(config: NetworkConfig, n_cells: int) -> NetworkConfig:
 def default_components(n_cells: int) -> int:
     """Components of a trained mixture: one for every 30 training cells, at least 2 and at most 30.
 
-    For the measurements behind it see "Why the defaults are what they are" in `benchmarks/README.md`.
+    The most were measured: see "Options of the latent space" in `benchmarks/README.md`. Fewer for few cells were not.
     """
     return max(2, min(MOST_COMPONENTS, n_cells // CELLS_FOR_EACH))
 
