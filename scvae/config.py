@@ -74,7 +74,10 @@ class NetworkConfig:
         likely, and a normal z given the type, with means and variances that are learnt (see
         `scvae.model.latent.categorical.Categorical`). ``"quantized"``: the decoder sees the nearest of `n_codes` codes
         (a VQ-VAE, see `scvae.model.latent.codebook.Codebook`). Each cell then has a type in
-        ``obs["scvae_category"]``, or a code in ``obs["scvae_code"]``.
+        ``obs["scvae_category"]``, or a code in ``obs["scvae_code"]``. Take types for a likelier prior and a probability
+        for each of a few types (held-out cells 1.8 to 2.3 nats likelier on three sets), not to find types of unequal
+        size, since they are equally likely. Take codes for finitely many states or an exact log p(x), not for the
+        embedding (held-out cells 8 nats less likely to 1 nat likelier) or for metacells.
     n_codes
         Number of codes with ``latent="quantized"``; None takes 64.
     n_categories

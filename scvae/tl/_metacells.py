@@ -44,7 +44,8 @@ def metacells(
     """Sums the counts of groups of similar cells: the codes of a model of codes, or k-means clusters of z.
 
     A metacell has the counts of some dozens of cells in one state, so that it has few zeros and can be taken for a cell
-    in methods that need depth, as gene-gene correlations (Baran et al. 2019; Persad et al. 2023).
+    in methods that need depth, as gene-gene correlations (Baran et al. 2019; Persad et al. 2023). Take clusters of a
+    default fit: on two real sets they were about as pure as codes and as far apart, and on one twice as compact.
 
     Parameters
     ----------
