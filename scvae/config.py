@@ -141,8 +141,8 @@ class TrainingConfig:
     inference
         ``"amortized"``: an encoder gives the posterior q(z | x) of a cell; ``"per_cell"``: each training cell has a
         mean and a log variance of its own, trained with the decoder, and any other cell gets them by gradient ascent
-        from the prior. Take the second as the reference for an encoder, not to embed cells: held-out cells are described
-        no better, and each takes 8 to 11 ms. See "One posterior a cell" in the documentation.
+        from the prior. Take the second as the reference for an encoder, not to embed cells: held-out cells are
+        described no better, and each takes 8 to 11 ms. See "One posterior a cell" in the documentation.
 
     Examples
     --------
