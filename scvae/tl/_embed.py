@@ -56,7 +56,8 @@ def embed(
         Number of gradient steps that the mean and variance of each cell take after the encoder, towards the best normal
         q(z | x) under the decoder: what amortisation costs is given back (Cremer et al. 2018). The steps depend on the
         model's seed only. Such an embedding is another than that of the encoder, from which all other tools start.
-        REFINE_WHEN
+        Take 200 where the place of single cells matters, not for a map of many: types are told apart hardly better,
+        and a new cell takes 6 to 11 ms instead of 0.02 to 0.04 (500 genes).
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
