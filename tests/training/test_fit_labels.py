@@ -174,7 +174,8 @@ def test_files_on_disk_give_the_same_labels(tmp_path):
 def test_a_refused_label_leaves_adata_as_it_was(digest):
     adata = data(n_cells=100)
     before = digest(adata)
-    for wrong in ({"labels_key": "known", "unlabelled": "?"}, {"labels_key": "none"}, {"label_weight": -1.0}):
+    alone = {"unlabelled": "type_0"}  # without the column
+    for wrong in ({"labels_key": "known", "unlabelled": "?"}, {"labels_key": "none"}, {"label_weight": -1.0}, alone):
         with pytest.raises(ValueError):  # noqa: PT011
             scvae.fit(adata, verbose=False, **wrong)
     assert digest(adata) == before
