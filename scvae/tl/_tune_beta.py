@@ -208,7 +208,7 @@ def tune_beta(
     check_choice(method, ("path", "sweep"), "method")
     if adata.n_obs < LEAST_CELLS:
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
-    if network is not None and network.latent != "normal":
+    if isinstance(network, NetworkConfig) and network.latent != "normal":
         raise ValueError(
             f"NetworkConfig.latent is {network.latent!r}, but tune_beta measures the rate from N(0, I); leave it at "
             "'normal'"
