@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ..common.distributed import ranks
 from ..config import NetworkConfig, TrainingConfig
-from .discrete import check_discrete
-from .priors import check_prior
+from .priors import check_droppable
 
 
 def check_together(
@@ -35,8 +34,8 @@ def check_together(
     ValueError
         If some cannot work together; the message names both.
     """
-    check_prior(network, training, n_latent=n_latent, beta=beta)
-    check_discrete(network, training, beta, n_latent)
+    _check_prior(network, training, n_latent, beta)
+    _check_latent(network, training, n_latent, beta)
     discrete = (network.latent != "normal", f"latent={network.latent!r}: take one of them")
     if labels and network.latent != "normal":
         _refuse("labels_key", (True, f"NetworkConfig.latent={network.latent!r}, which has groups of its own"))
@@ -61,6 +60,62 @@ def check_together(
             (ranks().world > 1, "several processes, which would each hold all posteriors: start one"),
             (labels, "labels_key, whose names for new cells need an encoder: leave it out"),
             *((True, f"NetworkConfig.{name}, a setting of the encoder: leave it out") for name in of_encoder),
+        )
+
+
+def _check_prior(
+    network: NetworkConfig, training: TrainingConfig, n_latent: int | str, beta: float | tuple[float, float]
+) -> None:
+    """Raises ValueError for settings that do not go with `NetworkConfig.prior`."""
+    name = network.prior
+    if name == "normal":
+        return
+    if isinstance(beta, tuple):
+        raise ValueError(
+            f"NetworkConfig.prior={name!r} needs a single β: it is trained to lie where the cells do, and they lie "
+            "elsewhere at each β; pass one beta, or leave prior out"
+        )
+    if training.free_bits:
+        raise ValueError(
+            f"TrainingConfig.free_bits is the KL of each dimension, and under NetworkConfig.prior={name!r} the KL has "
+            "no part for each; leave out either"
+        )
+    if training.capacity is not None:
+        raise ValueError(
+            f"TrainingConfig.capacity needs a fixed prior: one that is trained, as NetworkConfig.prior={name!r}, would "
+            "reach any KL by moving away from the cells; leave out either"
+        )
+    if n_latent == "auto":
+        check_droppable(network)
+    if name == "flow" and n_latent == 1:
+        raise ValueError(
+            "NetworkConfig.prior='flow' moves some dimensions by functions of the others, so n_latent must be at least "
+            "2; found 1"
+        )
+
+
+def _check_latent(
+    network: NetworkConfig, training: TrainingConfig, n_latent: int | str, beta: float | tuple[float, float]
+) -> None:
+    """Raises ValueError for settings that do not go with `NetworkConfig.latent`, or would have no effect."""
+    latent = network.latent
+    if latent == "normal":
+        return
+    if isinstance(beta, tuple):
+        raise ValueError(f"NetworkConfig.latent={latent!r} needs one β; found beta=({beta[0]:g}, {beta[1]:g})")
+    if latent == "categorical":
+        return
+    without_effect = {
+        f"beta={beta:g}": beta != 1.0,
+        f"TrainingConfig.free_bits={training.free_bits:g}": training.free_bits > 0,
+        "TrainingConfig.capacity": training.capacity is not None,
+        "n_latent='auto'": n_latent == "auto",
+    }
+    given = [name for name, is_given in without_effect.items() if is_given]
+    if given:
+        raise ValueError(
+            f"{given[0]} has no effect with NetworkConfig.latent='quantized', whose rate has no gradient; leave it "
+            "out, and set the rate by NetworkConfig.n_codes"
         )
 
 
