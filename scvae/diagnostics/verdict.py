@@ -30,6 +30,7 @@ SCALE_AT_FLOOR = 1.1  # times the floor
 GENES_RUN_AWAY = 0.1  # fraction of the genes
 LEAK_EXCESS = 0.5  # halfway from chance to perfect prediction
 MISCALIBRATED = 0.1  # deviation from the 90 % that an interval should cover
+MOST = 2 / 3  # of the latent dimensions unused: fewer are spare
 PAST_Z = "the decoder sees the input past z"
 
 
@@ -307,11 +308,11 @@ def _encoder_falls_short(model: FittedModel, seen: Examination) -> Finding | Non
 
 
 def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
-    """A few unused dimensions are no fault; nor are many at a large β, which is meant to empty them."""
+    """Unused dimensions are no fault if others are in use; nor are many at a large β, which is meant to empty them."""
     unused = model.n_latent - seen.usage.active
     if unused == 0 or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
         return None
-    is_wide = unused > model.n_latent / 2 and seen.beta <= 1 and not _holds_little(model, seen)
+    is_wide = unused > MOST * model.n_latent and seen.beta <= 1 and not _holds_little(model, seen)
     return Finding(
         name="partial collapse" if is_wide else "unused dimensions",
         severity="disease" if is_wide else "remark",

@@ -70,7 +70,7 @@ class VAE(nn.Module):
     @property
     def is_amortized(self) -> bool:
         """Whether an encoder gives the posteriors."""
-        return isinstance(self.encoder, Encoder)
+        return not isinstance(self.encoder, PerCell)
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +115,7 @@ class VAE(nn.Module):
         batch: Batch,
         generator: torch.Generator | None,
     ) -> DiagonalNormal:
-        assert isinstance(self.encoder, Encoder)
+        assert not isinstance(self.encoder, PerCell)
         covariates, mapped = self._with_conditions(covariates, batch)
         return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped))
 
@@ -123,13 +123,13 @@ class VAE(nn.Module):
         self, x: CSR | Dense, covariates: Float[Tensor, "cells covariates"], batch: Batch
     ) -> Float[Tensor, "cells width"]:
         """The outputs of the encoder's first layer for values as the encoder sees them (`Likelihood.encoder_input`)."""
-        assert isinstance(self.encoder, Encoder)
+        assert not isinstance(self.encoder, PerCell)
         return self.encoder.first_layer(x, *self._with_conditions(covariates, batch))
 
     def _with_conditions(
         self, covariates: Float[Tensor, "cells covariates"], batch: Batch
     ) -> tuple[Float[Tensor, "cells all"], Float[Tensor, "cells mapped"] | None]:
-        assert isinstance(self.encoder, Encoder)
+        assert not isinstance(self.encoder, PerCell)
         mapped = None
         if self.encode_conditions or self.encoder.shifts is not None:
             conditions = self.conditions(batch)

@@ -52,7 +52,7 @@ def damaged(model, change):
 HEALTHY = {
     "nb": ({}, {}),
     "zinb": ({"likelihood": "zinb"}, {"likelihood": "zinb"}),
-    "bernoulli": ({"likelihood": "bernoulli", "mean_library": 60.0}, {"likelihood": "bernoulli"}),
+    "bernoulli": ({"likelihood": "bernoulli", "mean_library": 60.0}, {"likelihood": "bernoulli", "training": None}),
     "gaussian": ({"likelihood": "gaussian"}, {"likelihood": "gaussian"}),
     "batches": (
         {"n_batches": 2},
@@ -98,7 +98,7 @@ def test_a_beta_that_empties_the_latent_space_is_too_large(likelihood, beta):
 
 def test_a_beta_that_leaves_next_to_nothing_is_too_large_without_a_total_collapse():
     adata = simulated(n_latent=2, n_types=6, signal=1.5)
-    assert diseases(adata, fitted(adata, beta=8.0)) == {"β too large"}
+    assert diseases(adata, fitted(adata, n_latent=10, beta=8.0)) == {"β too large"}
 
 
 def test_a_collapse_for_want_of_a_warm_up_is_named_and_is_gone_with_it():
@@ -172,7 +172,7 @@ def test_a_scale_without_a_bound_runs_away():
 
 def test_a_batch_effect_that_the_decoder_cannot_take_up_leaks_into_z():
     adata = simulated(n_batches=3, batch_effect=4.0)
-    assert diseases(adata, fitted(adata, batch_key="batch")) == {"batch leaks into z"}
+    assert diseases(adata, fitted(adata, n_latent=10, batch_key="batch")) == {"batch leaks into z"}
 
 
 def test_many_passes_over_few_cells_are_over_fitting():
