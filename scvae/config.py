@@ -29,7 +29,7 @@ CHOICES = {
     "z_to": LatentTo,
 }
 
-DEFAULT_N_LATENT = 20
+N_LATENT, N_LATENT_OF_MANY_BETAS = 20, 10  # by default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from ..common.keys import Keys
 from ..common.progress import passing, progress_bar
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
-from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import evenly_spaced, given_betas
 from ..data.intake import Cells, DataKeys
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
@@ -104,7 +104,7 @@ def tune_beta(
     covariate_keys: str | Sequence[str] | None = (),
     size_factor_key: str | None = None,
     likelihood: LikelihoodName = "nb",
-    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT,
+    n_latent: int | Literal["auto"] | None = None,
     metric: MetricName = "expression",
     rng: SeedLike = None,
     device: str | torch.device = "auto",

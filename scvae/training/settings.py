@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..common.rng import SeedLike
-from ..config import DEFAULT_N_LATENT, NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
 from ..inference.fitted import FittedModel
@@ -23,7 +23,7 @@ class Request:
     """Arguments of `scvae.fit` that define the model and its training, as given by the user and not yet checked."""
 
     likelihood: LikelihoodName = "nb"
-    n_latent: int | Literal["auto"] = DEFAULT_N_LATENT
+    n_latent: int | Literal["auto"] | None = None
     beta: float | tuple[float, float] = 1.0
     metric: MetricName = "expression"
     rng: SeedLike = None

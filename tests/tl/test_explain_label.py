@@ -61,7 +61,8 @@ def test_a_linear_model_has_the_attributions_of_its_weights(cells):
         encoder.genes.bias += 1e3  # all units stay on, so that the encoder is linear
         encoder.mean.bias -= 1e3 * encoder.mean.weight.sum(0)
         model.network.classifier.weight[:, 2:] = 0.0
-        model.network.classifier.weight[:, :2] = torch.randn(model.n_latent, 2, generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(model.n_latent, 2, generator=torch.Generator().manual_seed(0))
+        model.network.classifier.weight[:, :2] = drawn
         model.network.classifier.bias[:] = torch.tensor([0.0, 0.0, -1e3, -1e3])  # two labels: log odds are linear
     read = read_cells(cells, model, None).taken(np.arange(6))
     x = model.network.likelihood.encoder_input(read.batch(np.arange(6)))[0].to_dense().detach()
