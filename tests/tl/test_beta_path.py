@@ -88,7 +88,7 @@ def real():
 @pytest.mark.parametrize(("beta", "margin"), [(0.1, 1.5), (1.0, 1.5), (10.0, 3.0)])
 def test_the_objective_on_new_cells_is_near_that_of_a_model_of_this_beta_alone(real, beta, margin):
     train, test, many = real
-    one = scvae.fit(train, beta=beta, rng=1, verbose=False)
+    one = scvae.fit(train, beta=beta, n_latent=many.n_latent, rng=1, verbose=False)
     found = [distortion(model, test, beta) + beta * rate(model, test, beta) for model in (many, one)]
     assert found[0] < found[1] + margin
 
