@@ -12,7 +12,7 @@ informative about the others. So each of --lineages (the types of one lineage) i
 roots on the same graph (mean over lineages). All methods use all cells and no batches.
 
   pca          30 dimensions of log-normalised counts
-  pca 10       10 dimensions, the same number as scvae and SCVI
+  pca 10       10 dimensions, the same number as SCVI
   scvae        scanpy.pp.neighbors on X_scvae
   scvae draws  scvae.tl.neighbors, the graph over draws from the posterior
   scvi         scanpy.pp.neighbors on SCVI's latent means (nb, defaults otherwise; PYTHON has scvi-tools; slow)
