@@ -73,16 +73,6 @@ def group_slots(model: FittedModel, keys: Keys) -> dict[str, list[str]]:
     )
 
 
-def prior_sd(model: FittedModel) -> Float[np.ndarray, " latent"]:
-    """Standard deviation of the prior along each dimension of the embedding."""
-    if discrete_of(model) is None:
-        return np.ones(model.n_latent) if model.metric is None else model.metric.scale
-    variance = model.network.prior.variance.double().cpu().numpy()
-    matrix = np.eye(model.n_latent) if model.metric is None else model.metric.matrix
-    sd: Float[np.ndarray, " latent"] = np.sqrt(variance @ matrix**2)
-    return sd
-
-
 def refuse_discrete(model: FittedModel, function: str, *, kinds: Sequence[str]) -> None:
     """Raises ValueError if a model has a discrete latent of one of these kinds, which `function` does not know."""
     prior = discrete_of(model)

@@ -12,12 +12,10 @@ from jaxtyping import Float
 from ..common.rng import torch_generator
 from ..data.batches import chunks
 from ..kernels.context import working_on
-from ..model.latent.discrete import Discrete
 from ..model.latent.mixture import TrainedMixture
 from ..model.latent.posterior import DiagonalNormal
 from ..model.latent.prior import StandardNormal
 from .fitted import FittedModel
-from .groups import prior_sd
 
 MOMENTS, DRAWS = 8, 10_000  # random stream and number of the draws behind the moments
 AT_ONCE = 2**14  # cells
@@ -53,10 +51,10 @@ def component_shares(
 def prior_in_record(model: FittedModel) -> dict[str, Any]:
     """Entries of the record: the standard deviation of the prior along each written dimension.
 
-    Also the mean, for a prior that is trained; both are then those of draws.
+    Also the mean, for a prior other than N(0, I); both are then those of draws, because its dimensions may be correlated.
     """
-    if isinstance(model.network.prior, StandardNormal | Discrete):
-        return {"prior_sd": prior_sd(model)}
+    if isinstance(model.network.prior, StandardNormal):
+        return {"prior_sd": np.ones(model.n_latent) if model.metric is None else model.metric.scale}
     with torch.no_grad(), working_on(torch.device("cpu")):
         z = copy.deepcopy(model.network.prior).cpu().sample(DRAWS, torch_generator(model.seed, MOMENTS)).numpy()
     written = model.written(z).astype(np.float64)

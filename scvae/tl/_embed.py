@@ -13,7 +13,7 @@ from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import write_back
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
-from ..inference.groups import group_slots
+from ..inference.groups import group_slots, refuse_discrete
 from ..inference.posterior import latent_draws, posterior_moments
 from ..kernels.context import computing
 from ..training.results import write_embedding
@@ -110,6 +110,8 @@ def embed(
         check_positive_int(value, name) if value != 0 else 0
         for value, name in ((n_samples, "n_samples"), (refine, "refine"))
     )
+    if refine:
+        refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
     with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
         check_replaceable(source.adata.uns, keys)
         cells = read_cells(source.adata, model, layer, source.matrix)

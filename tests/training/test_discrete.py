@@ -306,6 +306,8 @@ def test_free_bits_and_another_beta_go_with_categories():
         ("codes", lambda adata, model: scvae.tl.diagnose(adata, model), "diagnose"),
         ("categories", lambda adata, model: scvae.tl.diagnose(adata, model), "diagnose"),
         ("codes", lambda adata, model: scvae.tl.log_likelihood(adata, model, kind="density"), "log_likelihood"),
+        ("codes", lambda adata, model: scvae.tl.log_likelihood(adata, model, refine=2), "log_likelihood"),
+        ("codes", lambda adata, model: scvae.tl.embed(adata, model, refine=2), "embed"),
     ],
 )
 def test_tools_that_do_not_know_groups_refuse_them(kind, tool, name, digest):
@@ -314,6 +316,16 @@ def test_tools_that_do_not_know_groups_refuse_them(kind, tool, name, digest):
     with pytest.raises(ValueError, match=rf"which scvae\.tl\.{name}.* does not know"):
         tool(adata, model)
     assert digest(adata) == before
+
+
+def test_the_record_has_the_prior_in_written_coordinates():
+    adata, model = fitted("categories")
+    prior = model.network.prior
+    centre, within = prior.centre.detach().numpy(), prior.state_dict()["log_variance"].exp().numpy()
+    covariance = np.cov(centre.T, ddof=0) + np.diag(within.mean(0))
+    expected = np.sqrt(np.diag(model.metric.matrix.T @ covariance @ model.metric.matrix))
+    np.testing.assert_allclose(adata.uns["scvae"]["prior_sd"], expected, rtol=0.05)
+    np.testing.assert_allclose(adata.uns["scvae"]["prior_mean"], model.written(centre.mean(0)), atol=0.1)
 
 
 @each_kind
