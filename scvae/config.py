@@ -29,7 +29,8 @@ CHOICES = {
     "z_to": LatentTo,
 }
 
-N_LATENT, N_LATENT_OF_MANY_BETAS = 20, 10  # by default
+# latent dimensions by default: of a model of one β without batches or covariates, and of any other
+N_LATENT, N_LATENT_WITH_CONDITIONS = 20, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
