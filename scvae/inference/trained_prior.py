@@ -51,7 +51,7 @@ def component_shares(
 def prior_in_record(model: FittedModel) -> dict[str, Any]:
     """Entries of the record: the standard deviation of the prior along each written dimension.
 
-    Also the mean, for a prior other than N(0, I); both are then those of draws, because its dimensions may be correlated.
+    For a prior other than N(0, I), which may correlate dimensions, also the mean; both are then those of draws.
     """
     if isinstance(model.network.prior, StandardNormal):
         return {"prior_sd": np.ones(model.n_latent) if model.metric is None else model.metric.scale}
