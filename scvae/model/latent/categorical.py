@@ -100,16 +100,8 @@ class Categorical(Discrete):
         """q(y | x)."""
         return torch.softmax(-self.kl_of_each(posterior).sum(-1), dim=1)
 
-    def kl(
-        self,
-        posterior: DiagonalNormal,
-        draws: Float[Tensor, "*draws cells latent"],
-    ) -> Float[Tensor, "cells latent"]:
-        """KL(q(y, z | x) || p(y, z)), the sum over categories; that of y is shared out among the dimensions."""
-        return self.usage(posterior)
-
     def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
-        """See `kl`."""
+        """KL(q(y, z | x) || p(y, z)), the sum over categories; that of y is shared out among the dimensions."""
         each = self.kl_of_each(posterior)
         return self._in_dimensions(each, torch.softmax(-each.sum(-1), dim=1))
 

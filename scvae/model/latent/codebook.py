@@ -89,16 +89,8 @@ class Codebook(Discrete):
     def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n latent"]:
         return self.codes[torch.multinomial(self.log_weight.exp(), n, replacement=True, generator=generator)]
 
-    def kl(
-        self,
-        posterior: DiagonalNormal,
-        draws: Float[Tensor, "*draws cells latent"],
-    ) -> Float[Tensor, "cells latent"]:
-        """-log p(code), shared out among the dimensions by the variance between codes in each."""
-        return self.usage(posterior)
-
     def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
-        """See `kl`: there is one code for all dimensions."""
+        """-log p(code), shared out among the dimensions by the variance between codes in each."""
         return self.in_proportion(-self.log_prob(posterior.mean), self.variance)
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:

@@ -54,6 +54,12 @@ class Discrete(Prior):
     def membership(self, posterior: DiagonalNormal) -> Float[Tensor, "cells groups"]:
         """Probability of each group, given the cell."""
 
+    def kl(
+        self, posterior: DiagonalNormal, draws: Float[Tensor, "*draws cells latent"]
+    ) -> Float[Tensor, "cells latent"]:
+        """`usage`, whose sum over dimensions is the KL."""
+        return self.usage(posterior)
+
     @property
     def perplexity(self) -> float:
         """exp of the entropy of the shares: n if n groups have equal numbers of cells, 1 if all are in one."""
