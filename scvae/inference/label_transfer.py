@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from .nearest import nearest_cells
+
 N_NEIGHBOURS = 30
 N_PEERS = 20  # query cells whose outlier scores are averaged, including the cell itself
 NEAR, MOST_WIDENING = 0.25, 1.5
@@ -179,7 +181,7 @@ def nearest_labelled(
     query: Float[np.ndarray, "cells latent"],
 ) -> Labelled:
     """The nearest reference cells of each query cell."""
-    distance, place = _search(reference, query, N_NEIGHBOURS)
+    distance, place = nearest_cells(reference, query, N_NEIGHBOURS)
     return Labelled(distance, place, label[place])
 
 
@@ -189,20 +191,9 @@ def all_but_itself(
     judged: Int[np.ndarray, " judged"],
 ) -> Labelled:
     """The nearest neighbours of some reference cells among the other reference cells."""
-    distance, place = _search(reference, reference[judged], N_NEIGHBOURS + 1)
+    distance, place = nearest_cells(reference, reference[judged], N_NEIGHBOURS + 1)
     # the search finds the cell itself; among many identical cells, any of them may be left out in its place
     itself = place == judged[:, None]
     itself[~itself.any(1), -1] = True
     distance, place = (found[~itself].reshape(len(judged), -1) for found in (distance, place))
     return Labelled(distance, place, label[place])
-
-
-def _search(
-    reference: Float[np.ndarray, "reference latent"], cells: Float[np.ndarray, "cells latent"], k: int
-) -> tuple[Float[np.ndarray, "cells neighbours"], Int[np.ndarray, "cells neighbours"]]:
-    """Distances and positions of the `k` nearest reference cells, or of all if there are fewer."""
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(np.asarray(reference, np.float64))
-    distance, place = search.kneighbors(np.asarray(cells, np.float64))
-    return distance, place
