@@ -13,6 +13,7 @@ from ..kernels.team import in_order
 Nearest = tuple[Float[np.ndarray, "cells neighbours"], Int[np.ndarray, "cells neighbours"]]
 
 SHARED_FROM = 2**26  # pairs of cells; fewer are searched by one thread
+WORTH_A_TREE = 2_000  # cells; measured with 10 dimensions and a million reference cells
 AT_ONCE = 256  # query cells of a thread: what scikit-learn compares in one product
 STEPS = 50  # of Weiszfeld's iteration
 TINY = 1e-3  # added to the distances, in units of the layout: a cell at a neighbour stays there
@@ -23,11 +24,15 @@ def nearest_cells(
 ) -> Nearest:
     """Euclidean distances and positions of the `k` nearest reference cells, or of all if there are fewer, by distance.
 
-    scikit-learn's exact search: a tree for up to 15 dimensions, else products of blocks. Threads share large searches.
+    scikit-learn's exact search, shared by threads if it is large: a tree for up to 15 dimensions, else products of
+    blocks, as also for so few cells that a tree of a large reference would take longer to make.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    search = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(np.asarray(reference, np.float64))
+    is_large = len(reference) * len(cells) >= SHARED_FROM
+    method = "brute" if is_large and len(cells) < WORTH_A_TREE else "auto"
+    search = NearestNeighbors(n_neighbors=min(k, len(reference)), algorithm=method)
+    search.fit(np.asarray(reference, np.float64))
     cells = np.asarray(cells, np.float64)
 
     def of(part: Int[np.ndarray, " some"]) -> Nearest:
@@ -35,7 +40,6 @@ def nearest_cells(
             distance, place = search.kneighbors(cells[part])
         return distance, place
 
-    is_large = len(reference) * len(cells) >= SHARED_FROM
     parts = chunks(len(cells), AT_ONCE) if is_large else [np.arange(len(cells))]
     distances, places = zip(*in_order(of, parts, device=torch.device("cpu")), strict=True)
     return np.concatenate(distances), np.concatenate(places)
