@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
-from ..common.checks import check_not_negative, check_positive
+from ..common.checks import check_bool, check_not_negative, check_positive
 from ..common.devices import resolve_device
-from ..common.files import as_path, check_place, read_tensors, write_tensors
+from ..common.files import as_path, check_place, read_tensors, write_tensors, written_whole
 from ..common.html import named_values, page
 from ..common.provenance import AT, REFINED
 from ..config import NetworkConfig, TrainingConfig
@@ -29,6 +29,7 @@ from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
+from .card import card_of
 from .density import Density
 from .known_labels import KnownLabels
 from .metric import Metric, MetricName
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
+CARD = ".md"  # ending of the file of a card
 METRIC = "metric"  # name of its matrix among the tensors of a file
 ACTIVE_ABOVE = 0.05  # nats of mean KL above which a latent dimension counts as used
 
@@ -135,6 +137,8 @@ class FittedModel:
         What `scvae.tl.predict_labels` needs; None for a fit without labels.
     reference
         Reference cells that came with the file of the model; None if it has none (see `save`).
+    licence
+        Licence of the file, as given to `save`; None if none was.
 
     Examples
     --------
@@ -167,6 +171,7 @@ class FittedModel:
     density: Density | None = None
     labels: KnownLabels | None = None
     reference: Reference | None = None
+    licence: str | None = None
 
     @property
     def genes(self) -> pd.Index:
@@ -311,6 +316,8 @@ class FittedModel:
         ids: bool | None = None,
         layer: str | None = None,
         beta: float | None = None,
+        card: bool = False,
+        licence: str | None = None,
     ) -> Path:
         """Writes the model to one safetensors file, which contains its record as JSON (no pickle).
 
@@ -341,6 +348,10 @@ class FittedModel:
             Layer of `reference` with the data; None for the layer used in the fit.
         beta
             For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
+        card
+            Whether to write the card of the model, too, beside the file, with the ending ``.md`` (see `card`).
+        licence
+            The licence of the file, kept in it and on the card; None for that of a model that was loaded with one.
 
         Returns
         -------
@@ -350,7 +361,7 @@ class FittedModel:
         Raises
         ------
         FileExistsError
-            If the file exists and `overwrite` is false.
+            If the file, or with `card` that of the card, exists and `overwrite` is false.
         FileNotFoundError
             If the folder does not exist.
         ValueError
@@ -359,15 +370,42 @@ class FittedModel:
             MissingKeyError (also a KeyError) if a column or an entry of `obsm` does not exist.
         """
         path = as_path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
-        check_place(path)
+        places = [path, path.with_suffix(CARD)] if check_bool(card, "card") else [path]
+        for place in places:
+            check_place(place)
+            if place.exists() and not overwrite:
+                raise FileExistsError(f"{place} exists; pass overwrite=True to replace it.")
+        if card and path.suffix == CARD:
+            raise ValueError(f"{path} would be the model and its card; end its name in .safetensors")
         asked = {"labels": labels, "umap": umap, "ids": ids, "layer": layer, "beta": beta}
         if reference is None:
             _refuse_without_reference(asked)
         model = self if reference is None else _with_reference(self, reference, asked)
+        model = model if licence is None else replace(model, licence=str(licence))
         model._write(path)
+        if card:
+            with written_whole(path.with_suffix(CARD)) as temporary:
+                temporary.write_text(model.card(file=path.name), encoding="utf-8")
         return path
+
+    def card(self, *, file: str = "model.safetensors") -> str:
+        """A card of the model for those who get its file.
+
+        It says what the model was fitted on (cells, genes, batches, labels), its settings and outcome, what is in the
+        reference, the versions and the licence as given, how to use the file, and what it reveals.
+
+        Parameters
+        ----------
+        file
+            Name of the file.
+
+        Returns
+        -------
+        str
+            Markdown.
+        """
+        summary = dict(self.summary().drop("reference", errors="ignore"))  # which has a table of its own
+        return card_of(self.schema, self.libraries, summary, self.reference, self.versions, self.licence, file)
 
     def _write(self, path: Path) -> None:
         record = {
@@ -387,6 +425,7 @@ class FittedModel:
             "density": None if self.density is None else self.density.to_json(),
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
+            **({} if self.licence is None else {"licence": self.licence}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
@@ -534,4 +573,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         density=density,
         labels=labels,
         reference=reference,
+        licence=record.get("licence"),
     )
