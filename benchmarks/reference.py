@@ -29,7 +29,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -128,9 +127,10 @@ def among_own(reference: np.ndarray, named: np.ndarray, cells: np.ndarray, true:
 
 def search(seed: int) -> Iterator[Row]:
     """One row for a number of dimensions: the search alone, on cells around 50 centres."""
+    import torch
+
     from scvae.inference.nearest import nearest_cells
     from scvae.kernels.context import computing
-    from scvae.kernels.threads import wanted
 
     for n_latent in (10, 20):
         rng = np.random.default_rng(seed)
@@ -145,7 +145,7 @@ def search(seed: int) -> Iterator[Row]:
             with computing():
                 nearest_cells(reference, cells, 10)
             yield {
-                "n_latent": n_latent, "repeat": repeat, "threads": wanted(), "load": os.getloadavg()[0],
+                "n_latent": n_latent, "repeat": repeat, "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
                 "seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked,
             }  # fmt: skip
 
@@ -170,29 +170,34 @@ def both(row: Row, kind: str, name: str) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
+def line_of_table(row: Row) -> dict[str, str]:
+    return {
+        "query (AnnData / file)": f"{row['set']}, {row['held_out'].split('|')[0]} ({row['cells']:,})",
+        "15 neighbours": both(row, "full", "accuracy"),
+        "a fifth of the genes gone": both(row, "missing", "accuracy"),
+        "labels transferred": both(row, "full", "transfer_accuracy"),
+        "calibration error": both(row, "full", "calibration_error"),
+        "transferred, a fifth gone": both(row, "missing", "transfer_accuracy"),
+        "on the UMAP": f"{row['full_place_accuracy']:.3f}",
+        "bytes per cell": f"{row['bytes_per_cell']:.0f}",
+    }
+
+
 def print_rows(part: str, rows: list[Row]) -> None:
-    lines: list[dict[str, Any]] = []
-    for row in rows:
-        if part == "table":
-            lines.append(
-                {
-                    "query (AnnData / file)": f"{row['set']}, {row['held_out'].split('|')[0]} ({row['cells']:,})",
-                    "15 neighbours": both(row, "full", "accuracy"),
-                    "a fifth of the genes gone": both(row, "missing", "accuracy"),
-                    "labels transferred": both(row, "full", "transfer_accuracy"),
-                    "calibration error": both(row, "full", "calibration_error"),
-                    "transferred, a fifth gone": both(row, "missing", "transfer_accuracy"),
-                    "on the UMAP": f"{row['full_place_accuracy']:.3f}",
-                    "bytes per cell": f"{row['bytes_per_cell']:.0f}",
-                }
-            )
-        elif part == "place":
-            lines.append(
-                {"set (cells left out)": f"{row['set']} ({row['cells']:,})"}
-                | {name: f"{value:.3f}" for name, value in row.items() if " " in name or "." in name}
-            )
-        else:
-            lines.append({name: f"{value:.3g}" for name, value in row.items()})
+    if part == "table":
+        lines = [line_of_table(row) for row in rows]
+    elif part == "place":
+        sets: dict[str, list[Row]] = {}
+        for row in rows:
+            sets.setdefault(row["set"], []).append(row)
+        shown = [name for name in rows[0] if name not in {"set", "seed", "cells"} and "seconds" not in name]
+        lines = [
+            {"set (times left out)": f"{name} ({len(mine)})"}
+            | {key: f"{statistics.fmean(row[key] for row in mine):.3f}" for key in shown}
+            for name, mine in sets.items()
+        ]
+    else:
+        lines = [{name: f"{value:.3g}" for name, value in row.items()} for row in rows]
     print()
     print("| " + " | ".join(lines[0]) + " |")
     print("|" + "---|" * len(lines[0]))

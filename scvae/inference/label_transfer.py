@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from .naming import Judges
 from .nearest import nearest_cells
 
 N_NEIGHBOURS = 30
@@ -40,10 +41,13 @@ class Transfer:
         Fraction of the reference cells that are closer to their neighbours than the query cell is to its own, after
         `widening`; mean over the cell and its peers. The fraction within the cell's most probable label is used if it
         is larger, because a distance that is large for a dense cell type is small for a sparse one.
+    judges
+        Reference cells that query cells have as neighbours, each predicted from all others; None from a classifier.
     """
 
     probability: Float[np.ndarray, "cells labels"]
     outlier: Float[np.ndarray, " cells"]
+    judges: Judges | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,9 +111,11 @@ def transfer(
     choices = [{"bandwidth": unit * width, "prior": weight} for width in WIDTHS for weight in PRIOR_WEIGHTS]
     row, truth = np.arange(len(judged)), label[judged]
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
-    probability = found.probability(n_labels, **choices[int(np.argmax(gains))])
+    best = choices[int(np.argmax(gains))]
+    probability = found.probability(n_labels, **best)
+    judges = Judges(own.probability(n_labels, **best)[visits > 0], truth[visits > 0])
     outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers)
-    return Transfer(probability=probability, outlier=outlier)
+    return Transfer(probability=probability, outlier=outlier, judges=judges)
 
 
 def outlier_scores(

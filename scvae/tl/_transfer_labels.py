@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
+from ..inference.naming import confidence, named, tree_for
 from ..inference.needs import reference_of_model
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
@@ -36,6 +37,8 @@ def transfer_labels(
     reference: AnnData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
+    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | None = None,
+    max_error: float = 0.05,
     unknown_above: float = 0.7,
     beta: float | None = None,
     layer: str | None = None,
@@ -73,6 +76,13 @@ def transfer_labels(
         labels in the model's file.
     batch_key
         Column of `adata.obs` with the batch, if its name differs from that in the fit, as in `scvae.tl.map_query`.
+    hierarchy
+        A tree of labels, as in `scvae.tl.predict_labels`: each cell then gets the deepest name that is sure enough.
+        Names of columns, from coarse to fine and ending in `labels_key`, are those of `reference`.
+    max_error
+        With `hierarchy`: the largest expected share of wrong names among those given, in [0, 1]. It is judged by the
+        reference cells near the query, each predicted from the others, and so holds for cells like these: of another
+        donor or technology, more names are wrong.
     unknown_above
         Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 calls no cell unknown.
     beta
@@ -92,9 +102,9 @@ def transfer_labels(
         The copy, or None. Slots written:
 
         ``obs["<key_added>_label"]``
-            The most probable label, or ``"unknown"``; categorical.
+            The most probable label, or the name of a node of the tree, or ``"unknown"``; categorical.
         ``obs["<key_added>_label_uncertainty"]``
-            1 - probability of the most probable label, in [0, 1]: the probability that the label is wrong.
+            1 - probability of that label or node, in [0, 1]: the probability that it is wrong.
         ``obs["<key_added>_outlier"]``
             Share of the reference cells that are nearer to their five nearest neighbours than the cell is to its five
             nearest reference cells, in [0, 1]. It is taken over all reference cells or over those with the cell's most
@@ -102,6 +112,8 @@ def transfer_labels(
             test with 37 types held out of eight references, the default limit called half of their cells unknown
             (nearly all of distinct types, hardly any of types similar to another) and 6 % of the cells of other types.
             Sort by this column if unknown types matter.
+        ``uns["<key_added>"]["label_confidence"]``
+            With `hierarchy`, for `scvae.pl.label_confidence`: as written by `predict_labels`.
         ``uns["<key_added>"]``
             The identity of the model and checksums of these columns. An embedding of another model under this key
             removes the columns, unless they were edited since.
@@ -131,6 +143,7 @@ def transfer_labels(
     check_adata(adata)
     check_replaceable(adata.uns, keys)
     limit = check_probability(unknown_above, "unknown_above")
+    max_error = check_probability(max_error, "max_error")
     schema = with_batch_key(model.schema, batch_key)
     if reference is None:
         known = _in_file(model, labels_key, reference_layer, beta)
@@ -149,17 +162,22 @@ def transfer_labels(
         model.written(posterior_moments(model, query, beta=beta)[0]),
         most_alike(query, N_PEERS, kind=model.schema.kind, seed=model.seed),
     )
-    label = np.where(found.outlier > limit, UNKNOWN, np.asarray(known.names)[found.probability.argmax(1)])
+    assert found.judges is not None
+    tree = tree_for(hierarchy, lambda key: _column(reference, model, key), found.judges, known.names)
+    limited = None if hierarchy is None else max_error
+    given = named(tree, found.judges, found.probability, found.outlier > limit, limited)
+    made = {} if hierarchy is None else {keys.label_confidence: confidence(tree, found.judges, given, max_error)}
     target = target_of(adata, copy=copy)
     write_made(
         target,
         keys,
         model.digest,
         obs={
-            keys.label: pd.Categorical(label, categories=[*known.names, UNKNOWN]),
-            keys.label_uncertainty: 1.0 - found.probability.max(1),
+            keys.label: pd.Categorical(given.label, categories=[*tree.names, UNKNOWN]),
+            keys.label_uncertainty: 1.0 - given.probability,
             keys.outlier: found.outlier,
         },
+        record=made,
     )
     return target if copy else None
 
@@ -197,6 +215,17 @@ def _in_file(model: FittedModel, labels_key: str | None, reference_layer: str | 
         raise missing_key("the labels of the model's reference", key, list(kept.labels))
     codes = kept.labels[key].codes.astype(np.int64)
     return _Known(kept.mean[codes >= 0].astype(np.float32), codes[codes >= 0], list(kept.labels[key].categories))
+
+
+def _column(reference: AnnData | None, model: FittedModel, key: str) -> pd.Series:
+    """A column of labels of the reference."""
+    if reference is not None:
+        with speaking_of("reference"):
+            return check_obs_column(reference, key)
+    kept = {} if model.reference is None else model.reference.labels
+    if key not in kept:
+        raise missing_key("the labels of the model's reference", key, list(kept))
+    return pd.Series(kept[key])
 
 
 def _alike(query: Cells, known: Cells, model: FittedModel) -> tuple[Cells, Cells]:

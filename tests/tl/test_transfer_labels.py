@@ -95,6 +95,32 @@ def test_a_query_is_mapped_and_labelled_with_the_file_alone(tmp_path):
     assert again.reference.mean.tobytes() == mapped.reference.mean.tobytes()
 
 
+def test_with_the_tree_in_the_file_names_are_less_deep_where_types_look_alike(tmp_path):
+    reference, query, mapped = example()
+    some, query = reference.copy(), query.copy()
+    rng = np.random.default_rng(0)
+    blurred = rng.permutation(["type_0", "type_1"] * 400)  # no classifier tells these two apart
+    for cells in (some, query):
+        alike = cells.obs["cell_type"].isin(["type_0", "type_1"]).to_numpy()
+        cells.obs["fine"] = np.where(alike, blurred[: cells.n_obs], cells.obs["cell_type"])
+        cells.obs["coarse"] = np.where(alike, "either", cells.obs["fine"])
+    loaded = scvae.load(mapped.save(tmp_path / "ref", reference=some, labels=["coarse", "fine"]))
+    given = {"labels_key": "fine", "hierarchy": ["coarse", "fine"], "unknown_above": 1.0, "max_error": 0.1}
+    truth = query.obs[["coarse", "fine"]]
+    del query.obs["coarse"], query.obs["fine"]
+    scvae.tl.transfer_labels(query, loaded, **given)
+    names = query.obs["scvae_label"].astype(str)
+    right = (names == truth["fine"]) | (names == truth["coarse"])
+    named, alike = names != "unknown", truth["coarse"] == "either"
+    assert named.mean() > 0.9
+    assert (~right[named]).mean() < 0.15
+    assert (names[alike & named] == "either").mean() > 0.9
+    assert (names[~alike] != "either").mean() > 0.9
+    assert query.uns["scvae"]["label_confidence"]["max_error"] == 0.1
+    scvae.tl.transfer_labels(query, mapped, reference=some, key_added="there", **given)  # as the cells themselves
+    assert (query.obs["there_label"].astype(str) == names).mean() > 0.97
+
+
 def test_what_a_file_lacks_is_said_in_one_line(tmp_path, digest):
     reference, query, mapped = example()
     query = query.copy()
@@ -108,6 +134,7 @@ def test_what_a_file_lacks_is_said_in_one_line(tmp_path, digest):
         (two, {"labels_key": "celltype"}, MissingKeyError, "no 'celltype'.*did you mean 'cell_type'"),
         (two, {"labels_key": "batch", "reference_layer": "X"}, ValueError, "reference_layer is of an AnnData"),
         (two, {"reference": reference}, ValueError, "labels_key is missing"),
+        (two, {"labels_key": "batch", "hierarchy": ["lineage", "batch"]}, MissingKeyError, "no 'lineage'"),
     ):
         with pytest.raises(error, match=message):
             scvae.tl.transfer_labels(query, model, **options)
