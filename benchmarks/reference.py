@@ -1,6 +1,6 @@
 """A reference in a model's file: is mapping onto it what mapping onto its AnnData is, and how large and fast is it?
 
-Usage: python benchmarks/reference.py [DATA.h5ad=BATCH ...] [--only table place search] [--seeds 1] [--table]
+Usage: python benchmarks/reference.py [DATA.h5ad=BATCH ...] [--only table tree place search] [--seeds 1] [--table]
 
 Files and held-out batches are those of map_query.py.
 
@@ -8,6 +8,9 @@ table: the queries are mapped with what scvae.load makes of a file that holds th
 between the reference's AnnData and the file: the labels of 15 nearest reference cells, and those of
 scvae.tl.transfer_labels with their calibration error. Also the share of query cells that scvae.tl.place puts where 15
 nearest cells on the reference's UMAP are mostly of their type, and the bytes a cell takes in the file.
+tree: the labels of the same queries as deep in a learnt tree as max_error=0.05 allows: the share of cells with a name,
+and the shares of wrong names and of single labels among these. The query is of another batch than the cells that names
+are judged by.
 place: a fifth of the cells of each file is left out of fit and reference. Do their places on the UMAP of the others
 follow their type? Beside scvae.tl.place: the mean of the same neighbours' coordinates, UMAP's own transform (of
 umap-learn, which needs its fitted object), and the left-out cells in the latent space, as a bound.
@@ -38,6 +41,7 @@ from task import NAMELESS, NEIGHBOURS, Row, Task
 
 RESULTS = Path(__file__).parent / "results" / "reference"
 LEFT_OUT = 0.2
+PARTS = ("table", "tree", "place", "search")
 
 
 def table(path: Path, held_out: str, seed: int) -> Iterator[Row]:
@@ -73,6 +77,29 @@ def table(path: Path, held_out: str, seed: int) -> Iterator[Row]:
         scvae.tl.place(query, mapped)
         row[f"{kind}_place_accuracy"] = task.accuracy(loaded.reference.umap, query.obsm["X_scvae_umap"])
     yield row
+
+
+def tree(path: Path, held_out: str, seed: int) -> Iterator[Row]:
+    """One row a task: names given, wrong ones among them, and single labels among them."""
+    import scvae
+
+    task = Task.read(path, held_out)
+    reference, query = task.reference, task.queries["full"].copy()
+    reference = reference[~reference.obs["cell_type"].isin(NAMELESS)].copy()
+    model = scvae.fit(reference, batch_key="batch", rng=seed, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model = scvae.load(model.save(Path(folder) / "ref", reference=reference, labels="cell_type"))
+    mapped = scvae.tl.map_query(query, model, verbose=False)
+    scvae.tl.transfer_labels(query, mapped, hierarchy="learnt", max_error=0.05)
+    judged = query.obs[query.obs["cell_type"].isin(reference.obs["cell_type"])]
+    named = judged[judged["scvae_label"] != "unknown"]
+    pairs = list(zip(named["cell_type"].astype(str), named["scvae_label"].astype(str), strict=True))
+    yield task.row(
+        seed=seed,
+        named=len(named) / len(judged),
+        wrong=float(np.mean([truth not in name.split(" or ") for truth, name in pairs])),
+        single=float(np.mean([" or " not in name for _, name in pairs])),
+    )
 
 
 def judged(query: ad.AnnData, reference: ad.AnnData) -> Row:
@@ -159,6 +186,8 @@ def rows_of(part: str, arguments: argparse.Namespace) -> Iterator[Row]:
             path, _, held_out = name.partition("=")
             if part == "table" and held_out:
                 yield from table(Path(path), held_out, seed)
+            elif part == "tree" and held_out:
+                yield from tree(Path(path), held_out, seed)
             elif part == "place" and not held_out:
                 yield from place(Path(path), seed)
 
@@ -186,6 +215,13 @@ def line_of_table(row: Row) -> dict[str, str]:
 def print_rows(part: str, rows: list[Row]) -> None:
     if part == "table":
         lines = [line_of_table(row) for row in rows]
+    elif part == "tree":
+        columns = {"named": "cells with a name", "wrong": "wrong among these", "single": "one label among these"}
+        lines = [
+            {"query": f"{row['set']}, {row['held_out'].split('|')[0]} ({row['cells']:,})"}
+            | {title: f"{row[key]:.3f}" for key, title in columns.items()}
+            for row in rows
+        ]
     elif part == "place":
         sets: dict[str, list[Row]] = {}
         for row in rows:
@@ -208,7 +244,7 @@ def print_rows(part: str, rows: list[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="DATA.h5ad[=BATCH]")
-    parser.add_argument("--only", nargs="+", choices=("table", "place", "search"), default=("table", "place", "search"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
