@@ -11,6 +11,7 @@ from . import datasets, pl, tl
 from .common.checks import MissingKeyError
 from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig
+from .data.views import View
 from .diagnostics.verdict import Finding
 from .inference.fitted import FittedModel, Outcome, load
 from .tl._diagnose import Diagnosis
@@ -30,6 +31,7 @@ __all__ = [
     "Outcome",
     "RankError",
     "TrainingConfig",
+    "View",
     "__version__",
     "datasets",
     "fit",

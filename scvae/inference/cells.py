@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.checks import listing
 from ..data.intake import Cells, read_query
+from ..data.joint import with_views
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from .fitted import FittedModel
@@ -16,13 +18,21 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, matrix: Joined | None = None) -> Cells:
+def read_cells(
+    adata: AnnData,
+    model: FittedModel | Schema,
+    layer: str | None,
+    matrix: Joined | None = None,
+    also: Mapping[str, AnnData] | None = None,
+) -> Cells:
     """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``) or from another layer.
 
-    If `adata` does not hold the values, `matrix` does.
+    If `adata` does not hold the values, `matrix` does. Further measurements are those of `also` and of the slots of
+    `adata`.
     """
     schema = model if isinstance(model, Schema) else model.schema
     cells = read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
+    cells = with_views(cells, adata, schema, also)
     if cells.missing is not None and isinstance(model, FittedModel):
         check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
     return cells

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -30,10 +30,12 @@ from ..common.rng import SeedLike, seed_of
 from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig
 from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
+from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
-from ..data.schema import Schema
+from ..data.schema import Kind, Schema
 from ..data.sources import Paths, Source, opened
+from ..data.views import View, check_views
 from ..data.write_back import write_back
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import FittedModel, check_model, in_use
@@ -56,6 +58,7 @@ logger = logging.getLogger(__name__)
 # n_latent="auto" starts with this many dimensions (with 30, the held-out ELBO of five data sets was lower) and removes
 # unused ones at most this many times
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
+PROTEIN = "protein"  # name of the measurement that `protein_key` adds
 
 
 class NotWrittenError(OSError):
@@ -90,6 +93,9 @@ def fit(
     labels_key: str | None = None,
     unlabelled: str | None = None,
     label_weight: float = LABEL_WEIGHT,
+    also: Mapping[str, View] | None = None,
+    protein_key: str | None = None,
+    protein_likelihood: LikelihoodName = "nb",
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] | None = None,
     beta: float | tuple[float, float] = 1.0,
@@ -157,6 +163,17 @@ def fit(
         (a few nats) has little say beside thousands of counts. Take 3 instead of 10 if you do not trust the labels:
         with a fifth of them wrong, 0.92 of the cells of two held-out batches were named rightly instead of 0.89; with
         right labels, 0.957 of those of seven batches instead of 0.964.
+    also
+        Further measurements of the same cells, by name, to be embedded together with the values of `adata`, which are
+        then called ``"rna"``: ``{"atac": scvae.View(obsm="peaks", likelihood="bernoulli")}`` (see `scvae.View`). The
+        objective of a cell is the ELBO of all that it has; a cell may lack some. In each step, a quarter of the cells
+        are left with one measurement, so that the model also embeds cells that have no more. See "Two measurements of
+        one cell" in the documentation.
+    protein_key
+        Slot of `adata.obsm` with proteins; short for ``also={"protein": scvae.View(obsm=protein_key,
+        likelihood=protein_likelihood)}``.
+    protein_likelihood
+        Likelihood of these proteins: ``"nb"`` for counts, ``"gaussian"`` for log or CLR values.
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
@@ -272,7 +289,10 @@ def fit(
         raise ValueError(
             f"unlabelled is {unlabelled!r}, but there is no labels_key; pass the column with the labels, too"
         )
-    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight)
+    views = _checked_views(also, protein_key, protein_likelihood)
+    data = DataKeys(
+        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views
+    )
     request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
@@ -325,6 +345,7 @@ def read_and_train(
     )
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
+    schema, cells = learn_views(adata, data.views, _kinds(data.views), schema, cells)
     _check_heads(network_config, likelihood, schema)
     settings = Settings(schema, likelihood, beta, seed, network_config, training_config)
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
@@ -335,6 +356,24 @@ def read_and_train(
         with passing():
             model, ended = prune_cells(model, cells, epochs=None, verbose=request.verbose)
     return (with_metric(model, cells) if request.metric == "expression" else model), cells
+
+
+def _checked_views(
+    also: Mapping[str, View] | None, protein_key: str | None, protein_likelihood: LikelihoodName
+) -> dict[str, View]:
+    """The further measurements by name, that of `protein_key` among them."""
+    views = check_views(also)
+    if protein_key is not None:
+        if PROTEIN in views:
+            raise ValueError(f"both protein_key and also[{PROTEIN!r}] are given; pass one of them")
+        views[PROTEIN] = View(obsm=protein_key, likelihood=protein_likelihood)
+    for name, view in views.items():
+        check_choice(view.likelihood, NAMES, f"the likelihood of the view {name!r}")
+    return views
+
+
+def _kinds(views: Mapping[str, View]) -> dict[str, Kind]:
+    return {name: KIND[view.likelihood] for name, view in views.items()}  # type: ignore[index]
 
 
 def _checked_n_latent(n_latent: object, *, fewer: bool) -> int | Literal["auto"]:

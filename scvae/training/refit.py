@@ -16,6 +16,7 @@ from ..config import TrainingConfig
 from ..data.batches import split
 from ..data.covariates import covariate_names, widened
 from ..data.intake import Cells, DataKeys, learned_labels, read_query, with_labels
+from ..data.joint import with_views
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.rows import SparseRows
@@ -117,7 +118,8 @@ def continue_fit(
         raise ValueError("the model in init has an encoder, but training has inference='per_cell'; leave that out")
     schema = widened(adata, model.schema, mapped=False)
     schema = replace(schema, layer=schema.layer_of(data.layer), labels=learned_labels(adata, data, schema.labels))
-    cells = with_labels(read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory), adata, schema)
+    cells = with_views(read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory), adata, schema)
+    cells = with_labels(cells, adata, schema)
     settings = replace(settings_of(model), schema=schema, seed=seed, training_config=config)
     trained_on, _ = split(len(cells), config.validation_fraction, seed)
     settings = settings.following(settings.recipe(len(trained_on)))

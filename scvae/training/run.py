@@ -19,7 +19,6 @@ from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
-from ..data.summary import summarize
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..inference.label_prediction import known_labels
@@ -30,6 +29,7 @@ from .checkpoint import Ending, Progress
 from .evaluation import Evaluation, evaluate
 from .priors import with_components
 from .settings import Settings
+from .start import start_heads
 from .train import train
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def fit_cells(
     )
     if isinstance(network.encoder, PerCell):
         network.encoder.open(len(cells), settings.final_beta)
-    network.likelihood.start_from(summarize(cells, trained_on))
+    start_heads(network, cells, trained_on)
     try:
         progress = train(network.to(device), cells, settings, recipe, checkpoint=checkpoint, verbose=verbose)
     except (NotImplementedError, TypeError) as error:
