@@ -52,9 +52,7 @@ class ViewBatch:
 
     def select(self, positions: Int[Tensor, " chosen"]) -> ViewBatch:
         """Some of the cells."""
-        return ViewBatch(
-            self.x.select(positions), self.library[positions], self.present[positions], self.missing
-        )
+        return ViewBatch(self.x.select(positions), self.library[positions], self.present[positions], self.missing)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,10 +106,11 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same cells with every tensor replaced."""
         library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
-        optional = (self.log_beta, self.knots, self.missing, self.rows, self.labels, self.present)
-        changed = [None if tensor is None else change(tensor) for tensor in optional]
+        names = ("log_beta", "knots", "missing", "rows", "labels", "present")
+        optional = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        changed = {name: change(tensor) for name, tensor in optional.items()}
         views = tuple(view.map(change) for view in self.views)
-        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, *changed, views)
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, views=views, **changed)
 
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""
@@ -126,6 +125,15 @@ class Batch:
         return dataclasses.replace(
             self, x=view.x, library=view.library, missing=view.missing, present=view.present, views=()
         )
+
+    def turned(self, place: int) -> Batch:
+        """The cells with the first measurement and the further one at `place` in place of each other."""
+        if not self.views:
+            return self
+        assert self.present is not None
+        views = list(self.views)
+        views[place] = ViewBatch(self.x, self.library, self.present, self.missing)
+        return dataclasses.replace(self.of_view(self.views[place]), views=tuple(views))
 
     def having(self, present: Sequence[Bool[Tensor, " cells"]]) -> Batch:
         """The cells, as if only these had the first measurement and each further one."""

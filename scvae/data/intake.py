@@ -127,9 +127,15 @@ class Cells:
 
     def of_view(self, view: ViewCells) -> Cells:
         """The cells with a further measurement in place of the first."""
-        return replace(
-            self, rows=view.rows, library=view.library, missing=view.missing, present=view.present, views=()
-        )
+        return replace(self, rows=view.rows, library=view.library, missing=view.missing, present=view.present, views=())
+
+    def turned(self, place: int | None) -> Cells:
+        """The cells with the first measurement and the further one at `place` exchanged; the same cells for None."""
+        if place is None:
+            return self
+        views = list(self.views)
+        views[place] = ViewCells(self.rows, self.library, self.having[0], self.missing)
+        return replace(self.of_view(self.views[place]), views=tuple(views))
 
     @property
     def having(self) -> tuple[Bool[np.ndarray, " cells"], ...]:

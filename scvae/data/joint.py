@@ -12,6 +12,7 @@ from anndata import AnnData
 from jaxtyping import Bool
 
 from ..common.checks import check_positive, listing
+from ..kernels.csr import CSR
 from .intake import Cells, DataKeys, read_fit, read_query
 from .rows import DenseRows, Rows, SparseRows
 from .schema import Kind, Schema, ViewSchema
@@ -57,16 +58,12 @@ def learn_views(
             if found.present.sum() < FEWEST:
                 raise ValueError(f"{found.present.sum()} cells have it; pass at least {FEWEST}")
         slot = name if view.obsm is None else view.obsm
-        learned.append(
-            ViewSchema(name, alone.genes, alone.kind, view.likelihood, slot, view.measured, weight)
-        )
+        learned.append(ViewSchema(name, alone.genes, alone.kind, view.likelihood, slot, view.measured, weight))
         read.append(found)
     return replace(schema, views=tuple(learned)), _joint(cells, read, schema.name, tuple(views))
 
 
-def with_views(
-    cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None = None
-) -> Cells:
+def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None = None) -> Cells:
     """The cells with the further measurements of a schema that `adata` has; features are found by name.
 
     Parameters
@@ -87,11 +84,13 @@ def with_views(
     """
     unknown = [name for name in also or {} if name not in schema.view_names[1:]]
     if unknown:
-        raise ValueError(f"also has {listing(unknown)}, but the views of the model are {listing(schema.view_names[1:])}")
+        raise ValueError(
+            f"also has {listing(unknown)}, but the views of the model are {listing(schema.view_names[1:])}"
+        )
     if not schema.views:
         return cells
     read = [_read(adata, view, (also or {}).get(view.name)) for view in schema.views]
-    return _joint(cells, read, *schema.view_names[:1], schema.view_names[1:])
+    return _joint(cells, read, schema.name, schema.view_names[1:])
 
 
 def _read(adata: AnnData, view: ViewSchema, mod: AnnData | None) -> ViewCells:
@@ -131,6 +130,7 @@ def _spread(rows: Rows, present: Bool[np.ndarray, " cells"]) -> Rows:
         values[present] = rows.values
         return DenseRows(values)
     x = rows.take(np.arange(rows.n_cells))
+    assert isinstance(x, CSR)
     lengths = np.zeros(len(present), dtype=np.int64)
     lengths[present] = np.diff(x.indptr.numpy())
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
@@ -140,9 +140,7 @@ def _spread(rows: Rows, present: Bool[np.ndarray, " cells"]) -> Rows:
 def _joint(cells: Cells, views: list[ViewCells], name: str, others: tuple[str, ...]) -> Cells:
     """The cells with further measurements; those without counts of the first lack it."""
     present = cells.library > 0
-    joint = replace(
-        cells, library=typical_library(cells.library, present), present=present, views=tuple(views)
-    )
+    joint = replace(cells, library=typical_library(cells.library, present), present=present, views=tuple(views))
     empty = ~np.any(joint.having, axis=0)
     if empty.any():
         raise ValueError(

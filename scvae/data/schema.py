@@ -13,6 +13,7 @@ from .categories import spelling
 from .labels import Labels
 
 Kind = Literal["counts", "binary", "real"]
+LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class ViewSchema:
     name: str
     features: tuple[str, ...]
     kind: Kind
-    likelihood: str
+    likelihood: LikelihoodName
     obsm: str
     measured: str | None = None
     weight: float = 1.0

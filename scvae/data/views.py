@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ from ..common.checks import check_obs_column, listing, missing_key, reworded
 from ..common.keys import check_slot_name
 from .batches import ViewBatch
 from .rows import Rows, taken
+from .schema import LikelihoodName
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -61,7 +61,7 @@ class View:
 
     obsm: str | None = None
     mod: AnnData | None = None
-    likelihood: str = "nb"
+    likelihood: LikelihoodName = "nb"
     layer: str | None = None
     names: Sequence[str] | str | None = None
     measured: str | None = None
@@ -194,9 +194,7 @@ def _of_mod(adata: AnnData, mod: AnnData) -> tuple[AnnData, Bool[np.ndarray, " c
     return (mod if np.array_equal(place, np.arange(mod.n_obs)) else mod[place[present]].copy()), present
 
 
-def _of_obsm(
-    adata: AnnData, key: str, names: Sequence[str] | str | None
-) -> tuple[AnnData, Bool[np.ndarray, " cells"]]:
+def _of_obsm(adata: AnnData, key: str, names: Sequence[str] | str | None) -> tuple[AnnData, Bool[np.ndarray, " cells"]]:
     if key not in adata.obsm:
         raise missing_key("adata.obsm", key, list(adata.obsm))
     values = adata.obsm[key]
@@ -204,7 +202,7 @@ def _of_obsm(
         if names is not None:
             raise ValueError(f"obsm[{key!r}] is a DataFrame, whose columns name its features; leave names out")
         columns: Sequence[object] = list(values.columns)
-        is_sparse = bool(len(columns)) and all(isinstance(dtype, pd.SparseDtype) for dtype in values.dtypes)
+        is_sparse = bool(columns) and all(isinstance(dtype, pd.SparseDtype) for dtype in values.dtypes)
         values = values.sparse.to_coo().tocsr() if is_sparse else values.to_numpy()
     else:
         columns = _names_of(adata, names, values.shape[1] if values.ndim == 2 else 0, key)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..common.checks import listing
+from ..common.checks import listing, warn
 from ..data.intake import Cells, read_query
 from ..data.joint import with_views
 from ..data.on_disk import Joined
@@ -36,6 +36,16 @@ def read_cells(
     if cells.missing is not None and isinstance(model, FittedModel):
         check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
     return cells
+
+
+def warn_of_absent(adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None) -> None:
+    """Warns of further measurements of the model that the cells lack, perhaps because their slot has another name."""
+    for view in schema.views:
+        if view.obsm not in adata.obsm and view.name not in (also or {}):
+            warn(
+                f"adata.obsm has no {view.obsm!r} (it has {listing(adata.obsm)}), so these cells are embedded without "
+                f"the view {view.name!r}; if that is meant, name the others in views"
+            )
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:

@@ -128,6 +128,8 @@ class FittedModel:
         fitted it.
     labels
         What `scvae.tl.predict_labels` needs; None for a fit without labels.
+    view_libraries
+        Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it.
 
     Examples
     --------
@@ -159,6 +161,7 @@ class FittedModel:
     metric: Metric | None = None
     density: Density | None = None
     labels: KnownLabels | None = None
+    view_libraries: tuple[LibrarySizes | None, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -268,6 +271,10 @@ class FittedModel:
             {
                 "likelihood": self.likelihood,
                 "genes": len(self.schema.genes),
+                **{
+                    f"view {view.name!r}": f"{len(view.features)} features, {view.likelihood}"
+                    for view in self.schema.views
+                },
                 "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
                 "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
                 **_groups_in_words(self.network),
@@ -331,6 +338,7 @@ class FittedModel:
             "libraries": None if self.libraries is None else self.libraries.to_json(),
             "density": None if self.density is None else self.density.to_json(),
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
+            "view_libraries": [None if sizes is None else sizes.to_json() for sizes in self.view_libraries],
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
@@ -460,4 +468,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         metric=None if matrix is None else Metric(matrix.numpy()),
         density=density,
         labels=labels,
+        view_libraries=tuple(sizes and LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
     )

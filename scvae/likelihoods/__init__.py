@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from ..data.beta_range import BetaRange
-from ..data.schema import Kind
+from ..data.schema import Kind, LikelihoodName
 from .base import Distribution, Likelihood
 from .binary import Bernoulli
 from .continuous import Gaussian
 from .counts import NegativeBinomial, Poisson, ZeroInflated
-
-LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 
 KIND: dict[LikelihoodName, Kind] = {
     "nb": "counts",

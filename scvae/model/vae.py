@@ -139,8 +139,8 @@ class VAE(nn.Module):
         added = None
         for (layers, of_view), (values, beside) in zip(self.with_layers(batch), further, strict=True):
             assert of_view.present is not None
-            values = values.with_values(self.encoder.input_dropout(values.values, generator))
-            term = layers.first_layer(values, beside, of_view.present)
+            left = values.with_values(self.encoder.input_dropout(values.values, generator))
+            term = layers.first_layer(left, beside, of_view.present)
             added = term if added is None else added + term
         return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped, added))
 

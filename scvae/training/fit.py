@@ -166,7 +166,7 @@ def fit(
     also
         Further measurements of the same cells, by name, to be embedded together with the values of `adata`, which are
         then called ``"rna"``: ``{"atac": scvae.View(obsm="peaks", likelihood="bernoulli")}`` (see `scvae.View`). The
-        objective of a cell is the ELBO of all that it has; a cell may lack some. In each step, a quarter of the cells
+        objective of a cell is the ELBO of all that it has; a cell may lack some. In each step, half of the cells
         are left with one measurement, so that the model also embeds cells that have no more. See "Two measurements of
         one cell" in the documentation.
     protein_key
@@ -373,7 +373,7 @@ def _checked_views(
 
 
 def _kinds(views: Mapping[str, View]) -> dict[str, Kind]:
-    return {name: KIND[view.likelihood] for name, view in views.items()}  # type: ignore[index]
+    return {name: KIND[view.likelihood] for name, view in views.items()}
 
 
 def _checked_n_latent(n_latent: object, *, fewer: bool) -> int | Literal["auto"]:

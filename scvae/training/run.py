@@ -18,7 +18,7 @@ from ..data.batches import split
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
-from ..data.schema import Schema
+from ..data.schema import Kind, Schema
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..inference.label_prediction import known_labels
@@ -81,7 +81,11 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
     """The trained network with the record of its training."""
     schema = settings.schema
     n_batches = len(schema.batch.categories) if schema.batch else 1
-    libraries = None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
+
+    def libraries(of_view: Cells, kind: Kind) -> LibrarySizes | None:
+        here = slice(None) if of_view.present is None else of_view.present
+        return None if kind == "real" else LibrarySizes.of(of_view.library[here], of_view.group[here], n_batches)
+
     packages = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
     return FittedModel(
         network=network,
@@ -96,8 +100,11 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         seed=settings.seed,
         versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
-        libraries=libraries,
+        libraries=libraries(cells, schema.kind),
         threads=of_call(),
+        view_libraries=tuple(
+            libraries(cells.of_view(some), view.kind) for some, view in zip(cells.views, schema.views, strict=True)
+        ),
     )
 
 

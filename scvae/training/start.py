@@ -35,9 +35,7 @@ def start_heads(network: VAE, cells: Cells, trained_on: Int[np.ndarray, " cells"
         of_view = cells.of_view(view)
         layers.head.start_from(summarize(of_view, positions))
         some = positions[:MOST_CELLS]
-        inputs = [
-            dense(layers.head.encoder_input(of_view.batch(some[part]))[0]) for part in chunks(len(some), AT_ONCE)
-        ]
+        inputs = [dense(layers.head.encoder_input(of_view.batch(some[part]))[0]) for part in chunks(len(some), AT_ONCE)]
         layers.start_at(*start_of_inputs(inputs))
 
 

@@ -209,9 +209,9 @@ def make_step(
 def is_capturable(network: VAE) -> bool:
     """Whether a step can be replayed on padded batches.
 
-    Dropout, and the choice of the cells that are left with one of their measurements, draw from a generator that changes
-    with the step; batch statistics would include the padding cells; discrete latent variables look at values on the
-    host.
+    Dropout draws from a generator that changes with the step, and so does the choice of cells that are left with one of
+    their measurements; batch statistics would include the padding cells; discrete latent variables look at values on
+    the host.
     """
     if isinstance(network.prior, Discrete) or network.views:
         return False
