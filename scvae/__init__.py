@@ -10,8 +10,7 @@ _refuse_namesake()
 from . import datasets, pl, tl
 from .common.checks import MissingKeyError
 from .common.distributed import RankError
-from .config import NetworkConfig, TrainingConfig
-from .data.views import View
+from .config import NetworkConfig, TrainingConfig, View
 from .diagnostics.verdict import Finding
 from .inference.fitted import FittedModel, Outcome, load
 from .tl._diagnose import Diagnosis

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionArray
 
 from ..common.checks import check_adata, is_raw, speaking_of
+from ..config import View
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries
 from .batches import Batch
@@ -41,7 +42,7 @@ from .rows import DenseRows, Rows, SparseRows, row_sums, taken
 from .schema import Kind, Schema
 from .stored_rows import StoredRows
 from .value_check import ValueCheck, check_finite
-from .views import View, ViewCells
+from .views import ViewCells
 
 MEMORY = 1e9  # bytes that the values of cells on disk may fill
 

@@ -11,12 +11,13 @@ import pandas as pd
 from anndata import AnnData
 from jaxtyping import Bool
 
-from ..common.checks import check_positive, listing
+from ..common.checks import listing
+from ..config import View
 from ..kernels.csr import CSR
 from .intake import Cells, DataKeys, read_fit, read_query
 from .rows import DenseRows, Rows, SparseRows
 from .schema import Kind, Schema, ViewSchema
-from .views import View, ViewCells, speaking_of_view, table_of, typical_library
+from .views import ViewCells, speaking_of_view, table_of, typical_library
 
 FEWEST = 2  # cells with a measurement, from which its features start
 
@@ -51,14 +52,13 @@ def learn_views(
     for name, view in views.items():
         where = f"mod.{'X' if view.layer is None else f'layers[{view.layer!r}]'}" if view.mod is not None else ""
         with speaking_of_view(name, where or f"obsm[{view.obsm!r}]"):
-            weight = check_positive(view.weight, "weight")
             table, present = table_of(adata, name, view)
             alone, some = read_fit(table, DataKeys(layer=view.layer), kind=kinds[name], memory=math.inf)
             found = _placed(some, present)
             if found.present.sum() < FEWEST:
                 raise ValueError(f"{found.present.sum()} cells have it; pass at least {FEWEST}")
         slot = name if view.obsm is None else view.obsm
-        learned.append(ViewSchema(name, alone.genes, alone.kind, view.likelihood, slot, view.measured, weight))
+        learned.append(ViewSchema(name, alone.genes, alone.kind, view.likelihood, slot, view.measured, view.weight))
         read.append(found)
     return replace(schema, views=tuple(learned)), _joint(cells, read, schema.name, tuple(views))
 

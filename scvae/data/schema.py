@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..config import LikelihoodName
 from .categories import spelling
 from .labels import Labels
 
 Kind = Literal["counts", "binary", "real"]
-LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,55 +17,9 @@ from pandas.api.types import is_bool_dtype
 
 from ..common.checks import check_obs_column, listing, missing_key, reworded
 from ..common.keys import check_slot_name
+from ..config import View
 from .batches import ViewBatch
 from .rows import Rows, taken
-from .schema import LikelihoodName
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class View:
-    """A further measurement of the cells of a fit: where it is, and its likelihood.
-
-    A cell takes part with what it has. It lacks this measurement if its row is missing from `mod`, is NaN throughout,
-    is 0 throughout (counts and 0/1 data), or if `measured` says so.
-
-    Parameters
-    ----------
-    obsm
-        Slot of `obsm` with the values, cells x features: a DataFrame (its columns name the features), an array or a
-        sparse matrix.
-    mod
-        A second AnnData with the values, in place of `obsm`; cells are matched by name. Later calls find them in
-        ``obsm`` under the name of the view, or take a second AnnData, too.
-    likelihood
-        As in `scvae.fit`: ``"nb"``, ``"zinb"``, ``"poisson"``, ``"bernoulli"`` or ``"gaussian"``.
-    layer
-        Layer of `mod`; None for its `X`.
-    names
-        Names of the features of an array or a sparse matrix, or the key of `uns` that has them. None names them by
-        their position.
-    measured
-        Column of `obs` with a bool for each cell: whether it has this measurement. None if the values alone say it.
-    weight
-        Factor of its log-likelihood in training, > 0; 1 is the ELBO of all measurements together.
-
-    Examples
-    --------
-    >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, n_proteins=8, rng=0)
-    >>> view = scvae.View(obsm="protein", likelihood="nb")
-    >>> model = scvae.fit(adata, also={"protein": view}, n_latent=5, rng=0, verbose=False)
-    >>> model.schema.view_names
-    ('rna', 'protein')
-    """
-
-    obsm: str | None = None
-    mod: AnnData | None = None
-    likelihood: LikelihoodName = "nb"
-    layer: str | None = None
-    names: Sequence[str] | str | None = None
-    measured: str | None = None
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +74,7 @@ def check_views(also: object) -> dict[str, View]:
     TypeError
         If they are not a mapping of names to views.
     ValueError
-        If a name cannot be used, or a view names no place or two.
+        If a name cannot be used.
     """
     if also is None:
         return {}
@@ -129,15 +83,8 @@ def check_views(also: object) -> dict[str, View]:
             f"also is a {type(also).__name__}; pass a dict of views by name, e.g. "
             "also={'protein': scvae.View(obsm='protein_expression')}"
         )
-    for name, view in also.items():
+    for name in also:
         check_slot_name(name, "the name of a view in also")
-        if (view.obsm is None) == (view.mod is None):
-            found = "neither obsm nor mod" if view.obsm is None else "both obsm and mod"
-            raise ValueError(f"the view {name!r} has {found}; pass the one that holds its values")
-        if view.layer is not None and view.mod is None:
-            raise ValueError(f"the view {name!r} has layer={view.layer!r}, which only a second AnnData (mod) can have")
-        if view.names is not None and view.obsm is None:
-            raise ValueError(f"the view {name!r} has names, but mod names its features itself; leave names out")
     return dict(also)
 
 
@@ -217,6 +164,11 @@ def _of_obsm(adata: AnnData, key: str, names: Sequence[str] | str | None) -> tup
         present = ~np.isnan(values).all(1)
     values = values if present.all() else values[present]
     var = pd.DataFrame(index=pd.Index([str(column) for column in columns], dtype=object))
+    if var.index.has_duplicates:
+        twice = var.index[var.index.duplicated()].unique()
+        raise ValueError(
+            f"obsm[{key!r}] has {listing(twice, 5)} more than once; features are matched by name, so rename them"
+        )
     return AnnData(X=values, obs=pd.DataFrame(index=adata.obs_names[present]), var=var), present
 
 

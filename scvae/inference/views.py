@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..common.checks import check_choice, listing
+from ..config import LikelihoodName
 from ..data.intake import Cells
-from ..data.schema import LikelihoodName, Schema, ViewSchema
+from ..data.schema import Schema, ViewSchema
 from ..model.turned import TurnedVAE
 from .fitted import FittedModel
 

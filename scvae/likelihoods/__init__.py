@@ -7,8 +7,9 @@ from typing import get_args
 
 import torch
 
+from ..config import LikelihoodName
 from ..data.beta_range import BetaRange
-from ..data.schema import Kind, LikelihoodName
+from ..data.schema import Kind
 from .base import Distribution, Likelihood
 from .binary import Bernoulli
 from .continuous import Gaussian

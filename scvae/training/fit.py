@@ -27,7 +27,7 @@ from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
-from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig
+from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View
 from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
 from ..data.joint import learn_views
@@ -35,7 +35,7 @@ from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
 from ..data.schema import Kind, Schema
 from ..data.sources import Paths, Source, opened
-from ..data.views import View, check_views
+from ..data.views import check_views
 from ..data.write_back import write_back
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import FittedModel, check_model, in_use
@@ -363,12 +363,12 @@ def _checked_views(
 ) -> dict[str, View]:
     """The further measurements by name, that of `protein_key` among them."""
     views = check_views(also)
+    if protein_key is None and protein_likelihood != "nb":
+        raise ValueError("protein_likelihood has no effect without protein_key; leave it out")
     if protein_key is not None:
         if PROTEIN in views:
             raise ValueError(f"both protein_key and also[{PROTEIN!r}] are given; pass one of them")
         views[PROTEIN] = View(obsm=protein_key, likelihood=protein_likelihood)
-    for name, view in views.items():
-        check_choice(view.likelihood, NAMES, f"the likelihood of the view {name!r}")
     return views
 
 
