@@ -129,9 +129,9 @@ def embed(
         refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
     with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
         check_replaceable(source.adata.uns, keys)
+        cells = given_views(read_cells(source.adata, model, layer, source.matrix, also), model.schema, views)
         if views is None:
             warn_of_absent(source.adata, model.schema, also)
-        cells = given_views(read_cells(source.adata, model, layer, source.matrix, also), model.schema, views)
         moments = posterior_moments(model, cells, beta=beta, refine=refine)
         draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
