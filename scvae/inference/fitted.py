@@ -129,7 +129,8 @@ class FittedModel:
     labels
         What `scvae.tl.predict_labels` needs; None for a fit without labels.
     view_libraries
-        Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it.
+        Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it; 1 for real
+        values.
 
     Examples
     --------
@@ -161,7 +162,7 @@ class FittedModel:
     metric: Metric | None = None
     density: Density | None = None
     labels: KnownLabels | None = None
-    view_libraries: tuple[LibrarySizes | None, ...] = ()
+    view_libraries: tuple[LibrarySizes, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -338,7 +339,7 @@ class FittedModel:
             "libraries": None if self.libraries is None else self.libraries.to_json(),
             "density": None if self.density is None else self.density.to_json(),
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
-            "view_libraries": [None if sizes is None else sizes.to_json() for sizes in self.view_libraries],
+            **({"view_libraries": [sizes.to_json() for sizes in self.view_libraries]} if self.view_libraries else {}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
@@ -468,5 +469,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         metric=None if matrix is None else Metric(matrix.numpy()),
         density=density,
         labels=labels,
-        view_libraries=tuple(sizes and LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
+        view_libraries=tuple(LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
     )

@@ -39,7 +39,7 @@ def facing(model: FittedModel, place: int | None) -> FittedModel:
         network=TurnedVAE(model.network, place),
         schema=_turned(model.schema, model.likelihood, place),
         likelihood=model.schema.views[place].likelihood,
-        libraries=model.view_libraries[place],
+        libraries=None if model.schema.views[place].kind == "real" else model.view_libraries[place],
     )
 
 

@@ -194,15 +194,15 @@ def map_cells(
     return mapped, record
 
 
-def _further_libraries(mapped: FittedModel, query: Cells) -> tuple[LibrarySizes | None, ...]:
+def _further_libraries(mapped: FittedModel, query: Cells) -> tuple[LibrarySizes, ...]:
     """The library sizes of each further measurement, with those of new batches."""
-    sizes = []
-    for known, view in zip(mapped.view_libraries, query.views, strict=True):
-        if known is not None and mapped.schema.batch is not None:
-            here, n_batches = view.present, len(mapped.schema.batch.categories)
-            known = known.followed_by(LibrarySizes.of(view.library[here], query.group[here], n_batches))  # noqa: PLW2901
-        sizes.append(known)
-    return tuple(sizes)
+    if mapped.schema.batch is None:
+        return mapped.view_libraries
+    n_batches = len(mapped.schema.batch.categories)
+    of_query = [
+        LibrarySizes.of(view.library[view.present], query.group[view.present], n_batches) for view in query.views
+    ]
+    return tuple(known.followed_by(new) for known, new in zip(mapped.view_libraries, of_query, strict=True))
 
 
 def _shallow(network: VAE, cells: Cells) -> Cells:

@@ -18,7 +18,7 @@ from ..data.batches import split
 from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
-from ..data.schema import Kind, Schema
+from ..data.schema import Schema
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..inference.label_prediction import known_labels
@@ -82,9 +82,9 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
     schema = settings.schema
     n_batches = len(schema.batch.categories) if schema.batch else 1
 
-    def libraries(of_view: Cells, kind: Kind) -> LibrarySizes | None:
-        here = slice(None) if of_view.present is None else of_view.present
-        return None if kind == "real" else LibrarySizes.of(of_view.library[here], of_view.group[here], n_batches)
+    def libraries(of_view: Cells) -> LibrarySizes:
+        here = of_view.having[0]
+        return LibrarySizes.of(of_view.library[here], of_view.group[here], n_batches)
 
     packages = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
     return FittedModel(
@@ -100,11 +100,9 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         seed=settings.seed,
         versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
-        libraries=libraries(cells, schema.kind),
+        libraries=None if schema.kind == "real" else libraries(cells),
         threads=of_call(),
-        view_libraries=tuple(
-            libraries(cells.of_view(some), view.kind) for some, view in zip(cells.views, schema.views, strict=True)
-        ),
+        view_libraries=tuple(libraries(cells.of_view(view)) for view in cells.views),
     )
 
 
