@@ -96,9 +96,8 @@ def embedding(method: str, cells: ad.AnnData, seed: int) -> np.ndarray:
     if method == "pca":
         from sklearn.decomposition import PCA
 
-        parts = []
-        for values in (log_normalised(cells.X), cells.obsm["clr"].to_numpy()):
-            parts.append((values - values.mean(0)) / np.sqrt(values.var(0).sum()))
+        tables = (log_normalised(cells.X), cells.obsm["clr"].to_numpy())
+        parts = [(values - values.mean(0)) / np.sqrt(values.var(0).sum()) for values in tables]
         return PCA(30, random_state=seed).fit_transform(np.hstack(parts))
     if method == "totalvi":
         return totalvi(cells, seed).get_latent_representation()
@@ -120,7 +119,7 @@ def totalvi(cells: ad.AnnData, seed: int) -> Any:
     cells.obsm["counts"] = cells.obsm["adt"].fillna(0.0)
     scvi.model.TOTALVI.setup_anndata(cells, batch_key="batch", protein_expression_obsm_key="counts")
     model = scvi.model.TOTALVI(cells)
-    model.train(accelerator="cpu", enable_progress_bar=False, logger=False, enable_checkpointing=False)
+    model.train(accelerator="cpu", enable_progress_bar=False)
     return model
 
 

@@ -39,7 +39,7 @@ from .genes import columns_of, find_genes, gene_mask, refuse_duplicates
 from .labels import LABEL_WEIGHT, Labels, learn_labels
 from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows, row_sums, taken
-from .schema import Kind, Schema
+from .schema import RNA, Kind, Schema
 from .stored_rows import StoredRows
 from .value_check import ValueCheck, check_finite
 from .views import ViewCells
@@ -219,6 +219,8 @@ class DataKeys:
         Weight of the label term.
     views
         Further measurements of the cells, by name.
+    name
+        The name of the first.
     """
 
     layer: str | None = None
@@ -230,6 +232,7 @@ class DataKeys:
     unlabelled: str | None = None
     label_weight: float = LABEL_WEIGHT
     views: Mapping[str, View] = field(default_factory=dict)
+    name: str = RNA
 
 
 def read_fit(

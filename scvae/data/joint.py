@@ -16,14 +16,20 @@ from ..config import View
 from ..kernels.csr import CSR
 from .intake import Cells, DataKeys, read_fit, read_query
 from .rows import DenseRows, Rows, SparseRows
-from .schema import Kind, Schema, ViewSchema
+from .schema import RNA, Kind, Schema, ViewSchema
 from .views import ViewCells, speaking_of_view, table_of, typical_library
 
 FEWEST = 2  # cells with a measurement, from which its features start
 
 
 def learn_views(
-    adata: AnnData, views: Mapping[str, View], kinds: Mapping[str, Kind], schema: Schema, cells: Cells
+    adata: AnnData,
+    views: Mapping[str, View],
+    kinds: Mapping[str, Kind],
+    schema: Schema,
+    cells: Cells,
+    *,
+    name: str = RNA,
 ) -> tuple[Schema, Cells]:
     """The schema and the cells of a fit with further measurements; the same ones without any.
 
@@ -37,6 +43,8 @@ def learn_views(
         Kind of the values of each.
     schema, cells
         As `read_fit` returns them.
+    name
+        What to call the first measurement.
 
     Raises
     ------
@@ -46,21 +54,21 @@ def learn_views(
     """
     if not views:
         return schema, cells
-    if schema.name in views:
-        raise ValueError(f"also has a view {schema.name!r}, which is the name of the values of adata; choose another")
+    if name in views:
+        raise ValueError(f"also has a view {name!r}, which is the name of the values of adata; choose another")
     learned, read = [], []
-    for name, view in views.items():
+    for key, view in views.items():
         where = f"mod.{'X' if view.layer is None else f'layers[{view.layer!r}]'}" if view.mod is not None else ""
-        with speaking_of_view(name, where or f"obsm[{view.obsm!r}]"):
-            table, present = table_of(adata, name, view)
-            alone, some = read_fit(table, DataKeys(layer=view.layer), kind=kinds[name], memory=math.inf)
+        with speaking_of_view(key, where or f"obsm[{view.obsm!r}]"):
+            table, present = table_of(adata, key, view)
+            alone, some = read_fit(table, DataKeys(layer=view.layer), kind=kinds[key], memory=math.inf)
             found = _placed(some, present)
             if found.present.sum() < FEWEST:
                 raise ValueError(f"{found.present.sum()} cells have it; pass at least {FEWEST}")
-        slot = name if view.obsm is None else view.obsm
-        learned.append(ViewSchema(name, alone.genes, alone.kind, view.likelihood, slot, view.measured, view.weight))
+        slot = key if view.obsm is None else view.obsm
+        learned.append(ViewSchema(key, alone.genes, alone.kind, view.likelihood, slot, view.measured, view.weight))
         read.append(found)
-    return replace(schema, views=tuple(learned)), _joint(cells, read, schema.name, tuple(views))
+    return replace(schema, views=tuple(learned), name=name), _joint(cells, read, name, tuple(views))
 
 
 def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None = None) -> Cells:

@@ -13,6 +13,7 @@ from ..config import LikelihoodName
 from .categories import spelling
 from .labels import Labels
 
+RNA = "rna"  # what a model with further measurements calls its genes, unless the modality has another name
 Kind = Literal["counts", "binary", "real"]
 
 
@@ -145,7 +146,7 @@ class Schema:
     size_factor_scale: float = 1.0
     labels: Labels | None = None
     views: tuple[ViewSchema, ...] = ()
-    name: str = "rna"
+    name: str = RNA
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -208,7 +209,7 @@ class Schema:
             size_factor_scale=record.get("size_factor_scale", 1.0),
             labels=Labels.from_json(record.get("labels")),
             views=tuple(ViewSchema.from_json(view) for view in record.get("views", ())),
-            name=record.get("name", "rna"),
+            name=record.get("name", RNA),
         )
 
 

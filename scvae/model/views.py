@@ -15,7 +15,7 @@ from ..likelihoods import Likelihood
 from ..likelihoods.base import dense
 from .blocks import Linear, Weights, add_product
 
-Seen = tuple[CSR | Dense, Float[Tensor, "cells covariates"]]  # as `Likelihood.encoder_input` returns it
+Seen = tuple[CSR | Dense, Float[Tensor, "cells _"]]  # as `Likelihood.encoder_input` returns it
 
 
 class ViewLayers(nn.Module):

@@ -217,7 +217,7 @@ def denoise(
     model = facing(of_first, turn)
     if all_genes:
         _check_alone(genes=genes, interval=interval, path=path, view=None if turn is None else view)
-    with opened(adata, of_first.schema.layer_of(layer)) as source:
+    with opened(adata, of_first.schema.layer_of(layer), first=of_first.schema.name) as source:
         cells_in = source.adata
         check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)
@@ -234,7 +234,8 @@ def denoise(
             seed=seed_of(rng),
             beta=model.beta_of(beta),
         )
-        cells = read_cells(cells_in, of_first, layer, source.matrix, also).turned(turn)
+        further = {**source.also, **(also or {})}
+        cells = read_cells(cells_in, of_first, layer, source.matrix, further).turned(turn)
         wanted = model.genes[columns]
         if place is not None:
             with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:

@@ -22,11 +22,12 @@ from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 def embed(
-    adata: AnnData | Paths | Source,
+    adata: AnnData | MuData | Paths | Source,
     model: FittedModel,
     *,
     beta: float | None = None,
@@ -47,7 +48,7 @@ def embed(
         Cells with raw data, as in the fit. Genes are matched by name, in any order; genes that the model does not know
         are ignored. `obs` must have the model's covariate columns, with categories it knows (see `batch_key` of
         `scvae.fit` for what is the same category); a batch that has the name of one of the model is taken for it. Or
-        files, as in `scvae.fit`: their values stay on disk.
+        files, as in `scvae.fit`: their values stay on disk. Or a MuData with the modalities of the model.
     model
         A fitted model.
     beta
@@ -75,7 +76,7 @@ def embed(
         Name used in the slots written.
     copy
         Whether to return a copy with the results and leave `adata` unchanged; for files, an AnnData of the
-        cells without values and genes.
+        cells without values and genes; for a MuData, an AnnData of its first modality with all cells.
 
     Returns
     -------
@@ -127,11 +128,12 @@ def embed(
     )
     if refine:
         refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
-    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
+    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys, first=model.schema.name) as source:
         check_replaceable(source.adata.uns, keys)
-        cells = given_views(read_cells(source.adata, model, layer, source.matrix, also), model.schema, views)
+        further = {**source.also, **(also or {})}
+        cells = given_views(read_cells(source.adata, model, layer, source.matrix, further), model.schema, views)
         if views is None:
-            warn_of_absent(source.adata, model.schema, also)
+            warn_of_absent(source.adata, model.schema, further)
         moments = posterior_moments(model, cells, beta=beta, refine=refine)
         draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)

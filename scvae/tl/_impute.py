@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 
-from ..common.checks import check_bool, check_fraction, check_positive_int
+from ..common.checks import check_adata, check_bool, check_fraction, check_positive_int
 from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..data.intake import Cells
+from ..data.modalities import modalities_of
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.imputation import predictions
@@ -24,6 +26,7 @@ from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 LEAST_SAMPLES = 20
 TABLES = 6.0  # in memory per draw: means, values, and what sorting takes
@@ -31,7 +34,7 @@ TABLES = 6.0  # in memory per draw: means, values, and what sorting takes
 
 @computing()
 def impute(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     view: str,
@@ -59,6 +62,7 @@ def impute(
     ----------
     adata
         Cells with raw data, as in the fit. Cells without the slot of the measurement, or with NaN there, lack it.
+        Or a MuData.
     model
         A model fitted with several measurements (`also` or `protein_key` of `scvae.fit`).
     view
@@ -81,7 +85,8 @@ def impute(
     rng
         Seed or numpy Generator of the draws.
     copy
-        Whether to return a copy with the results and leave `adata` unchanged.
+        Whether to return a copy with the results and leave `adata` unchanged; for a MuData, an AnnData of its first
+        modality with all cells.
 
     Returns
     -------
@@ -126,40 +131,59 @@ def impute(
         raise ValueError("interval is 0; pass a probability between 0 and 1, e.g. 0.9")
     n_samples, seed = check_positive_int(n_samples, "n_samples", least=LEAST_SAMPLES), seed_of(rng)
     at = model.beta_of(beta)
-    check_replaceable(adata.uns, keys)
-    cells = read_cells(adata, model, layer, also=also)
-    known = cells.views[place]
-    wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
-    if len(wanted) == 0:
-        raise ValueError(f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway")
-    _check_others(cells, wanted, place, view)
-    tables = [known.rows.take(np.arange(len(cells))).to_dense().numpy()]
-    tables += [tables[0].copy(), tables[0].copy()]
-    some, ends = cells.taken(wanted), torch.tensor([0.5 - interval / 2, 0.5 + interval / 2])
-    with torch.no_grad(), working_on(model.device):
-        draws = predictions(model, some, place, n_samples=n_samples, seed=seed, beta=at, n_tables=TABLES * n_samples)
-        for drawn in draws:
-            here = wanted[drawn.positions]
-            tables[0][here] = drawn.means.mean(0).cpu().numpy()
-            lower, upper = torch.quantile(drawn.values, ends.to(drawn.values), dim=0).cpu().numpy()
-            tables[1][here], tables[2][here] = lower, upper
-    target = target_of(adata, copy=copy)
-    features = model.schema.views[place].features
-    record: dict[str, Any] = {
-        "interval": interval,
-        "n_samples": n_samples,
-        "beta": at,
-        "seed": seed,
-        "n_cells": len(wanted),
-        "features": np.array(features, dtype=str),
-    }
-    framed = all(map(can_be_key, features))
-    slots = {
-        name: pd.DataFrame(table, adata.obs_names, list(features), copy=False) if framed else table
-        for name, table in zip(keys.imputed(view), tables, strict=True)
-    }
-    write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
+    with modalities_of(adata, model.schema.name) as (cells_in, found):
+        check_adata(cells_in)
+        check_replaceable(cells_in.uns, keys)
+        cells = read_cells(cells_in, model, layer, also={**found, **(also or {})})
+        known = cells.views[place]
+        wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
+        if len(wanted) == 0:
+            raise ValueError(
+                f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway"
+            )
+        _check_others(cells, wanted, place, view)
+        tables = _predicted(model, cells, wanted, place, interval=interval, n_samples=n_samples, seed=seed, beta=at)
+        target = target_of(cells_in, copy=copy)
+        features = model.schema.views[place].features
+        record: dict[str, Any] = {
+            "interval": interval,
+            "n_samples": n_samples,
+            "beta": at,
+            "seed": seed,
+            "n_cells": len(wanted),
+            "features": np.array(features, dtype=str),
+        }
+        framed = all(map(can_be_key, features))
+        slots = {
+            name: pd.DataFrame(table, cells_in.obs_names, list(features), copy=False) if framed else table
+            for name, table in zip(keys.imputed(view), tables, strict=True)
+        }
+        write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
     return target if copy else None
+
+
+def _predicted(
+    model: FittedModel,
+    cells: Cells,
+    wanted: Int[np.ndarray, " wanted"],
+    place: int,
+    *,
+    interval: float,
+    n_samples: int,
+    seed: int,
+    beta: float,
+) -> list[Float[np.ndarray, "cells features"]]:
+    """The measured values with predictions for the wanted cells, and the ends of the interval of each value."""
+    values = cells.views[place].rows.take(np.arange(len(cells))).to_dense().numpy()
+    lower, upper = values.copy(), values.copy()
+    ends = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=model.device)
+    some, n_tables = cells.taken(wanted), TABLES * n_samples
+    with torch.no_grad(), working_on(model.device):
+        for drawn in predictions(model, some, place, n_samples=n_samples, seed=seed, beta=beta, n_tables=n_tables):
+            here = wanted[drawn.positions]
+            values[here] = drawn.means.mean(0).cpu().numpy()
+            lower[here], upper[here] = torch.quantile(drawn.values, ends, dim=0).cpu().numpy()
+    return [values, lower, upper]
 
 
 def _check_others(cells: Cells, wanted: np.ndarray, place: int, view: str) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..common.checks import check_choice, check_positive_int
 from ..common.rng import SeedLike, seed_of
+from ..data.modalities import modalities_of
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
@@ -18,11 +19,12 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 def log_likelihood(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     kind: BoundKind = "iw",
@@ -38,7 +40,7 @@ def log_likelihood(
     Parameters
     ----------
     adata
-        Cells with raw data, as in the fit; genes are matched by name.
+        Cells with raw data, as in the fit; genes are matched by name. Or a MuData.
     model
         A fitted model.
     kind
@@ -96,7 +98,8 @@ def log_likelihood(
         refuse_discrete(model, "scvae.tl.log_likelihood(kind='density')", kinds=("code",))
     if refine:
         refuse_discrete(model, "scvae.tl.log_likelihood(refine=)", kinds=("code",))
-    cells = given_views(read_cells(adata, model, layer), model.schema, views)
+    with modalities_of(adata, model.schema.name) as (cells_in, also):
+        cells = given_views(read_cells(cells_in, model, layer, also=also), model.schema, views)
     seed = seed_of(rng)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed, beta=beta, refine=refine)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

@@ -33,9 +33,8 @@ from ..data.intake import Cells, DataKeys, read_fit
 from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
-from ..data.schema import Kind, Schema
+from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
-from ..data.views import check_views
 from ..data.write_back import write_back
 from ..inference.expression_metric import with_metric
 from ..inference.fitted import FittedModel, check_model, in_use
@@ -44,6 +43,7 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
+from .measurements import check_readable, checked_views, kinds_of, of_modalities
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .refusals import check_together
 from .results import write_results
@@ -52,13 +52,13 @@ from .settings import Request, Settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 logger = logging.getLogger(__name__)
 
 # n_latent="auto" starts with this many dimensions (with 30, the held-out ELBO of five data sets was lower) and removes
 # unused ones at most this many times
 WIDE_N_LATENT, AUTO_ROUNDS = 20, 3
-PROTEIN = "protein"  # name of the measurement that `protein_key` adds
 
 
 class NotWrittenError(OSError):
@@ -83,7 +83,7 @@ class NotWrittenError(OSError):
 @computing()
 @process_group()
 def fit(
-    adata: AnnData | Paths | Source,
+    adata: AnnData | MuData | Paths | Source,
     *,
     layer: str | None = None,
     mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
@@ -96,6 +96,7 @@ def fit(
     also: Mapping[str, View] | None = None,
     protein_key: str | None = None,
     protein_likelihood: LikelihoodName = "nb",
+    modalities: Mapping[str, LikelihoodName] | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] | None = None,
     beta: float | tuple[float, float] = 1.0,
@@ -174,6 +175,11 @@ def fit(
         likelihood=protein_likelihood)}``.
     protein_likelihood
         Likelihood of these proteins: ``"nb"`` for counts, ``"gaussian"`` for log or CLR values.
+    modalities
+        For a MuData: the likelihood of each modality to model, e.g. ``{"rna": "nb", "prot": "gaussian"}``. The first
+        takes the place of `adata`: `layer`, `mask_var` and the like are its own, and it must be of counts or 0/1 data
+        if some cells lack it. Columns of `obs` are those of the MuData and of this modality, and results are written to
+        the MuData (loadings to the modality).
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
@@ -289,14 +295,17 @@ def fit(
         raise ValueError(
             f"unlabelled is {unlabelled!r}, but there is no labels_key; pass the column with the labels, too"
         )
-    views = _checked_views(also, protein_key, protein_likelihood)
+    views = checked_views(also, protein_key, protein_likelihood)
+    first, likelihood, views = of_modalities(adata, modalities, likelihood, views, init)
     data = DataKeys(
-        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views
+        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views, first
     )
     request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
-    with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True, keys=keys) as source:
+    read = layer if init is None else init.schema.layer_of(layer)
+    with opened(adata, read, to_change=True, keys=keys, first=first) as source:
+        check_readable(source, views)
         check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
@@ -345,7 +354,7 @@ def read_and_train(
     )
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
-    schema, cells = learn_views(adata, data.views, _kinds(data.views), schema, cells)
+    schema, cells = learn_views(adata, data.views, kinds_of(data.views), schema, cells, name=data.name)
     _check_heads(network_config, likelihood, schema)
     settings = Settings(schema, likelihood, beta, seed, network_config, training_config)
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent
@@ -356,24 +365,6 @@ def read_and_train(
         with passing():
             model, ended = prune_cells(model, cells, epochs=None, verbose=request.verbose)
     return (with_metric(model, cells) if request.metric == "expression" else model), cells
-
-
-def _checked_views(
-    also: Mapping[str, View] | None, protein_key: str | None, protein_likelihood: LikelihoodName
-) -> dict[str, View]:
-    """The further measurements by name, that of `protein_key` among them."""
-    views = check_views(also)
-    if protein_key is None and protein_likelihood != "nb":
-        raise ValueError("protein_likelihood has no effect without protein_key; leave it out")
-    if protein_key is not None:
-        if PROTEIN in views:
-            raise ValueError(f"both protein_key and also[{PROTEIN!r}] are given; pass one of them")
-        views[PROTEIN] = View(obsm=protein_key, likelihood=protein_likelihood)
-    return views
-
-
-def _kinds(views: Mapping[str, View]) -> dict[str, Kind]:
-    return {name: KIND[view.likelihood] for name, view in views.items()}
 
 
 def _checked_n_latent(n_latent: object, *, fewer: bool) -> int | Literal["auto"]:
