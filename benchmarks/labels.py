@@ -161,7 +161,11 @@ def scanvi(adata: ad.AnnData, seen: np.ndarray, seed: int) -> dict[str, Any]:
     base = scvi.model.SCVI(adata, gene_likelihood="nb")
     base.train(**quiet)
     model = scvi.model.SCANVI.from_scvi_model(base, unlabeled_category="Unknown", labels_key="seen")
-    model.train(max_epochs=20, n_samples_per_label=100, **quiet)
+    try:
+        model.train(max_epochs=20, n_samples_per_label=100, **quiet)
+    except ValueError:  # its batch norm refuses a last batch of one cell
+        model = scvi.model.SCANVI.from_scvi_model(base, unlabeled_category="Unknown", labels_key="seen")
+        model.train(max_epochs=20, n_samples_per_label=100, datasplitter_kwargs={"drop_last": True}, **quiet)
     table = model.predict(adata, soft=True)
     return {
         "names": list(table.columns),

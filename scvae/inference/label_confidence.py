@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..common.checks import warn
 from .label_tree import LabelTree
 
 MOST_POINTS = 200  # of a curve
@@ -85,7 +86,18 @@ def name_cells(
         Labels of the held-out cells.
     max_error
         Largest expected share of wrong names among those given.
+
+    Warns
+    -----
+    UserWarning
+        If there are too few held-out cells for any name.
     """
+    if max_error * (len(truth) + 1) < 1.0 and max_error > 0.0:
+        warn(
+            f"no cell gets a name: {len(truth)} cells with a label were held out of the training, and with "
+            f"max_error={max_error:g} the promise takes at least {math.ceil(1.0 / max_error) - 1}; allow more error, "
+            "label more cells, or leave hierarchy out"
+        )
     path, along = tree.paths(query)
     threshold = threshold_of(wrong_from(tree, held_out, truth), along[:, 0], max_error)
     n_named = (along >= threshold).sum(1)

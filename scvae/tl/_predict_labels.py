@@ -102,6 +102,11 @@ def predict_labels(
             For `scvae.pl.label_confidence`: error and coverage of the labels of held-out cells of the fit, by level of
             the tree, and the threshold used.
 
+    Warns
+    -----
+    UserWarning
+        If too few labelled cells were held out of the training for any name at `max_error` (19 are needed for 0.05).
+
     Raises
     ------
     ValueError

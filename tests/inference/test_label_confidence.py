@@ -80,6 +80,15 @@ def test_every_cell_is_named_where_no_held_out_cell_is_wrong_though_some_paths_e
     assert (naming.node >= 0).all()
 
 
+def test_a_warning_says_that_held_out_cells_are_too_few_for_any_name():
+    sure = np.full((20, 5), 0.001)
+    sure[np.arange(20), np.arange(20) % 5] = 0.996
+    truth = np.arange(20) % 5
+    with pytest.warns(UserWarning, match=r"18 cells with a label .* at least 19"):
+        assert (name_cells(TREE, sure[:18], truth[:18], sure, 0.05).node < 0).all()
+    assert (name_cells(TREE, sure[:19], truth[:19], sure, 0.05).node >= 0).all()
+
+
 def test_curves_end_with_all_cells_named_and_errors_of_the_plain_guess():
     rng = np.random.default_rng(9)
     truth, held_out = cells(rng, 500, noise=0.8, boast=2.0)
