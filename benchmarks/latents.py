@@ -10,11 +10,14 @@ Each model is fitted to four fifths of the cells. Of the rest, and of new cells:
   density         the same fit; log p(x) under the density of its cells (kind="density"), cells drawn from it
   OPTION          another fit (see OPTIONS); log p(x) under its prior, cells drawn from this
 
-test_ll: importance-weighted log-likelihood of the held-out cells in nats, 200 samples. auc: see benchmarks/generate.py
-(as many cells are drawn as are held out; 0.5 is best). doublets: AUC with which log p(z) at the posterior mean tells
-held-out cells from as many artificial doublets, half the counts of two held-out cells of different types together.
-seconds: processor time of the fit without its density, and of what the density adds. The scores of the embedding of all
-cells, which the density does not change, are those of EVALUATE.py; without scib-metrics, iLISI and BRAS are left out.
+test_ll: importance-weighted log-likelihood of the held-out cells in nats, 200 samples (exact for codes). auc: see
+benchmarks/generate.py (as many cells are drawn as are held out; 0.5 is best). doublets: AUC with which log p(z) at the
+posterior mean tells held-out cells from as many artificial doublets, half the counts of two held-out cells of different
+types together (not for categories and codes). seconds: processor time of the fit without its density, and of what the
+density adds. components: those of the density or of the prior. groups, perplexity: adjusted Rand index of the labels
+with the categories or codes of the cells, and exp of the entropy of the shares of these. The scores of the embedding of
+all cells, which the density does not change, are those of EVALUATE.py; without scib-metrics, iLISI and BRAS are left
+out.
 
 Rows are written to benchmarks/results/latents.json; rows of other sets and seeds are kept. --table only prints them.
 """
@@ -36,7 +39,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from generate import scored
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import scvae
 from scvae.inference.cells import read_cells
@@ -45,19 +48,26 @@ from scvae.inference.density import Density
 from scvae.inference.fitted import FittedModel
 from scvae.inference.posterior import BoundKind, posterior_moments
 from scvae.kernels.context import computing
+from scvae.model.latent.prior import Prior
 
 RESULTS = Path(__file__).parent / "results" / "latents.json"
 KEYS = ("option", "set", "seed")
 EMBEDDING = ("knn_acc", "ari", "nmi", "kmeans_ari", "asw", "ilisi", "bras", "spearman")
-SCORES = ("test_ll", "auc", "doublets", *EMBEDDING, "seconds", "components")
+SCORES = ("test_ll", "auc", "doublets", *EMBEDDING, "groups", "perplexity", "seconds", "components")
 N_SAMPLES = 200
 DEFAULT = "prior N(0, I)"
-OPTIONS = {  # keywords of scvae.fit
+OPTIONS: dict[str, dict[str, Any]] = {  # settings of NetworkConfig
     DEFAULT: {},
-    "mixture": {"network": scvae.NetworkConfig(prior="mixture")},
-    "mixture, 10": {"network": scvae.NetworkConfig(prior="mixture", prior_components=10)},
-    "flow": {"network": scvae.NetworkConfig(prior="flow")},
+    "mixture": {"prior": "mixture"},
+    "mixture, 10": {"prior": "mixture", "prior_components": 10},
+    "flow": {"prior": "flow"},
+    "10 categories": {"latent": "categorical", "n_categories": 10},
+    "straight through": {"latent": "categorical", "n_categories": 10, "relaxation": "straight_through"},
+    "64 codes": {"latent": "quantized", "n_codes": 64},
+    "256 codes": {"latent": "quantized", "n_codes": 256},
+    "z to every layer": {"z_to": "every"},
 }
+GROUPS = {"categorical": "scvae_category", "quantized": "scvae_code"}  # columns of obs
 
 Row = dict[str, Any]
 
@@ -70,26 +80,47 @@ def rows_of(
     started = time.process_time()
     fitted = computing()(density_of_fit)(model, read)
     added = time.process_time() - started
-    both = with_doublets(held_out, seed)
-    where = torch.from_numpy(computing()(posterior_moments)(model, read_cells(both, model, None))[0])
     rows = []
     ways: list[tuple[str, Density | None, BoundKind]] = [(option, None, "iw")]
     for name, density, kind in ways + ([("density", fitted, "density")] if option == DEFAULT else []):
         of = dataclasses.replace(model, density=density)
         drawn = scvae.tl.generate(of, n=held_out.n_obs, rng=seed)
-        with torch.no_grad():
-            log_prob = (of.network.prior if density is None else density.latent).log_prob(where).numpy()
         row = {
             "option": name,
             "seed": seed,
             "test_ll": float(np.mean(scvae.tl.log_likelihood(held_out, of, kind=kind, n_samples=N_SAMPLES))),
             "auc": scored(held_out.X, drawn.X)["auc"],
-            "doublets": float(roc_auc_score(np.arange(both.n_obs) < held_out.n_obs, log_prob)),
             "seconds": seconds - added if density is None else added,
             "components": (model.network_config.prior_components or 1) if density is None else density.n_components,
         }
+        if model.network_config.latent == "normal":
+            row["doublets"] = doublets_found(
+                of, of.network.prior if density is None else density.latent, held_out, seed
+            )
         rows.append(row)
     return rows
+
+
+def doublets_found(model: FittedModel, latent: Prior, cells: ad.AnnData, seed: int) -> float:
+    """AUC with which the log density of `latent` tells the cells from doublets."""
+    both = with_doublets(cells, seed)
+    where = torch.from_numpy(computing()(posterior_moments)(model, read_cells(both, model, None))[0])
+    with torch.no_grad():
+        log_prob = latent.log_prob(where).numpy()
+    return float(roc_auc_score(np.arange(both.n_obs) < cells.n_obs, log_prob))
+
+
+def group_scores(cells: ad.AnnData, latent: str) -> Row:
+    """Agreement of the groups of the cells of a fit with their labels, and their perplexity."""
+    if latent not in GROUPS:
+        return {}
+    labels, group = cells.obs["cell_type"].astype(str), cells.obs[GROUPS[latent]].astype(str)
+    known = labels != "unlabelled"
+    share = group.value_counts(normalize=True)
+    return {
+        "groups": float(adjusted_rand_score(labels[known], group[known])),
+        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
+    }
 
 
 def embedding_scores(evaluate: Any, model: FittedModel, whole: ad.AnnData, batch: str | None, time_key: str) -> Row:
@@ -126,7 +157,7 @@ def print_tables(rows: list[Row]) -> None:
             means = [statistics.fmean(values) if values else None for values in found]
             there = [mean for mean in means if mean is not None]
             if there:
-                digits = 1 if score in ("test_ll", "seconds", "components") else 3
+                digits = 1 if score in ("test_ll", "seconds", "components", "perplexity") else 3
                 shown = " | ".join("" if mean is None else f"{mean:.{digits}f}" for mean in means)
                 print(f"| {option} | {shown} | {statistics.fmean(there):.{max(digits, 2)}f} |")
 
@@ -164,8 +195,10 @@ def main() -> None:
             cells, held_out = whole[train].copy(), whole[test].copy()
             for option in arguments.options:
                 started = time.process_time()
-                model = scvae.fit(cells, batch_key=options.batch, rng=seed, verbose=False, **OPTIONS[option])
+                network = scvae.NetworkConfig(**OPTIONS[option])
+                model = scvae.fit(cells, batch_key=options.batch, network=network, rng=seed, verbose=False)
                 made = rows_of(option, model, cells, held_out, seed, time.process_time() - started)
+                made[0] |= group_scores(cells, network.latent)
                 made[0] |= embedding_scores(evaluate, model, whole, options.batch, options.time)
                 for row in made:
                     row["set"] = name
