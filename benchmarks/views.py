@@ -253,7 +253,9 @@ def run(words: argparse.Namespace) -> None:
                 out = RESULTS / f"{task}__{method}__{seed}.json"
                 if out.exists() or method not in (words.methods or TASKS[task]):
                     continue
-                row = {"task": task, "method": method, "seed": seed} | row_of(task, method, words.data, seed)
+                found = row_of(task, method, words.data, seed)
+                known = {name: None if np.isnan(value) else value for name, value in found.items()}
+                row = {"task": task, "method": method, "seed": seed} | known
                 out.write_text(json.dumps(row, indent=1) + "\n")
                 shown = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
                 print(out.stem, shown, flush=True)
@@ -267,9 +269,10 @@ def table() -> None:
         print(f"\n| {task} | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|")
         for method in methods:
             of_method = [row for row in mine if row["method"] == method]
-            means = [np.mean([row[name] for row in of_method]) for name in names]
+            values = [[row[name] for row in of_method if row[name] is not None] for name in names]
             if of_method:
-                print(f"| {method} ({len(of_method)}) | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+                means = [f"{np.mean(some):.3f}" if some else "" for some in values]
+                print(f"| {method} ({len(of_method)}) | " + " | ".join(means) + " |")
 
 
 def main() -> None:

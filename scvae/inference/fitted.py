@@ -20,12 +20,11 @@ from ..common.devices import resolve_device
 from ..common.files import as_path, read_tensors, write_tensors
 from ..common.html import named_values, page
 from ..common.provenance import AT, REFINED
-from ..config import NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig, ViewLikelihood
 from ..data.beta_range import BetaRange
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..kernels.context import computing
-from ..likelihoods import LikelihoodName
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
 from .density import Density
@@ -147,7 +146,7 @@ class FittedModel:
 
     network: VAE
     schema: Schema
-    likelihood: LikelihoodName
+    likelihood: ViewLikelihood
     n_latent: int
     beta: float | tuple[float, float]
     network_config: NetworkConfig
