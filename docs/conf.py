@@ -176,7 +176,7 @@ def write_options(_: Sphinx) -> None:
     """Writes what each command says of itself with --help, as a page to be included."""
     os.environ["COLUMNS"] = "100"
     parts = []
-    for command in ("fit", "tune-beta", "embed", "diagnose", "demo"):
+    for command in ("fit", "tune-beta", "embed", "label", "map", "diagnose", "demo"):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([command, "--help"])

@@ -13,6 +13,7 @@ from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig, View
 from .diagnostics.verdict import Finding
 from .inference.fitted import FittedModel, Outcome, load
+from .inference.reference import Reference
 from .tl._diagnose import Diagnosis
 from .tl._tune_beta import BetaPath, tune_beta
 from .training.fit import NotWrittenError, fit
@@ -29,6 +30,7 @@ __all__ = [
     "NotWrittenError",
     "Outcome",
     "RankError",
+    "Reference",
     "TrainingConfig",
     "View",
     "__version__",

@@ -167,6 +167,15 @@ def test_the_code_of_the_page_on_views_runs_from_top_to_bottom(at_work):
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
+def test_the_code_of_the_page_on_references_runs_from_top_to_bottom(cells, at_work):
+    names = at_work | {"model": cells[3]}
+    names["adata"].obsm["X_umap"] = names["adata"].X[:, :2].toarray()  # stands for one made with scanpy
+    for snippet in snippets("reference.md"):
+        run(*snippet.values, names)
+    assert {"X_scvae_umap", "scvae_nearest"} <= set(names["query"].obsm)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
 @pytest.mark.parametrize("code", [*snippets("README.md"), *snippets("index.md")])
 def test_the_quickstart_clusters_and_draws(code, cells, at_work, monkeypatch):
     monkeypatch.setattr(scvae.datasets, "pbmc3k", cells[1].copy)  # which no fit has written to

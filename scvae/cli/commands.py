@@ -1,4 +1,4 @@
-"""The command `scvae`: fits, tunes, embeds and diagnoses h5ad files, and runs a demonstration on bundled data."""
+"""The command `scvae`: fits, tunes, embeds, maps and diagnoses h5ad files, and runs a demonstration on bundled data."""
 
 from __future__ import annotations
 
@@ -305,6 +305,42 @@ def _label(given: argparse.Namespace) -> None:
     _print_rows(rows)
 
 
+def _map(given: argparse.Namespace) -> None:
+    check_paths_differ({"--reference": given.reference, "output": given.output, "--model": given.model})
+    _check_files(given)
+
+    from ..data.labels import UNKNOWN
+    from ..inference.fitted import load
+    from .mapping import map_onto
+
+    model, options = load(given.reference), vars(given)
+    kept, keys = model.reference, Keys(given.key_added)
+    if kept is None:
+        raise ValueError(f"{given.reference} has a model, but no reference; add one: model.save(path, reference=adata)")
+    if "labels_key" not in options and len(kept.labels) > 1:
+        raise ValueError(f"{given.reference} has labels {', '.join(kept.labels)}; pass one of them as --labels-key")
+    layer = options.get("layer", model.schema.layer)
+    with opened(given.input, None if layer == "X" else layer) as adata:
+        mapped, results = map_onto(adata, model, kept, options, layer=layer or "X", verbose=not given.quiet)
+        n_cells = adata.n_obs
+    if given.model is not None:
+        mapped.save(given.model)
+    write_copy(given.input, given.output, results, force=given.force)
+    if given.quiet:
+        return
+    slots = {
+        "embedding": ("obsm", keys.mean),
+        "labels": ("obs", keys.label),
+        "UMAP": ("obsm", keys.umap),
+        "nearest cells": ("obsm", keys.nearest[0]),
+    }
+    rows: dict[str, object] = {"cells": f"{n_cells:,}", "reference": f"{given.reference}, {len(kept):,} cells"}
+    if keys.label in results["obs"]:
+        rows["unknown"] = f"{(results['obs'][keys.label] == UNKNOWN).sum():,}"
+    rows |= {name: f"{given.output}, {at}[{key!r}]" for name, (at, key) in slots.items() if key in results[at]}
+    _print_rows(rows if given.model is None else rows | {"model": given.model})
+
+
 def _diagnose(given: argparse.Namespace) -> None:
     check_input(given.input)
     check_paths_differ({"output": given.output, "--model": given.model})
@@ -365,6 +401,7 @@ COMMANDS = {
     "tune-beta": _tune_beta,
     "embed": _embed,
     "label": _label,
+    "map": _map,
     "diagnose": _diagnose,
     "demo": _demo,
 }

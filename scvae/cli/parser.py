@@ -34,6 +34,7 @@ def make_parser() -> Parser:
     _add_tune_beta(commands)
     _add_embed(commands)
     _add_label(commands)
+    _add_map(commands)
     _add_diagnose(commands)
     _add_demo(commands)
     return parser
@@ -149,6 +150,33 @@ def _add_label(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch, if not that of the fit")
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     add_key_added(parser)
+
+
+def _add_map(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = _add_command(
+        commands,
+        "map",
+        summary="map the cells of an h5ad file onto a reference that came in a model's file",
+        description="Maps cells onto the reference in a file that model.save(path, reference=adata) wrote, and writes "
+        "a copy of the input with their embedding, labels with uncertainty and outlier score, places on the "
+        "reference's UMAP, and nearest reference cells. Batches that the model does not know are learnt first.",
+        epilog="Defaults are those of scvae.tl.map_query, transfer_labels, place and nearest_cells; see their help in "
+        "Python.",
+    )
+    add_input(parser)
+    parser.add_argument(
+        "--reference", metavar="FILE", type=as_path, required=True, help="model with a reference (safetensors)"
+    )
+    _add_output(parser, "h5ad file or zarr store to write: a copy of the input with the results", required=True)
+    parser.add_argument("--labels-key", metavar="COLUMN", help="the reference's labels to give, if it has several")
+    parser.add_argument("--unknown-above", metavar="SCORE", type=float, help="outlier score of unknown cells, 0 to 1")
+    parser.add_argument("--n-neighbors", metavar="N", type=int, help="nearest reference cells to write (default: 10)")
+    parser.add_argument("--batch-key", metavar="COLUMN", help="obs column with the batch, if not that of the fit")
+    parser.add_argument("--new-batches", action="store_true", help="all batches are new, whatever their names")
+    parser.add_argument("--epochs", metavar="N", type=int, help="passes over the cells of new batches")
+    add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
+    add_more_output(parser)
+    parser.set_defaults(model=None)
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:

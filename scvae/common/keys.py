@@ -179,6 +179,16 @@ class Keys:
         return "beta_path_judged_on"
 
     @property
+    def umap(self) -> str:
+        """obsm: places of cells on the UMAP of a reference, cells x 2."""
+        return f"X_{self.key_added}_umap"
+
+    @property
+    def nearest(self) -> tuple[str, str]:
+        """obsm: names of the nearest reference cells, and the distances to them, cells x neighbours."""
+        return f"{self.key_added}_nearest", f"{self.key_added}_nearest_distance"
+
+    @property
     def beta_umaps(self) -> str:
         """obsm: aligned UMAPs at many values of β, cells x (2 betas), the two coordinates of each β side by side."""
         return f"X_{self.key_added}_umap_betas"
@@ -259,6 +269,8 @@ class Keys:
             "obsm": (
                 self.components,
                 self.samples,
+                self.umap,
+                *self.nearest,
                 self.beta_umaps,
                 self.categories,
                 self.label_probability,

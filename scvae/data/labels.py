@@ -117,6 +117,29 @@ def learn_labels(
     return Labels(key, earlier + new, value, weight)
 
 
+def labels_in(column: pd.Series, where: str) -> pd.Categorical:
+    """The labels of a reference, in alphabetical order; missing where a cell has none.
+
+    Parameters
+    ----------
+    column
+        Column of `obs`.
+    where
+        The column, for messages.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two cells have a label, or as `check_names`.
+    """
+    text = column.astype(object).map(str, na_action="ignore")
+    names, n_labelled = sorted(set(text.dropna())), int(text.notna().sum())
+    if n_labelled < 2:
+        raise ValueError(f"{where} labels {n_labelled} cells; pass at least two")
+    check_names(names, n_labelled, where, "rename it, or set it to NaN to leave these cells out")
+    return pd.Categorical(text, categories=names)
+
+
 def check_names(names: Sequence[str], n_labelled: int, where: str, remedy: str) -> None:
     """Checks the different labels of some cells.
 

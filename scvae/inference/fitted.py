@@ -7,17 +7,18 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
-from ..common.checks import check_not_negative, check_positive
+from ..common.checks import check_bool, check_not_negative, check_positive
 from ..common.devices import resolve_device
-from ..common.files import as_path, read_tensors, write_tensors
+from ..common.files import as_path, check_place, read_tensors, write_tensors, written_whole
 from ..common.html import named_values, page
 from ..common.provenance import AT, REFINED
 from ..config import NetworkConfig, TrainingConfig, ViewLikelihood
@@ -27,12 +28,18 @@ from ..data.schema import Schema
 from ..kernels.context import computing
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
+from .card import card_of
 from .density import Density
 from .known_labels import KnownLabels
 from .metric import Metric, MetricName
+from .reference import Reference
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
+CARD = ".md"  # ending of the file of a card
 METRIC = "metric"  # name of its matrix among the tensors of a file
 ACTIVE_ABOVE = 0.05  # nats of mean KL above which a latent dimension counts as used
 
@@ -127,6 +134,10 @@ class FittedModel:
         fitted it.
     labels
         What `scvae.tl.predict_labels` needs; None for a fit without labels.
+    reference
+        Reference cells that came with the file of the model; None if it has none (see `save`).
+    licence
+        Licence of the file, as given to `save`; None if none was.
     view_libraries
         Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it; 1 for real
         values.
@@ -161,6 +172,8 @@ class FittedModel:
     metric: Metric | None = None
     density: Density | None = None
     labels: KnownLabels | None = None
+    reference: Reference | None = None
+    licence: str | None = None
     view_libraries: tuple[LibrarySizes, ...] = ()
 
     @property
@@ -284,6 +297,7 @@ class FittedModel:
                 "converged": f"{'yes' if outcome.converged else 'no'}: {outcome.reason}",
                 "seconds": f"{outcome.seconds:.1f}",
                 "seed": self.seed,
+                **({} if self.reference is None else {"reference": self.reference.in_words()}),
             },
             name="scvae model",
             dtype=object,
@@ -297,8 +311,27 @@ class FittedModel:
     def _repr_html_(self) -> str:
         return page("FittedModel", named_values(dict(self.summary())))
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+    @computing()
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = True,
+        reference: AnnData | None = None,
+        labels: Sequence[str] | str = (),
+        umap: bool | str = False,
+        ids: bool | None = None,
+        layer: str | None = None,
+        beta: float | None = None,
+        card: bool = False,
+        licence: str | None = None,
+    ) -> Path:
         """Writes the model to one safetensors file, which contains its record as JSON (no pickle).
+
+        With `reference`, the file also holds what others need to map their cells onto these: a model and a reference
+        in one file, without counts. The cells are embedded; posterior means and variances are kept in float16, labels
+        as codes, UMAP coordinates in float32. `scvae.tl.transfer_labels`, `scvae.tl.place` and
+        `scvae.tl.nearest_cells` then work with the model alone. A model that was loaded with a reference keeps it.
 
         Parameters
         ----------
@@ -306,6 +339,26 @@ class FittedModel:
             File to write. It is written under a temporary name and renamed, so it is never left incomplete.
         overwrite
             Whether an existing file may be replaced.
+        reference
+            Cells with raw data, as in the fit; usually those of the fit. Not changed.
+        labels
+            Columns of `reference.obs` with labels, from coarse to fine if there are several. A label takes a byte per
+            cell, two with more than 127 names.
+        umap
+            Whether to keep a UMAP: that in ``reference.obsm["X_umap"]``, to the bit if it is float32, or under another
+            name given here. Without ``"X_umap"``, a UMAP of the latents is made with scanpy's settings.
+        ids
+            Whether to keep the names of the cells, compressed. None keeps them if a cell then takes at most 100 bytes,
+            which holds for barcodes with 20 latent dimensions, a UMAP and a label. Without names, cells are called by
+            their positions.
+        layer
+            Layer of `reference` with the data; None for the layer used in the fit.
+        beta
+            For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
+        card
+            Whether to write the card of the model, too, beside the file, with the ending ``.md`` (see `card`).
+        licence
+            The licence of the file, kept in it and on the card; None for that of a model that was loaded with one.
 
         Returns
         -------
@@ -315,13 +368,53 @@ class FittedModel:
         Raises
         ------
         FileExistsError
-            If the file exists and `overwrite` is false.
+            If the file, or with `card` that of the card, exists and `overwrite` is false.
         FileNotFoundError
             If the folder does not exist.
+        ValueError
+            As for `scvae.tl.embed`; if a column has nearly as many labels as cells or a label ``"unknown"``; if names
+            of cells are repeated; if `labels`, `umap`, `ids`, `layer` or `beta` is given without `reference`.
+            MissingKeyError (also a KeyError) if a column or an entry of `obsm` does not exist.
         """
         path = as_path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+        places = [path, path.with_suffix(CARD)] if check_bool(card, "card") else [path]
+        for place in places:
+            check_place(place)
+            if place.exists() and not overwrite:
+                raise FileExistsError(f"{place} exists; pass overwrite=True to replace it.")
+        if card and path.suffix == CARD:
+            raise ValueError(f"{path} would be the model and its card; end its name in .safetensors")
+        asked = {"labels": labels, "umap": umap, "ids": ids, "layer": layer, "beta": beta}
+        if reference is None:
+            _refuse_without_reference(asked)
+        model = self if reference is None else _with_reference(self, reference, asked)
+        model = model if licence is None else replace(model, licence=str(licence))
+        model._write(path)
+        if card:
+            with written_whole(path.with_suffix(CARD)) as temporary:
+                temporary.write_text(model.card(file=path.name), encoding="utf-8")
+        return path
+
+    def card(self, *, file: str = "model.safetensors") -> str:
+        """A card of the model for those who get its file.
+
+        It says what the model was fitted on (cells, genes, batches, labels), its settings and outcome, what is in the
+        reference, the versions and the licence as given, how to use the file, and what it reveals.
+
+        Parameters
+        ----------
+        file
+            Name of the file.
+
+        Returns
+        -------
+        str
+            Markdown.
+        """
+        summary = dict(self.summary().drop("reference", errors="ignore"))  # which has a table of its own
+        return card_of(self.schema, self.libraries, summary, self.reference, self.versions, self.licence, file)
+
+    def _write(self, path: Path) -> None:
         record = {
             "schema": self.schema.to_json(),
             "likelihood": self.likelihood,
@@ -338,6 +431,8 @@ class FittedModel:
             "libraries": None if self.libraries is None else self.libraries.to_json(),
             "density": None if self.density is None else self.density.to_json(),
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
+            **({} if self.reference is None else {"reference": self.reference.to_json()}),
+            **({} if self.licence is None else {"licence": self.licence}),
             **({"view_libraries": [sizes.to_json() for sizes in self.view_libraries]} if self.view_libraries else {}),
         }
         tensors = dict(self.network.state_dict())
@@ -347,8 +442,21 @@ class FittedModel:
             tensors |= self.density.tensors()
         if self.labels is not None:
             tensors |= self.labels.tensors()
+        if self.reference is not None:
+            tensors |= self.reference.tensors()
         write_tensors(path, tensors, FORMAT, record)
-        return path
+
+
+def _with_reference(model: FittedModel, adata: AnnData, asked: dict[str, Any]) -> FittedModel:
+    from .reference_cells import reference_of  # which reads cells with a model, and so stands above this module
+
+    return replace(model, reference=reference_of(model, adata, **asked))
+
+
+def _refuse_without_reference(asked: dict[str, Any]) -> None:
+    given = [name for name, value in asked.items() if not (value is None or value is False or value == ())]
+    if given:
+        raise ValueError(f"{given[0]} says how to keep a reference; pass reference=adata with it, or leave it out")
 
 
 def range_of(beta: float | tuple[float, float]) -> BetaRange | None:
@@ -441,6 +549,10 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     matrix = tensors.pop(METRIC, None)
     density = Density.taken_from(tensors, record.get("density"))  # older files lack it, as they do other entries
     labels = KnownLabels.taken_from(tensors, record.get("labels"))
+    try:
+        reference = Reference.taken_from(tensors, record.get("reference"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; ask for the file again.") from error
     schema = Schema.from_json(record["schema"])
     network_config = NetworkConfig(**record["network_config"])
     beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
@@ -468,5 +580,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         metric=None if matrix is None else Metric(matrix.numpy()),
         density=density,
         labels=labels,
+        reference=reference,
+        licence=record.get("licence"),
         view_libraries=tuple(LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
     )

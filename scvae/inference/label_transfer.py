@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from .naming import Judges
+from .nearest import nearest_cells
+
 N_NEIGHBOURS = 30
 N_PEERS = 20  # query cells whose outlier scores are averaged, including the cell itself
 NEAR, MOST_WIDENING = 0.25, 1.5
@@ -38,10 +41,13 @@ class Transfer:
         Fraction of the reference cells that are closer to their neighbours than the query cell is to its own, after
         `widening`; mean over the cell and its peers. The fraction within the cell's most probable label is used if it
         is larger, because a distance that is large for a dense cell type is small for a sparse one.
+    judges
+        Reference cells that query cells have as neighbours, each predicted from all others; None from a classifier.
     """
 
     probability: Float[np.ndarray, "cells labels"]
     outlier: Float[np.ndarray, " cells"]
+    judges: Judges | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -105,9 +111,11 @@ def transfer(
     choices = [{"bandwidth": unit * width, "prior": weight} for width in WIDTHS for weight in PRIOR_WEIGHTS]
     row, truth = np.arange(len(judged)), label[judged]
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
-    probability = found.probability(n_labels, **choices[int(np.argmax(gains))])
+    best = choices[int(np.argmax(gains))]
+    probability = found.probability(n_labels, **best)
+    judges = Judges(own.probability(n_labels, **best)[visits > 0], truth[visits > 0])
     outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers)
-    return Transfer(probability=probability, outlier=outlier)
+    return Transfer(probability=probability, outlier=outlier, judges=judges)
 
 
 def outlier_scores(
@@ -179,7 +187,7 @@ def nearest_labelled(
     query: Float[np.ndarray, "cells latent"],
 ) -> Labelled:
     """The nearest reference cells of each query cell."""
-    distance, place = _search(reference, query, N_NEIGHBOURS)
+    distance, place = nearest_cells(reference, query, N_NEIGHBOURS)
     return Labelled(distance, place, label[place])
 
 
@@ -189,20 +197,9 @@ def all_but_itself(
     judged: Int[np.ndarray, " judged"],
 ) -> Labelled:
     """The nearest neighbours of some reference cells among the other reference cells."""
-    distance, place = _search(reference, reference[judged], N_NEIGHBOURS + 1)
+    distance, place = nearest_cells(reference, reference[judged], N_NEIGHBOURS + 1)
     # the search finds the cell itself; among many identical cells, any of them may be left out in its place
     itself = place == judged[:, None]
     itself[~itself.any(1), -1] = True
     distance, place = (found[~itself].reshape(len(judged), -1) for found in (distance, place))
     return Labelled(distance, place, label[place])
-
-
-def _search(
-    reference: Float[np.ndarray, "reference latent"], cells: Float[np.ndarray, "cells latent"], k: int
-) -> tuple[Float[np.ndarray, "cells neighbours"], Int[np.ndarray, "cells neighbours"]]:
-    """Distances and positions of the `k` nearest reference cells, or of all if there are fewer."""
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(np.asarray(reference, np.float64))
-    distance, place = search.kneighbors(np.asarray(cells, np.float64))
-    return distance, place

@@ -1,8 +1,9 @@
-"""Checks that a model has what a tool needs: an encoder, or a decoder of z alone."""
+"""Checks that a model has what a tool needs: an encoder, a decoder of z alone, or a reference in its file."""
 
 from __future__ import annotations
 
 from .fitted import FittedModel
+from .reference import Reference
 
 
 def check_amortized(model: FittedModel, what: str) -> None:
@@ -33,3 +34,30 @@ def check_without_skip(model: FittedModel, what: str) -> None:
             f"{what} needs a decoder of z alone, but this model's also reads the data of each cell "
             f"(NetworkConfig(skip={model.network_config.skip!r})); fit again with skip='none', the default"
         )
+
+
+def reference_of_model(model: FittedModel, what: str, *, beta: float | None, umap: bool = False) -> Reference:
+    """The reference of the model, which `what` needs, at the argument `beta`.
+
+    Raises
+    ------
+    ValueError
+        If it has none, or one at another β; if `umap`, also if the reference has no UMAP.
+    """
+    reference, at = model.reference, model.beta_of(beta)
+    if reference is None:
+        raise ValueError(
+            f"{what} needs a reference in the model's file, and it has none; add it with the cells of the reference: "
+            "scvae.load(model.save(path, reference=adata, labels=['cell_type'], umap=True))"
+        )
+    if at != reference.beta:
+        raise ValueError(
+            f"beta is {at:g}, but the model's reference is at β = {reference.beta:g}; pass beta={reference.beta:g}, or "
+            f"save a reference at this β: model.save(path, reference=adata, beta={at:g})"
+        )
+    if umap and reference.umap is None:
+        raise ValueError(
+            f"{what} needs a UMAP, and the model's reference has none; save it again with "
+            "model.save(path, reference=adata, umap=True)"
+        )
+    return reference

@@ -13,7 +13,9 @@ from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
 from ._metacells import metacells
+from ._nearest_cells import nearest_cells
 from ._neighbors import neighbors
+from ._place import place
 from ._predict_labels import predict_labels
 from ._prune import prune
 from ._rank_genes import rank_genes
@@ -35,7 +37,9 @@ __all__ = [
     "log_likelihood",
     "map_query",
     "metacells",
+    "nearest_cells",
     "neighbors",
+    "place",
     "predict_labels",
     "prune",
     "rank_genes",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from ..common.checks import check_adata, check_obs_column, check_probability
 from ..common.keys import Keys, as_keys
@@ -18,18 +16,14 @@ from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
-from ..inference.known_labels import KnownLabels
-from ..inference.label_confidence import curves, name_cells
 from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
-from ..inference.label_tree import LabelTree, flat_tree, learnt_tree, tree_of
+from ..inference.naming import Judges, confidence, named, tree_for
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-LEARNT = "learnt"
 
 
 @computing()
@@ -72,9 +66,10 @@ def predict_labels(
     hierarchy
         The tree of labels: a dict or Series from child to parent; a nested dict (``{"T": {"CD4 T": {}, "CD8 T": {}}}``,
         or with lists as its innermost values); a table with a column for each level, from coarse to fine, as
-        ``reference.obs[["lineage", "cell_type"]]``; names of such columns of `adata.obs`; or ``"learnt"`` for a tree
-        that joins labels which are taken for each other in held-out cells. A label that is not in the tree is a child
-        of its root. None gives each cell its most probable label.
+        ``reference.obs[["lineage", "cell_type"]]``; names of such columns of `adata.obs`, or of labels in the model's
+        file if `adata.obs` lacks them; or ``"learnt"`` for a tree that joins labels which are taken for each other in
+        held-out cells. A label that is not in the tree is a child of its root. None gives each cell its most probable
+        label.
     max_error
         With `hierarchy`: the largest expected share of wrong names among those given, in [0, 1].
     unknown_above
@@ -131,13 +126,13 @@ def predict_labels(
     limit = check_probability(unknown_above, "unknown_above")
     max_error = check_probability(max_error, "max_error")
     known, labels = labels_of(model)
-    held_out = calibrated(known, known.held_out)
-    tree = _tree_of(adata, hierarchy, held_out, known, labels)
+    judges = Judges(calibrated(known, known.held_out), known.truth)
+    tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
     cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     mean, _ = posterior_moments(model, cells)
     found = predict(model, known, mean, most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed))
     is_off = found.outlier > limit
-    named = _named(tree, held_out, known, found.probability, is_off, max_error if hierarchy is not None else None)
+    names = named(tree, judges, found.probability, is_off, max_error if hierarchy is not None else None)
     target = target_of(adata, copy=copy)
     table = pd.DataFrame(found.probability.astype(np.float32), index=adata.obs_names, columns=as_keys(labels))
     write_made(
@@ -145,88 +140,19 @@ def predict_labels(
         keys,
         model.digest,
         obs={
-            keys.label: pd.Categorical(named.label, categories=[*tree.names, UNKNOWN]),
-            keys.label_uncertainty: 1.0 - named.probability,
+            keys.label: pd.Categorical(names.label, categories=[*tree.names, UNKNOWN]),
+            keys.label_uncertainty: 1.0 - names.probability,
             keys.outlier: found.outlier,
         },
         obsm={keys.label_probability: table if probabilities else None},
-        record={keys.label_confidence: _confidence(tree, held_out, known, named, max_error)},
+        record={keys.label_confidence: confidence(tree, judges, names, max_error)},
     )
     return target if copy else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Named:
-    """The name of each cell, its probability and depth (0 without a name), and the smallest probability of a name."""
-
-    label: np.ndarray
-    probability: Float[np.ndarray, " cells"]
-    depth: np.ndarray
-    threshold: float
-
-
-def _tree_of(
-    adata: AnnData,
-    hierarchy: object,
-    held_out: Float[np.ndarray, "judged labels"],
-    known: KnownLabels,
-    labels: tuple[str, ...],
-) -> LabelTree:
-    if hierarchy is None:
-        return flat_tree(labels)
-    if len(held_out) == 0:
-        raise ValueError(
-            "hierarchy needs labelled cells that were held out of the training, and the model has none; fit it with "
-            "TrainingConfig.validation_fraction above 0, or leave hierarchy out"
-        )
-    if isinstance(hierarchy, str) and hierarchy == LEARNT:
-        return learnt_tree(held_out, known.truth, labels)
-    if isinstance(hierarchy, str):
-        hierarchy = [hierarchy]
-    if isinstance(hierarchy, list | tuple):
-        hierarchy = pd.DataFrame({key: check_obs_column(adata, key) for key in hierarchy})
-    return tree_of(hierarchy, labels)
-
-
-def _named(
-    tree: LabelTree,
-    held_out: Float[np.ndarray, "judged labels"],
-    known: KnownLabels,
-    probability: Float[np.ndarray, "cells labels"],
-    is_off: np.ndarray,
-    max_error: float | None,
-) -> _Named:
-    """Names cells; those off the reference have none, and do not count among those that could have one."""
-    if max_error is None:
-        node, sure, threshold = probability.argmax(1), probability.max(1), 0.0
-        node = np.array([np.flatnonzero(tree.own == label)[0] for label in range(probability.shape[1])])[node]
-    else:
-        node, sure = np.full(len(probability), -1), tree.paths(probability)[1][:, 0]
-        on = np.flatnonzero(~is_off)
-        named = name_cells(tree, held_out, known.truth, probability[on], max_error)
-        node[on], sure[on], threshold = named.node, named.probability, named.threshold
-    node = np.where(is_off, -1, node)
-    label = np.where(node < 0, UNKNOWN, np.asarray(tree.names, dtype=object)[node])
-    return _Named(label, sure, np.where(node < 0, 0, tree.depth[node]), threshold)
-
-
-def _confidence(
-    tree: LabelTree,
-    held_out: Float[np.ndarray, "judged labels"],
-    known: KnownLabels,
-    named: _Named,
-    max_error: float,
-) -> dict[str, Any]:
-    """The record for the plot: curves of held-out cells, one point after another, and what was done with the cells."""
-    found = curves(tree, held_out, known.truth)
-    columns = {
-        name: np.concatenate([np.empty(0), *(getattr(curve, name) for curve in found)])
-        for name in ("threshold", "coverage", "error")
-    }
-    return columns | {
-        "level": np.concatenate([np.empty(0, np.int64), *(np.full(len(c.error), c.level) for c in found)]),
-        "depth": np.bincount(named.depth, minlength=int(tree.depth.max()) + 1) / len(named.depth),
-        "least_probability": named.threshold,
-        "max_error": max_error,
-        "n_held_out": len(held_out),
-    }
+def _column(adata: AnnData, model: FittedModel, key: str) -> pd.Series:
+    """A column of labels: of `adata`, or of the reference that came with the model."""
+    kept = {} if model.reference is None else model.reference.labels
+    if key in kept and key not in adata.obs:
+        return pd.Series(kept[key])
+    return check_obs_column(adata, key)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
-from ..common.checks import check_adata, check_obs_column, check_probability, speaking_of
+from ..common.checks import check_adata, check_obs_column, check_probability, listing, missing_key, speaking_of
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
-from ..data.labels import UNKNOWN, check_names
+from ..data.labels import UNKNOWN, labels_in
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
+from ..inference.naming import confidence, named, tree_for
+from ..inference.needs import reference_of_model
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
 
@@ -30,9 +34,11 @@ def transfer_labels(
     adata: AnnData,
     model: FittedModel,
     *,
-    reference: AnnData,
-    labels_key: str,
+    reference: AnnData | None = None,
+    labels_key: str | None = None,
     batch_key: str | None = None,
+    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | None = None,
+    max_error: float = 0.05,
     unknown_above: float = 0.7,
     beta: float | None = None,
     layer: str | None = None,
@@ -42,7 +48,8 @@ def transfer_labels(
 ) -> AnnData | None:
     """Labels cells by their nearest labelled cells in the latent space.
 
-    If the query or the reference lacks genes, both are embedded with the genes they have in common.
+    The reference is an AnnData, or came with the model in its file (see `FittedModel.save`). If the query or an AnnData
+    lacks genes, both are embedded with the genes they have in common; a reference in a file stays as it was embedded.
 
     The probability of a label is its kernel-weighted share among the 30 nearest reference cells and a uniform prior, so
     it decreases with the distance from them. Bandwidth and prior weight maximise the leave-one-out likelihood of the
@@ -62,11 +69,20 @@ def transfer_labels(
     model
         A fitted model.
     reference
-        Labelled cells with raw data, as in the fit; for example, the cells of the fit. Not changed.
+        Labelled cells with raw data, as in the fit; for example, the cells of the fit. Not changed. None takes the
+        reference that came with the model.
     labels_key
-        Column of `reference.obs` with the labels; cells without a label are left out.
+        Column of `reference.obs` with the labels; cells without a label are left out. None takes the only column of
+        labels in the model's file.
     batch_key
         Column of `adata.obs` with the batch, if its name differs from that in the fit, as in `scvae.tl.map_query`.
+    hierarchy
+        A tree of labels, as in `scvae.tl.predict_labels`: each cell then gets the deepest name that is sure enough.
+        Names of columns, from coarse to fine and ending in `labels_key`, are those of `reference`.
+    max_error
+        With `hierarchy`: the largest expected share of wrong names among those given, in [0, 1]. It is judged by the
+        reference cells near the query, each predicted from the others, and so holds for cells like these: of another
+        donor or technology, more names are wrong.
     unknown_above
         Outlier score above which a cell is called ``"unknown"``, in [0, 1]; 1 calls no cell unknown.
     beta
@@ -74,7 +90,7 @@ def transfer_labels(
     layer
         Layer of `adata` with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     reference_layer
-        The same for `reference`; None for the layer of `adata`.
+        The same for an AnnData as `reference`; None for the layer of `adata`.
     key_added
         Name used in the slots written.
     copy
@@ -86,9 +102,9 @@ def transfer_labels(
         The copy, or None. Slots written:
 
         ``obs["<key_added>_label"]``
-            The most probable label, or ``"unknown"``; categorical.
+            The most probable label, or the name of a node of the tree, or ``"unknown"``; categorical.
         ``obs["<key_added>_label_uncertainty"]``
-            1 - probability of the most probable label, in [0, 1]: the probability that the label is wrong.
+            1 - probability of that label or node, in [0, 1]: the probability that it is wrong.
         ``obs["<key_added>_outlier"]``
             Share of the reference cells that are nearer to their five nearest neighbours than the cell is to its five
             nearest reference cells, in [0, 1]. It is taken over all reference cells or over those with the cell's most
@@ -96,6 +112,8 @@ def transfer_labels(
             test with 37 types held out of eight references, the default limit called half of their cells unknown
             (nearly all of distinct types, hardly any of types similar to another) and 6 % of the cells of other types.
             Sort by this column if unknown types matter.
+        ``uns["<key_added>"]["label_confidence"]``
+            With `hierarchy`, for `scvae.pl.label_confidence`: as written by `predict_labels`.
         ``uns["<key_added>"]``
             The identity of the model and checksums of these columns. An embedding of another model under this key
             removes the columns, unless they were edited since.
@@ -104,8 +122,9 @@ def transfer_labels(
     ------
     ValueError
         As for `embed`; if `reference` has fewer than two labelled cells, nearly as many labels as cells, or a label
-        ``"unknown"``; if it has fewer than half of the modelled genes in common with `adata`; MissingKeyError (also a
-        KeyError) if it has no column `labels_key`. `adata` is then unchanged.
+        ``"unknown"``; if it has fewer than half of the modelled genes in common with `adata`; if it is None and the
+        model has no reference, or one at another β; MissingKeyError (also a KeyError) if it has no column `labels_key`.
+        `adata` is then unchanged.
 
     Examples
     --------
@@ -124,38 +143,89 @@ def transfer_labels(
     check_adata(adata)
     check_replaceable(adata.uns, keys)
     limit = check_probability(unknown_above, "unknown_above")
-    with speaking_of("reference", layer="reference_layer"):
-        column = check_obs_column(check_adata(reference), labels_key)
-    labelled = np.flatnonzero(column.notna().to_numpy())
-    if len(labelled) < 2:
-        raise ValueError(f"reference.obs[{labels_key!r}] labels {len(labelled)} cells; pass at least two")
-    codes, names = pd.factorize(column.iloc[labelled].astype(str), sort=True)
-    where, remedy = f"reference.obs[{labels_key!r}]", "rename it, or set it to NaN to leave these cells out"
-    check_names(tuple(names), len(labelled), where, remedy)
-    model.beta_of(beta)
-    query = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    with speaking_of("reference", layer="reference_layer"):
-        known = read_cells(reference, model, layer if reference_layer is None else reference_layer).taken(labelled)
-    query, known = _alike(query, known, model)
+    max_error = check_probability(max_error, "max_error")
+    schema = with_batch_key(model.schema, batch_key)
+    if reference is None:
+        known = _in_file(model, labels_key, reference_layer, beta)
+        query = read_cells(adata, schema, layer)
+    else:
+        codes, names = _labels_of(reference, labels_key)
+        model.beta_of(beta)
+        query = read_cells(adata, schema, layer)
+        with speaking_of("reference", layer="reference_layer"):
+            cells = read_cells(reference, model, layer if reference_layer is None else reference_layer)
+        query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
+        known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
     found = transfer(
-        model.written(posterior_moments(model, known, beta=beta)[0]),
-        codes,
+        known.place,
+        known.label,
         model.written(posterior_moments(model, query, beta=beta)[0]),
         most_alike(query, N_PEERS, kind=model.schema.kind, seed=model.seed),
     )
-    label = np.where(found.outlier > limit, UNKNOWN, np.asarray(names)[found.probability.argmax(1)])
+    assert found.judges is not None
+    tree = tree_for(hierarchy, lambda key: _column(reference, model, key), found.judges, known.names)
+    limited = None if hierarchy is None else max_error
+    given = named(tree, found.judges, found.probability, found.outlier > limit, limited)
+    made = {} if hierarchy is None else {keys.label_confidence: confidence(tree, found.judges, given, max_error)}
     target = target_of(adata, copy=copy)
     write_made(
         target,
         keys,
         model.digest,
         obs={
-            keys.label: pd.Categorical(label, categories=[*names, UNKNOWN]),
-            keys.label_uncertainty: 1.0 - found.probability.max(1),
+            keys.label: pd.Categorical(given.label, categories=[*tree.names, UNKNOWN]),
+            keys.label_uncertainty: 1.0 - given.probability,
             keys.outlier: found.outlier,
         },
+        record=made,
     )
     return target if copy else None
+
+
+class _Known(NamedTuple):
+    """Labelled cells: their places in the coordinates of the embedding, their labels as codes, and the names."""
+
+    place: Float[np.ndarray, "cells latent"]
+    label: Int[np.ndarray, " cells"]
+    names: Sequence[str]
+
+
+def _labels_of(reference: AnnData, labels_key: str | None) -> tuple[Int[np.ndarray, " cells"], list[str]]:
+    """The labels of an AnnData: codes, -1 for cells without a label, and names."""
+    if labels_key is None:
+        raise ValueError("labels_key is missing; pass the column of reference.obs that holds the labels")
+    with speaking_of("reference", layer="reference_layer"):
+        column = check_obs_column(check_adata(reference), labels_key)
+        found = labels_in(column, f"adata.obs[{labels_key!r}]")
+    return found.codes.astype(np.int64), list(found.categories)
+
+
+def _in_file(model: FittedModel, labels_key: str | None, reference_layer: str | None, beta: float | None) -> _Known:
+    """The labelled cells of the reference that came with the model."""
+    if reference_layer is not None:
+        raise ValueError("reference_layer is of an AnnData; pass reference=adata with it, or leave it out")
+    kept = reference_of_model(model, "scvae.tl.transfer_labels without reference=", beta=beta)
+    if labels_key is None and len(kept.labels) != 1:
+        raise ValueError(
+            f"the model's reference has {len(kept.labels)} columns of labels ({listing(kept.labels)}); "
+            + ("pass one as labels_key" if kept.labels else "save it again with labels=['cell_type']")
+        )
+    key = next(iter(kept.labels)) if labels_key is None else labels_key
+    if key not in kept.labels:
+        raise missing_key("the labels of the model's reference", key, list(kept.labels))
+    codes = kept.labels[key].codes.astype(np.int64)
+    return _Known(kept.mean[codes >= 0].astype(np.float32), codes[codes >= 0], list(kept.labels[key].categories))
+
+
+def _column(reference: AnnData | None, model: FittedModel, key: str) -> pd.Series:
+    """A column of labels of the reference."""
+    if reference is not None:
+        with speaking_of("reference"):
+            return check_obs_column(reference, key)
+    kept = {} if model.reference is None else model.reference.labels
+    if key not in kept:
+        raise missing_key("the labels of the model's reference", key, list(kept))
+    return pd.Series(kept[key])
 
 
 def _alike(query: Cells, known: Cells, model: FittedModel) -> tuple[Cells, Cells]:

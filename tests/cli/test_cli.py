@@ -56,6 +56,12 @@ def example(tmp_path_factory):
     fit = ("fit", folder / "in.h5ad", *QUICK, "-o")
     assert run(*fit, folder / "fitted.h5ad", "--model", folder / "m.safetensors") == 0
     assert run(*fit, folder / "b.h5ad", "--model", folder / "batch.safetensors", "--batch-key", "batch") == 0
+    cells = make_adata()
+    cells.obs["type"] = pd.Categorical(np.where(np.arange(N_CELLS) < 40, "T", "B"))
+    cells.obsm["X_umap"] = cells.obsm["X_pca"].astype(np.float32)
+    model = scvae.load(folder / "batch.safetensors")
+    model.save(folder / "ref.safetensors", reference=cells, labels="type", umap=True)
+    model.save(folder / "two.safetensors", reference=cells, labels=["type", "batch"])
     return folder
 
 
@@ -63,7 +69,7 @@ def example(tmp_path_factory):
 def good_and_bad(example, tmp_path_factory):
     """A folder with good and bad inputs; not to be changed."""
     made = tmp_path_factory.mktemp("inputs")
-    for name in ("in.h5ad", "m.safetensors", "batch.safetensors"):
+    for name in ("in.h5ad", "m.safetensors", "batch.safetensors", "ref.safetensors", "two.safetensors"):
         shutil.copy(example / name, made)
     (made / "text.h5ad").write_text("cells, genes")
     (made / "cut.h5ad").write_bytes((example / "in.h5ad").read_bytes()[:5000])
@@ -206,6 +212,16 @@ REFUSED = {
     "label: output exists": ("label in.h5ad --model m.safetensors -o old.h5ad", "old.h5ad exists; pass --force"),
     "label: output is the model": ("label in.h5ad --model m.safetensors -o m.safetensors --force", "are both"),
     "label: missing input": ("label none.h5ad --model m.safetensors -o out.h5ad", "there is no file none.h5ad"),
+    "map: no reference": ("map in.h5ad -o out.h5ad", "--reference (see scvae map --help)"),
+    "map: model alone": ("map in.h5ad --reference m.safetensors -o out.h5ad", "m.safetensors has a model, but no ref"),
+    "map: foreign file": ("map in.h5ad --reference old.h5ad -o out.h5ad", "old.h5ad is truncated or not a"),
+    "map: several labels": ("map in.h5ad --reference two.safetensors -o out.h5ad", "pass one of them as --labels-key"),
+    "map: other labels": (
+        "map in.h5ad --reference two.safetensors -o out.h5ad --labels-key typ --quiet",
+        "did you mean 'type'",
+    ),
+    "map: output is the reference": ("map in.h5ad --reference ref.safetensors -o ref.safetensors", "are both"),
+    "map: other genes": ("map other_genes.h5ad --reference ref.safetensors -o out.h5ad --quiet", "none of the"),
     "wrong labels": ("fit in.h5ad -o out.h5ad --labels-key bacth", "did you mean 'batch'"),
     "no such cells without label": (
         "fit in.h5ad -o out.h5ad --labels-key batch --unlabelled c",
@@ -323,6 +339,40 @@ def test_fit_adds_the_embedding_and_leaves_the_rest_of_the_file_as_it_was_stored
     assert adata.obsm["X_scvae"].shape == (N_CELLS, 3)
     assert adata.obsm["X_scvae"].dtype == np.float32
     assert adata.uns["scvae"]["seed"] == 0
+
+
+@pytest.mark.parametrize("query", ["in.h5ad", "other_batch.h5ad"], ids=["known batches", "a new batch"])
+def test_map_writes_what_the_library_writes_with_the_reference_alone(folder, capsys, query):
+    command = ("map", query, "--reference", "ref.safetensors", "-o", "out.h5ad", "--epochs", 2, "--n-neighbors", 4)
+    assert run(*command, "--quiet", "--model", "mapped.safetensors") == 0
+    assert capsys.readouterr() == ("", "")
+    adata, model = anndata.read_h5ad(query), scvae.load("ref.safetensors")
+    if query == "in.h5ad":
+        scvae.tl.embed(adata, model)
+    else:
+        model = scvae.tl.map_query(adata, model, epochs=2, verbose=False)
+    scvae.tl.transfer_labels(adata, model)
+    scvae.tl.place(adata, model)
+    scvae.tl.nearest_cells(adata, model, n_neighbors=4)
+    written = anndata.read_h5ad("out.h5ad")
+    assert set(written.obs) - set(anndata.read_h5ad(query).obs) == {
+        "scvae_label", "scvae_label_uncertainty", "scvae_outlier",
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(written.obs[list(adata.obs)], adata.obs, check_exact=True)
+    for key in ("X_scvae", "X_scvae_umap", "scvae_nearest_distance"):
+        np.testing.assert_array_equal(written.obsm[key], adata.obsm[key])
+    pd.testing.assert_frame_equal(written.obsm["scvae_nearest"], adata.obsm["scvae_nearest"])
+    assert scvae.load("mapped.safetensors").digest == model.digest
+
+
+def test_map_says_where_its_results_are(folder, capsys):
+    assert (
+        run("map", "in.h5ad", "--reference", "ref.safetensors", "-o", "out.h5ad", "--new-batches", "--epochs", 1) == 0
+    )
+    out = capsys.readouterr().out
+    for said in ("ref.safetensors, 60 cells", "obs['scvae_label']", "obsm['X_scvae_umap']", "obsm['scvae_nearest']"):
+        assert said in out
+    assert set(anndata.read_h5ad("out.h5ad").obs["batch"]) == {"a-query", "b-query"}
 
 
 def test_fit_writes_what_the_library_writes(example):

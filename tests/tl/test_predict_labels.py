@@ -99,6 +99,22 @@ def test_a_tree_can_be_columns_of_obs_or_learnt():
     assert set(query.obs["scvae_label"].cat.categories) > set(model.schema.labels.names)
 
 
+def test_a_tree_can_come_with_the_reference_in_the_models_file(tmp_path):
+    adata, model = example()
+    adata = adata.copy()
+    adata.obs["group"] = np.where(adata.obs["cell_type"].isin(["type_0", "type_1"]), "low", "high")
+    loaded = scvae.load(model.save(tmp_path / "ref", reference=adata, labels=["group", "cell_type"]))
+    columns = {key: adata.obs[key].to_numpy() for key in ("group", "cell_type")}
+    query, here = hidden()[0], hidden()[0]
+    del here.obs["cell_type"]
+    for cells, which in ((query, model), (here, loaded)):
+        if which is model:
+            cells.obs["group"] = pd.DataFrame(columns, index=adata.obs_names)["group"]
+        scvae.tl.predict_labels(cells, which, hierarchy=["group", "cell_type"], max_error=0.02)
+    assert here.obs["scvae_label"].tolist() == query.obs["scvae_label"].tolist()
+    assert set(here.obs["scvae_label"].cat.categories) >= {"low", "high"}
+
+
 def test_results_can_be_written_to_a_file(tmp_path):
     query, model = hidden()
     scvae.tl.predict_labels(query, model, hierarchy="learnt", probabilities=True)

@@ -71,6 +71,76 @@ def test_only_three_columns_are_written_and_a_copy_leaves_adata_alone(digest):
     assert set(query.uns["there"]) == {"models", "checksums"}
 
 
+def test_the_reference_in_the_file_gives_the_labels_that_its_cells_give(tmp_path):
+    reference, query, mapped = example(absent="type_3")
+    some = reference.copy()
+    some.obs["cell_type"] = some.obs["cell_type"].astype(object).where(np.arange(some.n_obs) % 5 > 0)
+    loaded = scvae.load(mapped.save(tmp_path / "ref.safetensors", reference=some, labels=["batch", "cell_type"]))
+    there, here = query.copy(), query.copy()
+    scvae.tl.transfer_labels(there, mapped, reference=some, labels_key="cell_type")
+    scvae.tl.transfer_labels(here, loaded, labels_key="cell_type")
+    assert (here.obs["scvae_label"].astype(str) == there.obs["scvae_label"].astype(str)).mean() > 0.995
+    for column in ("scvae_label_uncertainty", "scvae_outlier"):  # but for the rounding of the latents
+        assert np.abs(here.obs[column] - there.obs[column]).mean() < 0.002
+
+
+def test_a_query_is_mapped_and_labelled_with_the_file_alone(tmp_path):
+    reference, query, _ = example()
+    model = scvae.fit(reference.copy(), batch_key="batch", rng=0, verbose=False, training=TrainingConfig(epochs=40))
+    path, query = model.save(tmp_path / "ref.safetensors", reference=reference, labels="cell_type"), query.copy()
+    mapped = scvae.tl.map_query(query, scvae.load(path), verbose=False)
+    scvae.tl.transfer_labels(query, mapped, unknown_above=1.0)  # of the only column of labels
+    assert (query.obs["scvae_label"].astype(str) == query.obs["cell_type"]).mean() > 0.85
+    again = scvae.load(mapped.save(tmp_path / "mapped.safetensors"))  # the reference goes on with the model
+    assert again.reference.mean.tobytes() == mapped.reference.mean.tobytes()
+
+
+def test_with_the_tree_in_the_file_names_are_less_deep_where_types_look_alike(tmp_path):
+    reference, query, mapped = example()
+    some, query = reference.copy(), query.copy()
+    rng = np.random.default_rng(0)
+    blurred = rng.permutation(["type_0", "type_1"] * 400)  # no classifier tells these two apart
+    for cells in (some, query):
+        alike = cells.obs["cell_type"].isin(["type_0", "type_1"]).to_numpy()
+        cells.obs["fine"] = np.where(alike, blurred[: cells.n_obs], cells.obs["cell_type"])
+        cells.obs["coarse"] = np.where(alike, "either", cells.obs["fine"])
+    loaded = scvae.load(mapped.save(tmp_path / "ref", reference=some, labels=["coarse", "fine"]))
+    given = {"labels_key": "fine", "hierarchy": ["coarse", "fine"], "unknown_above": 1.0, "max_error": 0.1}
+    truth = query.obs[["coarse", "fine"]]
+    del query.obs["coarse"], query.obs["fine"]
+    scvae.tl.transfer_labels(query, loaded, **given)
+    names = query.obs["scvae_label"].astype(str)
+    right = (names == truth["fine"]) | (names == truth["coarse"])
+    named, alike = names != "unknown", truth["coarse"] == "either"
+    assert named.mean() > 0.9
+    assert (~right[named]).mean() < 0.15
+    assert (names[alike & named] == "either").mean() > 0.9
+    assert (names[~alike] != "either").mean() > 0.9
+    assert query.uns["scvae"]["label_confidence"]["max_error"] == 0.1
+    scvae.tl.transfer_labels(query, mapped, reference=some, key_added="there", **given)  # as the cells themselves
+    assert (query.obs["there_label"].astype(str) == names).mean() > 0.97
+
+
+def test_what_a_file_lacks_is_said_in_one_line(tmp_path, digest):
+    reference, query, mapped = example()
+    query = query.copy()
+    two = scvae.load(mapped.save(tmp_path / "two", reference=reference, labels=["batch", "cell_type"]))
+    none = scvae.load(mapped.save(tmp_path / "none", reference=reference))
+    before = digest(query)
+    for model, options, error, message in (
+        (mapped, {}, ValueError, "without reference= needs a reference in the model's file, and it has none; add it"),
+        (none, {}, ValueError, r"has 0 columns of labels \(none\); save it again with labels="),
+        (two, {}, ValueError, r"has 2 columns of labels \('batch', 'cell_type'\); pass one as labels_key"),
+        (two, {"labels_key": "celltype"}, MissingKeyError, "no 'celltype'.*did you mean 'cell_type'"),
+        (two, {"labels_key": "batch", "reference_layer": "X"}, ValueError, "reference_layer is of an AnnData"),
+        (two, {"reference": reference}, ValueError, "labels_key is missing"),
+        (two, {"labels_key": "batch", "hierarchy": ["lineage", "batch"]}, MissingKeyError, "no 'lineage'"),
+    ):
+        with pytest.raises(error, match=message):
+            scvae.tl.transfer_labels(query, model, **options)
+    assert digest(query) == before
+
+
 def test_reference_cells_without_a_label_are_left_out():
     reference, query, mapped = example()
     query, some = query.copy(), reference.copy()
