@@ -38,6 +38,7 @@ def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
     assert model.schema.view_names == ("rna", "protein")
     assert cells.uns["scvae"]["params"]["views"] == {"protein": "nb"}
     assert "10 features, nb" in repr(model)
+    assert "view protein" in model.card()
     loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.schema == model.schema
     assert loaded.view_libraries == model.view_libraries
