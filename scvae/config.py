@@ -29,6 +29,7 @@ Skip = Literal["none", "plain", "gated"]
 LatentTo = Literal["first", "every"]
 Inference = Literal["amortized", "per_cell"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
+ViewLikelihood = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian", "nb_mixture"]
 CHOICES = {
     "norm": Norm,
     "dispersion": Dispersion,
@@ -264,7 +265,9 @@ class View:
         A second AnnData with the values, in place of `obsm`; cells are matched by name. Later calls find them in
         ``obsm`` under the name of the view, or take a second AnnData, too.
     likelihood
-        As in `scvae.fit`: ``"nb"``, ``"zinb"``, ``"poisson"``, ``"bernoulli"`` or ``"gaussian"``.
+        As in `scvae.fit`: ``"nb"``, ``"zinb"``, ``"poisson"``, ``"bernoulli"`` or ``"gaussian"``; and for counts of
+        antibodies ``"nb_mixture"``: each cell has background, some have foreground (after Gayoso et al. 2021, totalVI),
+        and `scvae.tl.denoise` removes the background.
     layer
         Layer of `mod`; None for its `X`.
     names
@@ -287,14 +290,14 @@ class View:
 
     obsm: str | None = None
     mod: AnnData | None = None
-    likelihood: LikelihoodName = "nb"
+    likelihood: ViewLikelihood = "nb"
     layer: str | None = None
     names: Sequence[str] | str | None = None
     measured: str | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice(self.likelihood, get_args(LikelihoodName), "View.likelihood")
+        check_choice(self.likelihood, get_args(ViewLikelihood), "View.likelihood")
         if check_positive(self.weight, "View.weight") and (self.obsm is None) == (self.mod is None):
             found = "neither" if self.obsm is None else "both"
             raise ValueError(f"View takes obsm or mod, where its values are; found {found} of them.")

@@ -158,6 +158,14 @@ def test_the_code_of_the_page_on_labels_runs_from_top_to_bottom(at_work):
     assert len(at_work["table"]) == 15
 
 
+@pytest.mark.filterwarnings("ignore:1 of the 1 batches")
+def test_the_code_of_the_page_on_views_runs_from_top_to_bottom(at_work):
+    for snippet in snippets("views.md"):
+        run(*snippet.values, at_work)
+    assert at_work["unstained"].obsm["scvae_protein"].shape == (80, 6)
+    assert {"scvae_protein_denoised", "X_by_rna"} <= set(at_work["adata"].obsm)
+
+
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
 def test_the_code_of_the_page_on_references_runs_from_top_to_bottom(cells, at_work):
     names = at_work | {"model": cells[3]}

@@ -41,6 +41,13 @@ class LibrarySizes:
         n = len(self.n_cells)
         return LibrarySizes(self.n_cells + others.n_cells[n:], self.log_quantiles + others.log_quantiles[n:])
 
+    def measured(self, codes: Int[np.ndarray, " cells"], rng: np.random.Generator) -> Int[np.ndarray, " cells"]:
+        """These batches, and in place of those without cells others, drawn by their numbers of cells."""
+        n_cells = np.array(self.n_cells)
+        others = rng.choice(len(n_cells), len(codes), p=n_cells / n_cells.sum())
+        found: Int[np.ndarray, " cells"] = np.where(n_cells[codes] > 0, codes, others)
+        return found
+
     def at(self, codes: Int[np.ndarray, " cells"], share: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cells"]:
         """The library sizes, float32, with these shares of smaller ones in the given batches."""
         library = np.empty(len(codes), np.float32)

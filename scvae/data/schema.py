@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..config import LikelihoodName
+from ..config import ViewLikelihood
 from .categories import spelling
 from .labels import Labels
 
@@ -90,7 +90,7 @@ class ViewSchema:
     name: str
     features: tuple[str, ...]
     kind: Kind
-    likelihood: LikelihoodName
+    likelihood: ViewLikelihood
     obsm: str
     measured: str | None = None
     weight: float = 1.0

@@ -47,6 +47,11 @@ def _data(schema: Schema, libraries: LibrarySizes | None) -> dict[str, object]:
     rows: dict[str, object] = {} if libraries is None else {"cells": f"{sum(n_cells):,}"}
     rows["values"] = f"{schema.kind}, {'X' if schema.layer is None else f'layer {schema.layer}'}"
     rows["genes"] = f"{len(schema.genes):,}: {_listed(schema.genes, GENES)}"
+    rows |= {
+        f"view {view.name}": f"{view.kind}, obsm slot {view.obsm}; {len(view.features):,} features: "
+        f"{_listed(view.features, GENES)}"
+        for view in schema.views
+    }
     if schema.batch is not None:
         rows[f"batches ({schema.batch.key})"] = _categories(schema.batch, n_cells)
     rows |= {f"covariate {column.key}": _categories(column, ()) for column in schema.categorical}

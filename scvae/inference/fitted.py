@@ -21,12 +21,11 @@ from ..common.devices import resolve_device
 from ..common.files import as_path, check_place, read_tensors, write_tensors, written_whole
 from ..common.html import named_values, page
 from ..common.provenance import AT, REFINED
-from ..config import NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig, ViewLikelihood
 from ..data.beta_range import BetaRange
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..kernels.context import computing
-from ..likelihoods import LikelihoodName
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE, make_model
 from .card import card_of
@@ -158,7 +157,7 @@ class FittedModel:
 
     network: VAE
     schema: Schema
-    likelihood: LikelihoodName
+    likelihood: ViewLikelihood
     n_latent: int
     beta: float | tuple[float, float]
     network_config: NetworkConfig

@@ -84,10 +84,7 @@ def predictions(
 def _as_measured(drawn: Drawn, libraries: LibrarySizes, rng: np.random.Generator, *, has_library: bool) -> Batch:
     """The cells in a batch that has the measurement, with a library size of this batch."""
     batch = drawn.batch
-    n_cells = np.array(libraries.n_cells)
-    others = rng.choice(len(n_cells), len(batch), p=n_cells / n_cells.sum())
-    own = batch.group.cpu().numpy()
-    codes = np.where(n_cells[own] > 0, own, others)
+    codes = libraries.measured(batch.group.cpu().numpy(), rng)
     if batch.has_batch:
         placed = batch.codes.clone()
         placed[:, 0] = torch.from_numpy(codes).to(placed)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..common.checks import check_choice, listing
-from ..config import LikelihoodName
+from ..config import ViewLikelihood
 from ..data.intake import Cells
 from ..data.schema import Schema, ViewSchema
 from ..model.turned import TurnedVAE
@@ -49,7 +49,7 @@ def every_view(model: FittedModel, cells: Cells) -> Iterator[tuple[FittedModel, 
         yield facing(model, place), cells.turned(place)
 
 
-def _turned(schema: Schema, likelihood: LikelihoodName, place: int) -> Schema:
+def _turned(schema: Schema, likelihood: ViewLikelihood, place: int) -> Schema:
     view, views = schema.views[place], list(schema.views)
     views[place] = ViewSchema(schema.name, schema.genes, schema.kind, likelihood, obsm="")
     return replace(

@@ -49,6 +49,14 @@ def zero_inflated_log_prob(
     return torch.where(count > 0, base, torch.logaddexp(logsigmoid(logit), base))
 
 
+def mixture_log_prob(
+    first: Float[Tensor, "..."], second: Float[Tensor, "..."], first_logit: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """log of pi p(x) + (1 - pi) r(x), with pi = sigmoid(first_logit), log p(x) = `first` and log r(x) = `second`."""
+    logit = first_logit.double()
+    return torch.logaddexp(logsigmoid(logit) + first, logsigmoid(-logit) + second)
+
+
 def bernoulli_log_prob(value: Float[Tensor, "..."], logit: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """log Bernoulli(value | sigmoid(logit)) = value * logit - log(1 + exp(logit))."""
     logit = logit.double()

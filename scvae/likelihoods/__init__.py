@@ -7,29 +7,32 @@ from typing import get_args
 
 import torch
 
-from ..config import LikelihoodName
+from ..config import LikelihoodName, ViewLikelihood
 from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from .base import Distribution, Likelihood
 from .binary import Bernoulli
 from .continuous import Gaussian
 from .counts import NegativeBinomial, Poisson, ZeroInflated
+from .mixture import BackgroundMixture
 
-KIND: dict[LikelihoodName, Kind] = {
+KIND: dict[ViewLikelihood, Kind] = {
     "nb": "counts",
     "zinb": "counts",
     "poisson": "counts",
     "bernoulli": "binary",
     "gaussian": "real",
+    "nb_mixture": "counts",
 }
 
 
 def make_likelihood(
-    name: LikelihoodName,
+    name: ViewLikelihood,
     n_features: int,
     n_genes: int,
     *,
     n_groups: int = 1,
+    n_backgrounds: int = 1,
     betas: BetaRange | None = None,
     minimum_scale: float = 0.1,
     generator: torch.Generator,
@@ -42,12 +45,14 @@ def make_likelihood(
         Width of the decoder's output.
     n_groups
         Number of groups of cells with separate inverse dispersions (nb, zinb).
+    n_backgrounds
+        Number of batches, each with its own background (nb_mixture).
     betas
         Range of β of the model; None for one β.
     minimum_scale
         Lower bound of the scale, as a fraction of each gene's standard deviation (gaussian).
     """
-    makers: dict[LikelihoodName, Callable[[], Likelihood]] = {
+    makers: dict[ViewLikelihood, Callable[[], Likelihood]] = {
         "nb": lambda: NegativeBinomial(n_features, n_genes, n_groups, betas, generator=generator),
         "zinb": lambda: ZeroInflated(
             NegativeBinomial(n_features, n_genes, n_groups, betas, generator=generator),
@@ -60,11 +65,12 @@ def make_likelihood(
         "gaussian": lambda: Gaussian(
             n_features, n_genes, minimum_scale=minimum_scale, betas=betas, generator=generator
         ),
+        "nb_mixture": lambda: BackgroundMixture(n_features, n_genes, n_backgrounds, generator=generator),
     }
     return makers[name]()
 
 
 NAMES: tuple[LikelihoodName, ...] = get_args(LikelihoodName)
 
-__all__ = ["KIND", "NAMES", "Bernoulli", "Distribution", "Gaussian", "Likelihood", "LikelihoodName",
-           "NegativeBinomial", "Poisson", "ZeroInflated", "make_likelihood"]  # fmt: skip
+__all__ = ["KIND", "NAMES", "BackgroundMixture", "Bernoulli", "Distribution", "Gaussian", "Likelihood",
+           "LikelihoodName", "NegativeBinomial", "Poisson", "ZeroInflated", "make_likelihood"]  # fmt: skip

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..common.rng import torch_generator
-from ..config import Inference, NetworkConfig
+from ..config import Inference, NetworkConfig, ViewLikelihood
 from ..data.batches import Batch
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
 from ..kernels.autograd import WeightedLogProb, repeat_cells
 from ..kernels.block import Dense
 from ..kernels.csr import CSR
-from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
+from ..likelihoods import Likelihood, make_likelihood
 from ..likelihoods.base import OutputLayer, dense
 from .classifier import Classifier
 from .conditions import Conditions
@@ -251,7 +251,7 @@ def _of_present(
 
 def make_model(
     schema: Schema,
-    likelihood: LikelihoodName,
+    likelihood: ViewLikelihood,
     n_latent: int,
     config: NetworkConfig,
     seed: int,
@@ -269,12 +269,13 @@ def make_model(
     per_batch = config.dispersion == "gene-batch" and schema.batch is not None
     decoder: Decoder | LinearDecoder
 
-    def make_head(name: LikelihoodName, n_features: int) -> Likelihood:
+    def make_head(name: ViewLikelihood, n_features: int) -> Likelihood:
         return make_likelihood(
             name,
             decoder.n_features,
             n_features,
             n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
+            n_backgrounds=len(schema.batch.categories) if schema.batch else 1,
             betas=betas,
             minimum_scale=config.minimum_scale,
             generator=generator,

@@ -93,7 +93,7 @@ def of_present(seen: Seen, present: Bool[Tensor, " cells"] | None) -> Seen:
     return x.with_values(x.values * kept), covariates * present[:, None]
 
 
-def start_of_inputs(inputs: list[Float[Tensor, "cells features"]]) -> tuple[Float[Tensor, " features"], float]:
+def start_of_inputs(inputs: list[Float[Tensor, "_ features"]]) -> tuple[Float[Tensor, " features"], float]:
     """Mean of each input over cells, and the root mean square around these means over cells and features."""
     n = sum(map(len, inputs))
     centre = torch.stack([block.double().sum(0) for block in inputs]).sum(0) / n

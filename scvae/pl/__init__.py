@@ -8,6 +8,7 @@ from ._latent import latent
 from ._loadings import loadings
 from ._posterior_predictive import posterior_predictive
 from ._rate_distortion import rate_distortion
+from ._views import views
 
 __all__ = [
     "beta_explorer",
@@ -18,4 +19,5 @@ __all__ = [
     "loadings",
     "posterior_predictive",
     "rate_distortion",
+    "views",
 ]

@@ -30,7 +30,7 @@ from ..inference.needs import check_without_skip
 from ..inference.views import check_view, facing
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
-from ..likelihoods import Bernoulli
+from ..likelihoods import BackgroundMixture, Bernoulli
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,7 +131,7 @@ def denoise(
     view
         For a model of several measurements, the name of the one to denoise (``"protein"``); None for the first. Genes
         are then its features, and z is drawn given all that a cell has. Cells that lack the view get expected values,
-        too.
+        too. With the likelihood ``"nb_mixture"``, values are expected counts of the foreground, without background.
     also
         As in `scvae.tl.embed`.
     beta
@@ -399,6 +399,10 @@ def _chosen(columns: np.ndarray, model: FittedModel) -> Tensor | None:
 def _library(library_size: object, model: FittedModel) -> float | None:
     """The library size to decode at; None for each cell's own."""
     head = model.network.likelihood
+    if isinstance(head, BackgroundMixture):
+        if library_size is not None:
+            raise ValueError("library_size has no effect on counts with background ('nb_mixture'); leave it out")
+        return None
     if model.schema.kind == "real":
         if library_size is not None:
             raise ValueError("library_size has no effect on real values (likelihood='gaussian'); leave it out")

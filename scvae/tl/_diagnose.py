@@ -21,6 +21,7 @@ from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.verdict import Finding, judge
+from ..diagnostics.view_shares import ViewShare, view_shares
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
@@ -49,6 +50,9 @@ class Diagnosis:
         Number of cells passed.
     training
         How training ended, in one sentence.
+    views
+        For a model of several measurements, what each says of the cells that have all (see Notes of
+        `scvae.tl.diagnose`); else empty.
     """
 
     findings: tuple[Finding, ...]
@@ -56,6 +60,7 @@ class Diagnosis:
     heads: tuple[HeadFit, ...]
     n_cells: int
     training: str
+    views: tuple[ViewShare, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -112,6 +117,11 @@ class Diagnosis:
             "training": self.training,
             "train - held out": _generalization(seen),
         }
+        for share in self.views:
+            rows[f"view {share.name!r}"] = (
+                f"log-likelihood {share.log_likelihood:.1f}; alone tells {share.rate.sum():.2f} of z, adds "
+                f"{share.added:.2f} to the others; alone {share.distance:.0%} of the spread away"
+            )
         if seen.leak is not None:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
         if self.heads:
@@ -174,7 +184,8 @@ def diagnose(
             ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared`` (latent); from the
             posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
-            ``heads``. Other entries of ``uns["<key_added>"]`` are kept.
+            ``heads``; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
+            ``added``, ``distance`` and ``n_cells``. Other entries of ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
@@ -189,7 +200,10 @@ def diagnose(
     E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman & Johnson 2016); the density of the cells of the fit (see
     `scvae.tl.fit_density`) takes the place of p(z) in ``density_kl``. Amortization gap: Cremer et al. 2018. Variational
     gap: importance-weighted bound (Burda et al. 2016) minus ELBO. JᵀJ: derivative of each gene's mean along z, in units
-    of its standard deviation. Calibration: randomised ranks among draws (Czado et al. 2009).
+    of its standard deviation. Several measurements: nats that the posterior by one alone is from the prior; that the
+    posterior by all is from that without it (what it adds); and the root mean square distance of the means by one alone
+    from those by all, relative to their spread over cells. All else is of the first measurement. Calibration:
+    randomised ranks among draws (Czado et al. 2009).
 
     Examples
     --------
@@ -208,6 +222,7 @@ def diagnose(
     cells = read_cells(adata, model, layer)
     measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
     heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()
+    shares = view_shares(model, cells, beta=beta, seed=seed)
     diagnosis = Diagnosis(
         findings=judge(model, measured),
         measured=measured,
@@ -215,6 +230,7 @@ def diagnose(
         n_cells=len(cells),
         training=f"{model.outcome.epochs} epochs, best {model.outcome.best_epoch}; "
         f"β {model.outcome.beta_attained:g} attained; {model.outcome.reason}",
+        views=shares,
     )
     write_made(adata, keys, model.digest, record={keys.diagnosis: _storable(diagnosis, model)})
     return diagnosis
@@ -266,11 +282,22 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "ranks": draws.ranks,
         "coverage": draws.coverage,
         "library_coverage": draws.library_coverage,
+        **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
         **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),
         "heads": {
             fit.likelihood: {"log_likelihood": fit.log_likelihood, "difference": fit.difference, "error": fit.error}
             for fit in diagnosis.heads
         },
+    }
+
+
+def _share(share: ViewShare) -> dict[str, Any]:
+    return {
+        "log_likelihood": share.log_likelihood,
+        "rate_per_dimension": share.rate,
+        "added": share.added,
+        "distance": share.distance,
+        "n_cells": share.n_cells,
     }
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
 from ..common.checks import check_adata, check_positive_int, listing, missing_key, speaking_of
-from ..common.keys import Keys
+from ..common.keys import Keys, can_be_key
 from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.intake import Cells
@@ -23,17 +24,18 @@ from ..inference.cells import read_cells
 from ..inference.cloud import density_of
 from ..inference.decoding import TABLE, batch_codes
 from ..inference.density import Density
-from ..inference.drawing import TABLES, draw_values, drawn_cells, stacked
+from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
 from ..inference.posterior import at_beta, posterior_moments, whole_libraries
+from ..inference.views import facing
 from ..kernels.block import Dense
 from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-CELLS, LATENT, VALUES = 52, 53, 54  # random streams
+CELLS, LATENT, VALUES, FURTHER = 52, 53, 54, 57  # random streams
 # Weight of the log library size relative to a column of z in the search for the cell whose covariates are copied:
 # covariates often depend on depth, which is one column of many.
 LIBRARY_WEIGHT = 3.0
@@ -120,6 +122,9 @@ def generate(
             The model's batch column, covariates and size factors, named as in the fit.
         ``obsm["X_<key_added>"]``
             float32 draws of z, cells x n_latent, in the coordinates of the embedding (not posterior means).
+        ``obsm[<slot of a view>]``
+            For each further measurement of the model: float32 DataFrame of values drawn, cells x features, at library
+            sizes drawn independently of z.
         ``uns["<key_added>"]["drawn"]``
             ``source`` ("density of the fit", "given cells" or "prior"), ``components`` of the mixture (unless it is the
             prior), ``beta``, ``seed``.
@@ -157,6 +162,8 @@ def generate(
             like_cells = read_cells(check_adata(like), model, layer)
         origin = _from_cells(model, like_cells, n, chosen, given, at, seed)
     pieces = []
+    further: list[list[Any]] = [[] for _ in model.schema.views]
+    libraries = _further_libraries(model, origin, seed)
     with torch.no_grad(), working_on(model.device):
         for part in chunks(n, max(1, int(TABLE / (TABLES * len(model.genes))))):
             cells = Batch(
@@ -168,14 +175,40 @@ def generate(
             ).to(model.device)
             z = torch.from_numpy(origin.z[part]).to(model.device)
             generator = torch_generator(seed, VALUES, int(part[0]), device=model.device)
-            pieces.append(draw_values(model, z, at_beta(model, cells, at), generator))
+            cells = at_beta(model, cells, at)
+            pieces.append(draw_values(model, z, cells, generator))
+            for place, library in enumerate(libraries):
+                of_view = replace(cells, library=torch.from_numpy(library[part]).to(model.device))
+                further[place].append(draw_values(facing(model, place), z, of_view, generator))
     return drawn_cells(
         model,
         stacked(pieces, model.schema.kind),
         _obs(model, origin),
-        obsm={keys.mean: model.written(origin.z)},
+        obsm={keys.mean: model.written(origin.z)} | _further(model, further),
         uns={keys.uns: {keys.origin: origin.record | {"beta": at, "seed": seed}}},
     )
+
+
+def _further_libraries(model: FittedModel, origin: _Origin, seed: int) -> list[Float[np.ndarray, " cells"]]:
+    """Library sizes of the further measurements, drawn among those of the fit (in the cell's batch, if it has any)."""
+    rng, found = numpy_generator(seed, FURTHER), []
+    own = origin.codes[:, 0] if model.schema.batch is not None else np.zeros(len(origin.z), np.int64)
+    for view, sizes in zip(model.schema.views, model.view_libraries, strict=True):
+        library = sizes.at(sizes.measured(own, rng), rng.random(len(own)))
+        found.append(np.ones(len(own), np.float32) if view.kind == "real" else library)
+    return found
+
+
+def _further(model: FittedModel, drawn: list[list[Values]]) -> dict[str, Any]:
+    """The tables of the further measurements, where the model finds them again."""
+    slots: dict[str, Any] = {}
+    for view, pieces in zip(model.schema.views, drawn, strict=True):
+        values: Any = stacked(pieces, view.kind)
+        values = values.toarray() if sp.issparse(values) else values
+        names = [f"generated_{i}" for i in range(len(values))]
+        framed = all(map(can_be_key, view.features))
+        slots[view.obsm] = pd.DataFrame(values, index=names, columns=list(view.features)) if framed else values
+    return slots
 
 
 def _from_model(

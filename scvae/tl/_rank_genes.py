@@ -22,6 +22,7 @@ from ..inference.needs import check_without_skip
 from ..inference.shrinkage import bayesian_fdr, shrink
 from ..inference.views import check_view, facing
 from ..kernels.context import computing
+from ..likelihoods import BackgroundMixture
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -195,6 +196,11 @@ def rank_genes(
         raise ValueError(
             f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions, but the model has "
             f"likelihood={model.likelihood!r}; use scanpy.tl.rank_genes_groups on the values"
+        )
+    if isinstance(model.network.likelihood, BackgroundMixture):
+        raise ValueError(
+            f"rank_genes compares proportions, which the view {view!r} with its background ('nb_mixture') has not; use "
+            "scanpy.tl.rank_genes_groups on its denoised values"
         )
     used_beta = model.beta_of(beta)
     codes, names = _groups_of(adata, groupby)

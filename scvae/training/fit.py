@@ -27,7 +27,7 @@ from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
-from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View
+from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View, ViewLikelihood
 from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
 from ..data.joint import learn_views
@@ -95,8 +95,8 @@ def fit(
     label_weight: float = LABEL_WEIGHT,
     also: Mapping[str, View] | None = None,
     protein_key: str | None = None,
-    protein_likelihood: LikelihoodName = "nb",
-    modalities: Mapping[str, LikelihoodName] | None = None,
+    protein_likelihood: ViewLikelihood = "nb",
+    modalities: Mapping[str, ViewLikelihood] | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] | None = None,
     beta: float | tuple[float, float] = 1.0,
@@ -174,7 +174,8 @@ def fit(
         Slot of `adata.obsm` with proteins; short for ``also={"protein": scvae.View(obsm=protein_key,
         likelihood=protein_likelihood)}``.
     protein_likelihood
-        Likelihood of these proteins: ``"nb"`` for counts, ``"gaussian"`` for log or CLR values.
+        Likelihood of these proteins: ``"nb"`` for counts, ``"nb_mixture"`` for counts with background (see
+        `scvae.View`), ``"gaussian"`` for log or CLR values.
     modalities
         For a MuData: the likelihood of each modality to model, e.g. ``{"rna": "nb", "prot": "gaussian"}``. The first
         takes the place of `adata`: `layer`, `mask_var` and the like are its own, and it must be of counts or 0/1 data
@@ -296,11 +297,11 @@ def fit(
             f"unlabelled is {unlabelled!r}, but there is no labels_key; pass the column with the labels, too"
         )
     views = checked_views(also, protein_key, protein_likelihood)
-    first, likelihood, views = of_modalities(adata, modalities, likelihood, views, init)
+    first, law, views = of_modalities(adata, modalities, likelihood, views, init)
     data = DataKeys(
         layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views, first
     )
-    request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
+    request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
     read = layer if init is None else init.schema.layer_of(layer)
@@ -396,7 +397,7 @@ def _checked_beta(
     return low, high
 
 
-def _check_heads(network_config: NetworkConfig, likelihood: LikelihoodName, schema: Schema) -> None:
+def _check_heads(network_config: NetworkConfig, likelihood: ViewLikelihood, schema: Schema) -> None:
     """Raises an error for settings that would have no effect."""
     if network_config.dispersion == "gene-batch" and (schema.batch is None or likelihood not in ("nb", "zinb")):
         raise ValueError(

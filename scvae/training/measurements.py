@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..common.checks import check_choice, listing
-from ..config import LikelihoodName, View
+from ..config import View, ViewLikelihood
 from ..data.modalities import is_mudata
 from ..data.schema import RNA, Kind
 from ..data.sources import Source
@@ -17,7 +17,7 @@ PROTEIN = "protein"  # name of the measurement that `protein_key` adds
 
 
 def checked_views(
-    also: Mapping[str, View] | None, protein_key: str | None, protein_likelihood: LikelihoodName
+    also: Mapping[str, View] | None, protein_key: str | None, protein_likelihood: ViewLikelihood
 ) -> dict[str, View]:
     """The further measurements by name, that of `protein_key` among them.
 
@@ -43,11 +43,11 @@ def kinds_of(views: Mapping[str, View]) -> dict[str, Kind]:
 
 def of_modalities(
     adata: object,
-    modalities: Mapping[str, LikelihoodName] | None,
-    likelihood: LikelihoodName,
+    modalities: Mapping[str, ViewLikelihood] | None,
+    likelihood: ViewLikelihood,
     views: dict[str, View],
     init: FittedModel | None,
-) -> tuple[str, LikelihoodName, dict[str, View]]:
+) -> tuple[str, ViewLikelihood, dict[str, View]]:
     """The name and the likelihood of the first measurement, and the further ones: those of a MuData, or as given.
 
     Raises
@@ -72,9 +72,9 @@ def of_modalities(
     unknown = [name for name in modalities if name not in adata.mod]
     if unknown:
         raise ValueError(f"modalities has {listing(unknown)}, but the MuData has {listing(adata.mod)}")
-    for name, given in modalities.items():
-        check_choice(given, NAMES, f"the likelihood of the modality {name!r}")
     first = next(iter(modalities))
+    for name, given in modalities.items():
+        check_choice(given, NAMES if name == first else (*KIND,), f"the likelihood of the modality {name!r}")
     further = {name: View(mod=adata.mod[name], likelihood=modalities[name]) for name in modalities if name != first}
     return first, modalities[first], check_views(further)
 

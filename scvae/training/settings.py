@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 
 from ..common.rng import SeedLike
-from ..config import NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig, ViewLikelihood
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
 from ..inference.fitted import FittedModel
 from ..inference.metric import MetricName
-from ..likelihoods import LikelihoodName
 from .recipe import Recipe, make_recipe
 
 
@@ -22,7 +21,7 @@ from .recipe import Recipe, make_recipe
 class Request:
     """Arguments of `scvae.fit` that define the model and its training, as given by the user and not yet checked."""
 
-    likelihood: LikelihoodName = "nb"
+    likelihood: ViewLikelihood = "nb"
     n_latent: int | Literal["auto"] | None = None
     beta: float | tuple[float, float] = 1.0
     metric: MetricName = "expression"
@@ -50,7 +49,7 @@ class Settings:
     """
 
     schema: Schema
-    likelihood: LikelihoodName
+    likelihood: ViewLikelihood
     beta: float | tuple[float, float]
     seed: int
     network_config: NetworkConfig

@@ -78,7 +78,8 @@ def grown(model: FittedModel, schema: Schema) -> Grown:
         if name.startswith(CLASSIFIER):  # labels that the model did not know start at 0
             tensor[..., : old[name].shape[-1]] = old[name]
             continue
-        origins = groups if "log_inverse_dispersion" in name else fitted if name == COVARIATES else conditions
+        by_batch = "log_inverse_dispersion" in name or "log_background" in name
+        origins = groups if by_batch else fitted if name == COVARIATES else conditions
         new[name] = _fill(tensor, old[name], origins)
     if network.encoder.shifts is not None:
         # covariate weights of the fit, from which new shifts start, then the shifts of categories mapped earlier

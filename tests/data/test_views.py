@@ -197,3 +197,17 @@ def test_a_view_is_checked_when_it_is_made():
         scvae.View(obsm="protein", weight=0.0)
     with pytest.raises(ValueError, match=r"View\.layer is a layer of mod"):
         scvae.View(obsm="protein", layer="counts")
+
+
+def test_a_view_of_cells_in_a_file_is_a_second_anndata(adata, counts, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    options = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=2)}
+    with pytest.raises(ValueError, match=r"the view 'protein' is in obsm, which is not read from files.*View\(mod="):
+        scvae.fit(path, protein_key="protein", **options)
+    mod = ad.AnnData(counts, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=NAMES))
+    streamed = scvae.TrainingConfig(epochs=2, memory=0.0)
+    on_disk = scvae.fit(path, also={"protein": scvae.View(mod=mod)}, **options | {"training": streamed})
+    scvae.fit(adata, also={"protein": scvae.View(mod=mod)}, **options)
+    assert on_disk.schema.view_names == ("rna", "protein")
+    np.testing.assert_allclose(ad.read_h5ad(path).obsm["X_scvae"], adata.obsm["X_scvae"], atol=1e-4)

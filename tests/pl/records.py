@@ -165,3 +165,20 @@ def named(n_levels=2):
         "n_held_out": 120,
     }
     return adata
+
+
+def of_views(n=2, n_latent=8):
+    """Cells with a diagnosis of several measurements, each of which tells most of other dimensions."""
+    adata = diagnosed(n_latent=n_latent)
+    place = np.arange(n_latent)
+    adata.uns["scvae"]["diagnosis"]["views"] = {
+        name: {
+            "log_likelihood": -150.0,
+            "rate_per_dimension": 3.0 * np.exp(-np.abs(place - 3 * number) / 2.0),
+            "added": 1.5 * (number + 1),
+            "distance": 0.2,
+            "n_cells": 1000,
+        }
+        for number, name in enumerate(("rna", "protein", "atac")[:n])
+    }
+    return adata

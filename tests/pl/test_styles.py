@@ -92,6 +92,10 @@ CASES = {
         "given": lambda: scvae.pl.rate_distortion(records.tuned(), ax=given(1, 2)),
         "constrained": lambda: scvae.pl.rate_distortion(records.tuned(), ax=constrained(1, 2)),
     },
+    "views": {
+        "own": lambda: [scvae.pl.views(records.of_views(), show=False)],
+        "given": lambda: [scvae.pl.views(records.of_views(3), ax=given(1, 1))],
+    },
 }
 EVERY = [pytest.param(call, id=f"{plot}-{case}") for plot, cases in CASES.items() for case, call in cases.items()]
 SLATE = dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#30343a")

@@ -38,6 +38,7 @@ def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
     assert model.schema.view_names == ("rna", "protein")
     assert cells.uns["scvae"]["params"]["views"] == {"protein": "nb"}
     assert "10 features, nb" in repr(model)
+    assert "view protein" in model.card()
     loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.schema == model.schema
     assert loaded.view_libraries == model.view_libraries
@@ -160,3 +161,31 @@ def test_a_query_of_rna_alone_is_mapped_and_its_proteins_predicted(cells, model)
     before, after = model.network.state_dict(), mapped.network.state_dict()
     for name in ("views.0.values.weight", "views.0.head.log_inverse_dispersion", "encoder.genes.weight"):
         assert (before[name] == after[name]).all()
+
+
+def test_generated_cells_have_both(model):
+    new = scvae.tl.generate(model, n=300, rng=0)
+    table = new.obsm["protein"]
+    assert list(table) == list(model.schema.views[0].features)
+    assert (table.to_numpy() == np.rint(table.to_numpy())).all()
+    scvae.tl.embed(new, model, views="rna", key_added="rna")
+    scvae.tl.embed(new, model, views="protein", key_added="protein")
+    # both are drawn for the same z
+    matched = [np.corrcoef(new.obsm["X_rna"][:, d], new.obsm["X_protein"][:, d])[0, 1] for d in range(4)]
+    assert max(matched) > 0.4
+
+
+def test_diagnose_says_what_each_view_adds(cells, model):
+    diagnosis = scvae.tl.diagnose(cells, model, n_cells=100)
+    assert [share.name for share in diagnosis.views] == ["rna", "protein"]
+    assert "view 'protein'" in repr(diagnosis)
+    stored = cells.uns["scvae"]["diagnosis"]["views"]
+    stained = cells[:340].copy()
+    for share in diagnosis.views:
+        assert share.n_cells == 340
+        assert stored[share.name]["added"] == share.added > 0
+        assert 0 < share.distance < 2
+        assert share.rate.shape == (4,)
+    bound = scvae.tl.log_likelihood(stained, model, kind="elbo", n_samples=20)
+    reconstructed = sum(share.log_likelihood for share in diagnosis.views)
+    assert bound.mean() < reconstructed < bound.mean() + 20.0  # the ELBO is that minus the KL
