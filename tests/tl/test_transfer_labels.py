@@ -114,9 +114,11 @@ def test_with_the_tree_in_the_file_names_are_less_deep_where_types_look_alike(tm
     named, alike = names != "unknown", truth["coarse"] == "either"
     assert named.mean() > 0.9
     assert (~right[named]).mean() < 0.15
-    assert (names[alike & named] == "either").mean() > 0.9
+    assert (names[alike & named] == "either").mean() > 0.7
     assert (names[~alike] != "either").mean() > 0.9
     assert query.uns["scvae"]["label_confidence"]["max_error"] == 0.1
+    flat = scvae.tl.transfer_labels(query, loaded, labels_key="fine", unknown_above=1.0, copy=True)
+    assert (flat.obs["scvae_label"].astype(str) != truth["fine"])[alike].mean() > 0.35  # half, if names are guessed
     scvae.tl.transfer_labels(query, mapped, reference=some, key_added="there", **given)  # as the cells themselves
     assert (query.obs["there_label"].astype(str) == names).mean() > 0.97
 
