@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PREFIX = "reference."  # of the names of its tensors in a file
+LONGEST = 1_000  # bytes of a name, on average, so that a few bytes cannot become many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,7 +177,7 @@ class Reference:
                 beta=record["beta"],
                 labels=labels,
                 umap=arrays["umap"] if record["umap"] else None,
-                ids=unpacked(arrays["ids"]) if record["ids"] else None,
+                ids=unpacked(arrays["ids"], len(arrays["mean"])) if record["ids"] else None,
             )
             found._check()
         except (KeyError, TypeError, ValueError, zlib.error) as error:
@@ -197,6 +198,10 @@ def packed(ids: pd.Index) -> np.ndarray[Any, Any]:
     return np.frombuffer(zlib.compress(text.encode(), 9), np.uint8)
 
 
-def unpacked(packed: np.ndarray[Any, Any]) -> pd.Index:
-    """The inverse of `packed`."""
-    return pd.Index(json.loads(zlib.decompress(packed.tobytes())), dtype=object)
+def unpacked(packed: np.ndarray[Any, Any], n_cells: int) -> pd.Index:
+    """The inverse of `packed`; ValueError if the names are cut, or longer than names are."""
+    stream = zlib.decompressobj()
+    text = stream.decompress(packed.tobytes(), 2 + LONGEST * n_cells)
+    if not stream.eof:
+        raise ValueError("the names of its cells are cut, or too long")
+    return pd.Index(json.loads(text), dtype=object)
