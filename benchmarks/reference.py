@@ -161,7 +161,7 @@ def million(seed: int) -> Iterator[Row]:
     import torch
 
     import scvae
-    from scvae.inference.reference import Reference
+    from scvae.inference.reference import Reference, packed
 
     for n_latent in (10, 20):
         adata = scvae.datasets.simulate(n_cells=3_000, n_genes=200, n_types=8, n_latent=n_latent, rng=seed)
@@ -177,7 +177,7 @@ def million(seed: int) -> Iterator[Row]:
             beta=1.0,
             labels={"cell_type": reference.obs["cell_type"].array[who]},
             umap=mean[:, :2].astype(np.float32),
-            ids=pd.Index([f"{barcode}-1" for barcode in barcodes], dtype=object),
+            packed=packed(pd.Index([f"{barcode}-1" for barcode in barcodes])),
         )
         row: Row = {"n_latent": n_latent, "seed": seed, "threads": torch.get_num_threads()}
         with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ def reference_of(
         check_adata(adata)
         columns = {key: labels_in(check_obs_column(adata, key), f"adata.obs[{key!r}]") for key in labels}
         layout = _layout_in(adata, umap) if umap else None
-        names = None if ids is False else _names_of(adata)
+        names = None if ids is False else packed(_names_of(adata))
         beta = model.beta_of(beta)
         cells = read_cells(adata, model, layer)
         mean, variance = posterior_moments(model, cells, beta=beta)
@@ -50,9 +50,8 @@ def reference_of(
     if umap and layout is None:
         layout = _laid_out(written, model.seed)
     found = Reference(mean=_halved(written), variance=_halved(variance), beta=beta, labels=columns, umap=layout)
-    if names is None or (ids is None and found.bytes_per_cell + len(packed(names)) / len(found) > MOST_BYTES):
-        return found
-    return replace(found, ids=names)
+    named = replace(found, packed=names)
+    return found if ids is None and named.bytes_per_cell > MOST_BYTES else named
 
 
 def _names_of(adata: AnnData) -> pd.Index:

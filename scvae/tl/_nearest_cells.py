@@ -93,7 +93,7 @@ def nearest_cells(
     written = model.written(posterior_moments(model, cells, beta=beta)[0])
     distance, place = search(reference.mean, written, n_neighbors)
     columns = [str(rank) for rank in range(1, place.shape[1] + 1)]
-    names = pd.DataFrame(reference.names.to_numpy()[place], index=adata.obs_names, columns=columns)
+    names = pd.DataFrame(reference.ids.to_numpy()[place], index=adata.obs_names, columns=columns)
     target = target_of(adata, copy=copy)
     slots = dict(zip(keys.nearest, (names, distance.astype(np.float32)), strict=True))
     write_made(target, keys, identity_of(model, beta), obsm=slots)
