@@ -10,7 +10,7 @@ _refuse_namesake()
 from . import datasets, pl, tl
 from .common.checks import MissingKeyError
 from .common.distributed import RankError
-from .config import NetworkConfig, TrainingConfig
+from .config import NetworkConfig, TrainingConfig, View
 from .diagnostics.verdict import Finding
 from .inference.fitted import FittedModel, Outcome, load
 from .inference.reference import Reference
@@ -32,6 +32,7 @@ __all__ = [
     "RankError",
     "Reference",
     "TrainingConfig",
+    "View",
     "__version__",
     "datasets",
     "fit",

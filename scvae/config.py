@@ -1,13 +1,23 @@
-"""The settings of network and training, checked when created and stored with every result."""
+"""The settings of network, training and further measurements, checked when created."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .common.checks import check_bool, check_choice, check_fraction, check_not_negative, check_positive_int
+from .common.checks import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_positive_int,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 Norm = Literal["batch", "layer", "none"]
 Decoder = Literal["mlp", "linear"]
@@ -18,6 +28,7 @@ Relaxation = Literal["none", "gumbel", "straight_through"]
 Skip = Literal["none", "plain", "gated"]
 LatentTo = Literal["first", "every"]
 Inference = Literal["amortized", "per_cell"]
+LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 CHOICES = {
     "norm": Norm,
     "dispersion": Dispersion,
@@ -235,6 +246,62 @@ class TrainingConfig:
             raise ValueError(
                 f"TrainingConfig.warmup_cycles must be 1 without a warm-up; found {self.warmup_cycles} with warmup=0."
             )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class View:
+    """A further measurement of the cells of a fit: where it is, and its likelihood.
+
+    A cell takes part with what it has. It lacks this measurement if its row is missing from `mod`, is NaN throughout,
+    is 0 throughout (counts and 0/1 data), or if `measured` says so.
+
+    Parameters
+    ----------
+    obsm
+        Slot of `obsm` with the values, cells x features: a DataFrame (its columns name the features), an array or a
+        sparse matrix.
+    mod
+        A second AnnData with the values, in place of `obsm`; cells are matched by name. Later calls find them in
+        ``obsm`` under the name of the view, or take a second AnnData, too.
+    likelihood
+        As in `scvae.fit`: ``"nb"``, ``"zinb"``, ``"poisson"``, ``"bernoulli"`` or ``"gaussian"``.
+    layer
+        Layer of `mod`; None for its `X`.
+    names
+        Names of the features of an array or a sparse matrix, or the key of `uns` that has them. None names them by
+        their position.
+    measured
+        Column of `obs` with a bool for each cell: whether it has this measurement. None if the values alone say it.
+    weight
+        Factor of its log-likelihood in training, > 0; 1 is the ELBO of all measurements together.
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, n_proteins=8, rng=0)
+    >>> view = scvae.View(obsm="protein", likelihood="nb")
+    >>> model = scvae.fit(adata, also={"protein": view}, n_latent=5, rng=0, verbose=False)
+    >>> model.schema.view_names
+    ('rna', 'protein')
+    """
+
+    obsm: str | None = None
+    mod: AnnData | None = None
+    likelihood: LikelihoodName = "nb"
+    layer: str | None = None
+    names: Sequence[str] | str | None = None
+    measured: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice(self.likelihood, get_args(LikelihoodName), "View.likelihood")
+        if check_positive(self.weight, "View.weight") and (self.obsm is None) == (self.mod is None):
+            found = "neither" if self.obsm is None else "both"
+            raise ValueError(f"View takes obsm or mod, where its values are; found {found} of them.")
+        if self.layer is not None and self.mod is None:
+            raise ValueError(f"View.layer is a layer of mod, which is not given; found {self.layer!r}.")
+        if self.names is not None and self.obsm is None:
+            raise ValueError("View.names must be left out with mod, whose features have names.")
 
 
 def _check_latent(config: NetworkConfig) -> None:

@@ -62,13 +62,8 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
-    """Within this block, errors and warnings call the AnnData and its layer by the names of the user's arguments."""
-
-    def about(text: str) -> str:
-        text = text.replace("adata", argument).replace("layer=", f"{layer}=")
-        return text if text.startswith(argument) else f"{argument}: {text}"
-
+def reworded(about: Callable[[str], str]) -> Iterator[None]:
+    """Within this block, the messages of errors and warnings are what `about` makes of them."""
     token = _wording.set(about)
     try:
         yield
@@ -76,6 +71,16 @@ def speaking_of(argument: str, *, layer: str = "layer") -> Iterator[None]:
         raise type(error)(about(str(error))) from None
     finally:
         _wording.reset(token)
+
+
+def speaking_of(argument: str, *, layer: str = "layer") -> contextlib.AbstractContextManager[None]:
+    """Within this block, errors and warnings call the AnnData and its layer by the names of the user's arguments."""
+
+    def about(text: str) -> str:
+        text = text.replace("adata", argument).replace("layer=", f"{layer}=")
+        return text if text.startswith(argument) else f"{argument}: {text}"
+
+    return reworded(about)
 
 
 def missing_key(place: str, key: object, available: Sequence[object]) -> MissingKeyError:

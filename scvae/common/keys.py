@@ -206,8 +206,20 @@ class Keys:
     @property
     def denoised(self) -> tuple[str, str, str]:
         """layers or obsm: expected expression, and the lower and upper ends of its interval."""
-        name = f"{self.key_added}_denoised"
-        return name, f"{name}_lower", f"{name}_upper"
+        return self.denoised_view(None)
+
+    def denoised_view(self, view: str | None) -> tuple[str, str, str]:
+        """obsm: as `denoised`, of a further measurement; those of the first for None."""
+        name = self.key_added if view is None else f"{self.key_added}_{view}"
+        return f"{name}_denoised", f"{name}_denoised_lower", f"{name}_denoised_upper"
+
+    def imputed(self, view: str) -> tuple[str, str, str]:
+        """obsm: a further measurement with predictions where cells lack it, and the ends of their intervals."""
+        return f"{self.key_added}_{view}", f"{self.key_added}_{view}_lower", f"{self.key_added}_{view}_upper"
+
+    def imputing(self, view: str) -> str:
+        """Within uns[key_added]: how a further measurement was predicted."""
+        return f"imputed_{view}"
 
     @property
     def denoising(self) -> str:

@@ -128,6 +128,8 @@ def superseded(
         place: [name for name in names if name in at(place) and name not in same]
         for place, names in keys.derived.items()
     }
+    of_views = [name for name in models if name.startswith(f"{keys.key_added}_") and name in at("obsm")]
+    slots["obsm"] += [name for name in of_views if name not in (*same, *slots["obsm"])]
     slots["obs"] = [name for name in slots["obs"] if is_as_written(name)]  # others are the user's
     graphs = {name: graph for name in at("uns") if (graph := _graph(at("uns")[name], keys, read))}
     slots["uns"] = [name for name, graph in graphs.items() if graph.pop("model") != made_by]

@@ -9,7 +9,7 @@ from typing import final, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..common.checks import check_positive_int, check_probability
@@ -22,6 +22,37 @@ SMALLEST_SPLIT = 10  # with fewer cells, none are held out for validation
 MOST_ASIDE = 20_000  # more cells do not improve a mean, and every epoch evaluates all of them
 
 Batches = Sequence[Int[np.ndarray, "_"]]  # positions of the cells of each batch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ViewBatch:
+    """A further measurement of the cells of a batch; it must be ignored in the cells that lack it.
+
+    Parameters
+    ----------
+    x
+        Its values, cells x features, as in `Batch`; 0 in cells that lack it.
+    library
+        Its library sizes; in cells that lack it, the typical one.
+    present
+        Which cells have it.
+    missing
+        Features that were not measured in these cells, as in `Batch`.
+    """
+
+    x: Block
+    library: Float[Tensor, " cells"]
+    present: Bool[Tensor, " cells"]
+    missing: Int[Tensor, " missing"] | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ViewBatch:
+        """The same cells with every tensor replaced."""
+        missing = None if self.missing is None else change(self.missing)
+        return ViewBatch(self.x.map(change), change(self.library), change(self.present), missing)
+
+    def select(self, positions: Int[Tensor, " chosen"]) -> ViewBatch:
+        """Some of the cells."""
+        return ViewBatch(self.x.select(positions), self.library[positions], self.present[positions], self.missing)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -50,6 +81,10 @@ class Batch:
         In a training without an encoder, the rows of these cells in the tables of posteriors, int64; else None.
     labels
         int64 code of the label of each cell, -1 for a cell without one; None if there are no labels.
+    present
+        Which cells have the values in `x`, if there are further measurements; None for all cells.
+    views
+        Further measurements of the cells.
     """
 
     x: Block
@@ -62,6 +97,8 @@ class Batch:
     missing: Int[Tensor, " missing"] | None = None
     rows: Int[Tensor, " cells"] | None = None
     labels: Int[Tensor, " cells"] | None = None
+    present: Bool[Tensor, " cells"] | None = None
+    views: tuple[ViewBatch, ...] = ()
 
     def __len__(self) -> int:
         return self.library.shape[0]
@@ -69,9 +106,11 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same cells with every tensor replaced."""
         library, codes, numeric = map(change, (self.library, self.codes, self.numeric))
-        optional = (self.log_beta, self.knots, self.missing, self.rows, self.labels)
-        changed = (None if tensor is None else change(tensor) for tensor in optional)
-        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, *changed)
+        names = ("log_beta", "knots", "missing", "rows", "labels", "present")
+        optional = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        changed = {name: change(tensor) for name, tensor in optional.items()}
+        views = tuple(view.map(change) for view in self.views)
+        return Batch(self.x.map(change), library, codes, numeric, self.has_batch, views=views, **changed)
 
     def to(self, device: torch.device) -> Batch:
         """The same cells on another device."""
@@ -80,6 +119,28 @@ class Batch:
     def at(self, betas: BetaRange, log_beta: Float[Tensor, " cells"]) -> Batch:
         """The same cells at other values of β, for a model with a range of β."""
         return dataclasses.replace(self, log_beta=log_beta, knots=betas.hats(log_beta))
+
+    def of_view(self, view: ViewBatch) -> Batch:
+        """The cells with a further measurement in place of the first."""
+        return dataclasses.replace(
+            self, x=view.x, library=view.library, missing=view.missing, present=view.present, views=()
+        )
+
+    def turned(self, place: int) -> Batch:
+        """The cells with the first measurement and the further one at `place` in place of each other."""
+        if not self.views:
+            return self
+        assert self.present is not None
+        views = list(self.views)
+        views[place] = ViewBatch(self.x, self.library, self.present, self.missing)
+        return dataclasses.replace(self.of_view(self.views[place]), views=tuple(views))
+
+    def having(self, present: Sequence[Bool[Tensor, " cells"]]) -> Batch:
+        """The cells, as if only these had the first measurement and each further one."""
+        views = zip(self.views, present[1:], strict=True)
+        return dataclasses.replace(
+            self, present=present[0], views=tuple(dataclasses.replace(view, present=some) for view, some in views)
+        )
 
     @property
     def group(self) -> Int[Tensor, " cells"]:

@@ -183,6 +183,7 @@ def _between(window: Cells, start: int, stop: int) -> Batch:
         has_batch=window.has_batch,
         missing=None if window.missing is None else torch.from_numpy(window.missing),
         labels=None if window.labels is None else torch.from_numpy(window.labels[start:stop]),
+        **window.further(np.arange(start, stop)),
     )
 
 
@@ -215,6 +216,8 @@ class Resident(Feed):
             codes=every.codes[positions],
             numeric=every.numeric[positions],
             labels=None if every.labels is None else every.labels[positions],
+            present=None if every.present is None else every.present[positions],
+            views=tuple(view.select(positions) for view in every.views),
         )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +13,12 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from pandas.api.extensions import ExtensionArray
 
 from ..common.checks import check_adata, is_raw, speaking_of
+from ..config import View
 from ..kernels.csr import CSR
 from ..kernels.rows import keep_entries
 from .batches import Batch
@@ -37,10 +38,11 @@ from .covariates import codes_of, covariate_names, learn_columns, numbers_of, si
 from .genes import columns_of, find_genes, gene_mask, refuse_duplicates
 from .labels import LABEL_WEIGHT, Labels, learn_labels
 from .on_disk import Joined, on_disk
-from .rows import DenseRows, Rows, SparseRows, row_sums
-from .schema import Kind, Schema
+from .rows import DenseRows, Rows, SparseRows, row_sums, taken
+from .schema import RNA, Kind, Schema
 from .stored_rows import StoredRows
 from .value_check import ValueCheck, check_finite
+from .views import ViewCells
 
 MEMORY = 1e9  # bytes that the values of cells on disk may fill
 
@@ -76,6 +78,10 @@ class Cells:
         int64 positions of the modelled genes that were not measured, ascending; None if all were measured.
     labels
         int64 code of the label of each cell, -1 for a cell without one; None if labels were not read.
+    present
+        Which cells have the values in `rows`, if there are further measurements; None for all cells.
+    views
+        Further measurements of the cells.
     """
 
     rows: Rows
@@ -86,6 +92,8 @@ class Cells:
     has_batch: bool = False
     missing: Int[np.ndarray, " missing"] | None = None
     labels: Int[np.ndarray, " cells"] | None = None
+    present: Bool[np.ndarray, " cells"] | None = None
+    views: tuple[ViewCells, ...] = ()
 
     def __len__(self) -> int:
         return len(self.library)
@@ -110,13 +118,36 @@ class Cells:
             has_batch=self.has_batch,
             missing=None if self.missing is None else torch.from_numpy(self.missing),
             labels=None if self.labels is None else torch.from_numpy(self.labels[positions]),
+            **self.further(positions),
         )
+
+    def further(self, positions: Int[np.ndarray, " batch"]) -> dict[str, Any]:
+        """What a batch of the cells at `positions` has of further measurements."""
+        present = None if self.present is None else torch.from_numpy(self.present[positions])
+        return {"present": present, "views": tuple(view.batch(positions) for view in self.views)}
+
+    def of_view(self, view: ViewCells) -> Cells:
+        """The cells with a further measurement in place of the first."""
+        return replace(self, rows=view.rows, library=view.library, missing=view.missing, present=view.present, views=())
+
+    def turned(self, place: int | None) -> Cells:
+        """The cells with the first measurement and the further one at `place` exchanged; the same cells for None."""
+        if place is None:
+            return self
+        views = list(self.views)
+        views[place] = ViewCells(self.rows, self.library, self.having[0], self.missing)
+        return replace(self.of_view(self.views[place]), views=tuple(views))
+
+    @property
+    def having(self) -> tuple[Bool[np.ndarray, " cells"], ...]:
+        """Which cells have the first measurement, and which each further one."""
+        first = np.ones(len(self), dtype=bool) if self.present is None else self.present
+        return (first, *(view.present for view in self.views))
 
     def taken(self, positions: Int[np.ndarray, " some"]) -> Cells:
         """A copy of the cells at `positions`, in that order, for a sample that is used several times."""
-        x = self.rows.take(positions)
         return Cells(
-            rows=SparseRows.of(x) if isinstance(x, CSR) else DenseRows(x.values.numpy()),
+            rows=taken(self.rows, positions),
             library=self.library[positions],
             codes=self.codes[positions],
             numeric=self.numeric[positions],
@@ -124,6 +155,8 @@ class Cells:
             has_batch=self.has_batch,
             missing=self.missing,
             labels=None if self.labels is None else self.labels[positions],
+            present=None if self.present is None else self.present[positions],
+            views=tuple(view.taken(positions) for view in self.views),
         )
 
     def lacking(self, missing: Int[np.ndarray, " missing"], *, size_factors: bool) -> Cells:
@@ -155,6 +188,8 @@ class Cells:
         digest = hashlib.blake2b(digest_size=16)
         digest.update("\0".join(map(str, self.names)).encode())
         digest.update(np.ascontiguousarray(self.library).tobytes())
+        for view in self.views:
+            digest.update(np.ascontiguousarray(view.library).tobytes() + view.present.tobytes())
         return digest.hexdigest()
 
 
@@ -182,6 +217,10 @@ class DataKeys:
         Value of this column in cells without a label, besides missing values.
     label_weight
         Weight of the label term.
+    views
+        Further measurements of the cells, by name.
+    name
+        The name of the first.
     """
 
     layer: str | None = None
@@ -192,6 +231,8 @@ class DataKeys:
     labels_key: str | None = None
     unlabelled: str | None = None
     label_weight: float = LABEL_WEIGHT
+    views: Mapping[str, View] = field(default_factory=dict)
+    name: str = RNA
 
 
 def read_fit(

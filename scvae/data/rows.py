@@ -144,6 +144,12 @@ class DenseRows(Rows):
         return Dense(torch.from_numpy(np.ascontiguousarray(chosen, dtype=np.float32)))
 
 
+def taken(rows: Rows, positions: Int[np.ndarray, " cells"]) -> Rows:
+    """A copy of some rows."""
+    x = rows.take(positions)
+    return SparseRows.of(x) if isinstance(x, CSR) else DenseRows(x.values.numpy())
+
+
 def row_ranges(indptr: NDArray[np.integer[Any]], size: int = BLOCK) -> list[tuple[int, int]]:
     """Cuts rows into consecutive ranges of about `size` stored entries and at least one row each."""
     ranges, start, n_rows = [], 0, len(indptr) - 1

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..config import LikelihoodName
 from .categories import spelling
 from .labels import Labels
 
+RNA = "rna"  # what a model with further measurements calls its genes, unless the modality has another name
 Kind = Literal["counts", "binary", "real"]
 
 
@@ -64,6 +66,47 @@ class Numeric:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewSchema:
+    """A further measurement of the cells, besides the genes of the schema.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    features
+        Names of what it measures, in the order of the model.
+    kind
+        Kind of its values.
+    likelihood
+        Its likelihood.
+    obsm
+        The slot of `obsm` in which cells have it.
+    measured
+        Column of `obs` that says which cells have it; None if the values alone do.
+    weight
+        Factor of its log-likelihood in training.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    kind: Kind
+    likelihood: LikelihoodName
+    obsm: str
+    measured: str | None = None
+    weight: float = 1.0
+
+    @property
+    def alone(self) -> Schema:
+        """The schema by which a table of this view alone is read."""
+        return Schema(self.features, self.kind, None, None, (), (), None)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> ViewSchema:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**record | {"features": tuple(record["features"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Schema:
     """Everything needed to read other cells in the same way as those of the fit.
 
@@ -87,6 +130,10 @@ class Schema:
         Counts in the modelled genes per unit of the size factor, over all cells of the fit.
     labels
         The labels that the fit listened to; None if it had none.
+    views
+        Further measurements of the cells.
+    name
+        What a model with further measurements calls the genes above.
     """
 
     genes: tuple[str, ...]
@@ -98,6 +145,13 @@ class Schema:
     size_factor_key: str | None
     size_factor_scale: float = 1.0
     labels: Labels | None = None
+    views: tuple[ViewSchema, ...] = ()
+    name: str = RNA
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The names of all measurements: that of the genes first."""
+        return (self.name, *(view.name for view in self.views))
 
     @property
     def categoricals(self) -> tuple[Categorical, ...]:
@@ -131,6 +185,7 @@ class Schema:
             "size_factor_key": self.size_factor_key,
             "size_factor_scale": self.size_factor_scale,
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
+            **({"views": [asdict(view) for view in self.views], "name": self.name} if self.views else {}),
         }
 
     @classmethod
@@ -153,6 +208,8 @@ class Schema:
             size_factor_key=record["size_factor_key"],
             size_factor_scale=record.get("size_factor_scale", 1.0),
             labels=Labels.from_json(record.get("labels")),
+            views=tuple(ViewSchema.from_json(view) for view in record.get("views", ())),
+            name=record.get("name", RNA),
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,6 +25,7 @@ from .destinations import is_store
 from .file_kinds import refuse_address, refuse_other_kinds, why_unreadable
 from .gene_names import better_match
 from .in_place import restore
+from .modalities import is_mudata, modalities_of
 from .on_disk import Joined, on_disk
 from .turns import Reader, check_can_be_changed, is_open_here, turn
 
@@ -51,6 +52,8 @@ class Source:
         Names of the cells of each file.
     genes
         Names of the genes of each file, in its own order.
+    also
+        The other modalities of a MuData, by name; `adata` is then its first one.
     """
 
     adata: AnnData
@@ -58,6 +61,7 @@ class Source:
     files: tuple[Path, ...] = ()
     cells: tuple[pd.Index, ...] = ()
     genes: tuple[pd.Index, ...] = ()
+    also: Mapping[str, AnnData] = field(default_factory=dict)
 
 
 def are_paths(given: object) -> TypeGuard[Paths]:
@@ -68,7 +72,9 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 
 @contextmanager
-def opened(given: object, layer: str | None, *, to_change: bool = False, keys: Keys | None = None) -> Iterator[Source]:
+def opened(
+    given: object, layer: str | None, *, to_change: bool = False, keys: Keys | None = None, first: str | None = None
+) -> Iterator[Source]:
     """The source for an AnnData, for files (open during the block), or for a source, of which only the AnnData is kept.
 
     Parameters
@@ -81,6 +87,8 @@ def opened(given: object, layer: str | None, *, to_change: bool = False, keys: K
         Whether results will be written into the files.
     keys
         Slots of these results, whose record must not replace something else.
+    first
+        The first modality of a MuData; None if a MuData cannot be given.
 
     Raises
     ------
@@ -95,6 +103,10 @@ def opened(given: object, layer: str | None, *, to_change: bool = False, keys: K
     """
     if isinstance(given, Source):
         yield replace(given, files=(), cells=(), genes=())
+        return
+    if first is not None and is_mudata(given):
+        with modalities_of(given, first) as (adata, also):
+            yield Source(check_adata(adata), also=also)
         return
     if not are_paths(given):
         yield Source(check_adata(given))

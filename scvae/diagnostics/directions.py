@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..likelihoods.binary import BernoulliTable
 from ..likelihoods.continuous import GaussianTable
 from ..likelihoods.counts import ZeroInflatedTable
 from ..model.vae import VAE
+from .jacobian import slope
 
 AT_ONCE = 2**20  # cells x genes in one pass
 
@@ -84,27 +84,22 @@ def directions(
     network, n_genes = model.network, cells.rows.n_genes
     steps = torch.from_numpy(np.eye(model.n_latent) if model.metric is None else model.metric.inverse)
     steps = steps.to(model.device, torch.float32)
-    slope = np.zeros((n_genes, model.n_latent))
-    traversal = np.zeros_like(slope)
+    slopes = np.zeros((n_genes, model.n_latent))
+    traversal = np.zeros_like(slopes)
     with working_on(model.device):
         for positions, batch in batches_of(model, cells, max(1, AT_ONCE // n_genes), beta=beta):
             z = torch.from_numpy(means[positions]).to(model.device)
             for k, step in enumerate(steps):
-                slope[:, k] += _slope(network, z, batch, step).sum(0, dtype=torch.float64).cpu().numpy()
+                slopes[:, k] += _slope(network, z, batch, step).sum(0, dtype=torch.float64).cpu().numpy()
                 away = (torch.from_numpy(end[k] - centres[positions, k]).to(z) for end in (high, low))
                 ends = (natural(network, z + there[:, None] * step, batch) for there in away)
                 traversal[:, k] += (next(ends) - next(ends)).sum(0, dtype=torch.float64).cpu().numpy()
     return Directions(
-        slope=slope / len(cells), traversal=traversal / len(cells), sd=centres.std(0, dtype=float), low=low, high=high
+        slope=slopes / len(cells), traversal=traversal / len(cells), sd=centres.std(0, dtype=float), low=low, high=high
     )
 
 
 def _slope(
     network: VAE, z: Float[Tensor, "cells latent"], batch: Batch, step: Float[Tensor, " latent"]
 ) -> Float[Tensor, "cells genes"]:
-    direction = step.expand_as(z)
-    with warnings.catch_warnings():
-        # at its first call, torch compiles rules with a deprecated function of its own, which warns
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        slope: Tensor = torch.func.jvp(lambda at: natural(network, at, batch), (z,), (direction,))[1]
-    return slope
+    return slope(lambda at: natural(network, at, batch), z, step.expand_as(z).contiguous())

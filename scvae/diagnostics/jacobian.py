@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..data.batches import Batch
 from ..data.intake import Cells
@@ -81,6 +82,19 @@ def _metrics(
             yield torch.einsum("kcg,lcg->ckl", jacobian, jacobian).cpu().numpy()
 
 
+def slope(function: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of a function along a direction.
+
+    Unlike `torch.func.jvp`, it leaves tensors that do not depend on `at` as they are, so that numba can read them: a
+    decoder with a skip computes the encoder's input anew.
+    """
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        # at its first call, torch compiles rules with a deprecated function of its own, which warns
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        tangent: Tensor = forward_ad.unpack_dual(function(forward_ad.make_dual(at, direction))).tangent
+    return tangent
+
+
 def scaled_jacobian(
     network: VAE, batch: Batch, z: Float[Tensor, "cells latent"]
 ) -> Float[Tensor, "latent cells genes"]:
@@ -94,8 +108,5 @@ def scaled_jacobian(
     for k in range(z.shape[1]):
         direction = torch.zeros_like(z)
         direction[:, k] = 1.0
-        with warnings.catch_warnings():
-            # at its first call, torch compiles rules with a deprecated function of its own, which warns
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            columns.append(torch.func.jvp(mean_at, (z,), (direction,))[1] * scale)
+        columns.append(slope(mean_at, z, direction) * scale)
     return torch.stack(columns)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..common.checks import listing
+from ..common.checks import listing, warn
 from ..data.intake import Cells, read_query
+from ..data.joint import with_views
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from .fitted import FittedModel
@@ -16,16 +18,34 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_cells(adata: AnnData, model: FittedModel | Schema, layer: str | None, matrix: Joined | None = None) -> Cells:
+def read_cells(
+    adata: AnnData,
+    model: FittedModel | Schema,
+    layer: str | None,
+    matrix: Joined | None = None,
+    also: Mapping[str, AnnData] | None = None,
+) -> Cells:
     """Cells for a model or schema, from the layer of the fit (None), from `X` (``"X"``) or from another layer.
 
-    If `adata` does not hold the values, `matrix` does.
+    If `adata` does not hold the values, `matrix` does. Further measurements are those of `also` and of the slots of
+    `adata`.
     """
     schema = model if isinstance(model, Schema) else model.schema
     cells = read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
+    cells = with_views(cells, adata, schema, also)
     if cells.missing is not None and isinstance(model, FittedModel):
         check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
     return cells
+
+
+def warn_of_absent(adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None) -> None:
+    """Warns of further measurements of the model that the cells lack, perhaps because their slot has another name."""
+    for view in schema.views:
+        if view.obsm not in adata.obsm and view.name not in (also or {}):
+            warn(
+                f"adata.obsm has no {view.obsm!r} (it has {listing(adata.obsm)}), so these cells are embedded without "
+                f"the view {view.name!r}; if that is meant, name the others in views"
+            )
 
 
 def with_batch_key(schema: Schema, batch_key: str | None) -> Schema:

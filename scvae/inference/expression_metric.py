@@ -20,6 +20,7 @@ from ..likelihoods.counts import NegativeBinomialTable, ZeroInflatedTable
 from .fitted import FittedModel
 from .metric import Metric
 from .posterior import batches_of
+from .views import every_view
 
 AT_ONCE = 2**20  # cells x genes decoded in one pass
 CELLS = 6  # stream of the random numbers that draw the cells
@@ -38,8 +39,8 @@ def with_metric(model: FittedModel, cells: Cells) -> FittedModel:
     one row for each dimension of z. With A A^T = V diag(w) V^T, the new dimensions are the columns of V, by descending
     w, with scales w^`EXPONENT` (or `WITH_BATCHES`) whose mean square is set to 1. (With an exponent of 1/2, distances
     would be proportional to those of decoded cells, to first order.) The cubes of the slopes along a dimension have a
-    positive sum: the genes that change most rise. There is no metric if expression is constant or not finite, or if the
-    decoder reads the data of each cell beside z.
+    positive sum: the genes that change most rise. With several measurements, the features of all are genes here. There
+    is no metric if expression is constant or not finite, or if the decoder reads the data of each cell beside z.
     """
     return replace(model, metric=ranks().first(lambda: _metric_of(model, cells)))
 
@@ -51,7 +52,7 @@ def _metric_of(model: FittedModel, cells: Cells) -> Metric | None:
     filled = np.flatnonzero(cells.library > 0)
     cells = cells.taken(np.sort(numpy_generator(model.seed, CELLS).permutation(filled)[:MOST_CELLS]))
     with working_on(model.device):
-        slopes = _slopes(model, cells).numpy()
+        slopes = torch.cat([_slopes(*seen) for seen in every_view(model, cells)], dim=1).numpy()
     if not np.isfinite(slopes).all():
         return None
     squares, directions = np.linalg.eigh(slopes @ slopes.T)

@@ -139,6 +139,9 @@ class FittedModel:
         Reference cells that came with the file of the model; None if it has none (see `save`).
     licence
         Licence of the file, as given to `save`; None if none was.
+    view_libraries
+        Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it; 1 for real
+        values.
 
     Examples
     --------
@@ -172,6 +175,7 @@ class FittedModel:
     labels: KnownLabels | None = None
     reference: Reference | None = None
     licence: str | None = None
+    view_libraries: tuple[LibrarySizes, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -281,6 +285,10 @@ class FittedModel:
             {
                 "likelihood": self.likelihood,
                 "genes": len(self.schema.genes),
+                **{
+                    f"view {view.name!r}": f"{len(view.features)} features, {view.likelihood}"
+                    for view in self.schema.views
+                },
                 "batches": len(self.schema.batch.categories) if self.schema.batch else 1,
                 "latent dimensions": f"{self.n_latent} ({outcome.active_dimensions} active{pruned})",
                 **_groups_in_words(self.network),
@@ -427,6 +435,7 @@ class FittedModel:
             **({} if self.labels is None else {"labels": self.labels.to_json()}),
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
             **({} if self.licence is None else {"licence": self.licence}),
+            **({"view_libraries": [sizes.to_json() for sizes in self.view_libraries]} if self.view_libraries else {}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
@@ -575,4 +584,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         labels=labels,
         reference=reference,
         licence=record.get("licence"),
+        view_libraries=tuple(LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
     )

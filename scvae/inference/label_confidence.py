@@ -115,7 +115,8 @@ def threshold_of(wrong: Float[np.ndarray, " judged"], named: Float[np.ndarray, "
         The largest threshold at which each query cell has a name.
     """
     # with a rising threshold, the left side falls only behind a probability in `wrong`, and the right side never rises
-    candidates = np.unique(np.append(np.nextafter(wrong[np.isfinite(wrong)], math.inf), 0.0))
+    # ends of paths have probability 0, so the smallest candidate is above it
+    candidates = np.unique(np.nextafter(np.append(wrong[np.isfinite(wrong)], 0.0), math.inf))
     n_wrong = len(wrong) - np.searchsorted(np.sort(wrong), candidates)
     n_named = len(named) - np.searchsorted(np.sort(named), candidates)
     good = (1 + n_wrong) * len(named) <= max_error * (len(wrong) + 1) * n_named

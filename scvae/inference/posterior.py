@@ -67,7 +67,7 @@ def posterior_moments(
 def _embedding_plan(model: FittedModel, cells: Cells, refine: int) -> Batches:
     """First the cells that only the encoder embeds, then those refined afterwards, in smaller chunks to save memory."""
     few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
-    if cells.missing is not None or refine or not model.network.is_amortized:
+    if _lacks_some(cells) or refine or not model.network.is_amortized:
         return chunks(len(cells), few)
     conditions = model.network.conditions
     is_mapped = conditions.of_mapped(torch.from_numpy(cells.codes).to(conditions.mapped.device)).cpu().numpy()
@@ -89,7 +89,7 @@ def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None,
     posterior = network.encode(batch)
     if isinstance(posterior, Rounded):  # without noise, there is no KL to follow
         return posterior
-    steps = refine if batch.missing is None else max(refine, REFINING_STEPS)
+    steps = max(refine, REFINING_STEPS) if _lacks_some(batch) else refine
     if steps:
         return best_posterior(network, batch, posterior, beta=weight, seed=model.seed, steps=steps)
     mapped = network.conditions.of_mapped(batch.codes)
@@ -97,6 +97,11 @@ def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None,
         return posterior
     mean = nearer_mean(network, batch, posterior, beta=weight)
     return DiagonalNormal(torch.where(mapped[:, None], mean, posterior.mean), posterior.log_variance)
+
+
+def _lacks_some(cells: Cells | Batch) -> bool:
+    """Whether genes of the model, or features of a further measurement, were not measured."""
+    return cells.missing is not None or any(view.missing is not None for view in cells.views)
 
 
 def latent_draws(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from ..config import LikelihoodName
 from ..data.beta_range import BetaRange
 from ..data.schema import Kind
 from .base import Distribution, Likelihood
 from .binary import Bernoulli
 from .continuous import Gaussian
 from .counts import NegativeBinomial, Poisson, ZeroInflated
-
-LikelihoodName = Literal["nb", "zinb", "poisson", "bernoulli", "gaussian"]
 
 KIND: dict[LikelihoodName, Kind] = {
     "nb": "counts",

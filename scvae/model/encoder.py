@@ -84,10 +84,15 @@ class Encoder(nn.Module):
         generator: torch.Generator | None,
         knots: Float[Tensor, "cells knots"] | None = None,
         mapped: Float[Tensor, "cells mapped"] | None = None,
+        added: Float[Tensor, "cells width"] | None = None,
     ) -> DiagonalNormal:
-        """The posterior of each cell; `generator` draws the dropout masks and is None outside training."""
+        """The posterior of each cell; `generator` draws the dropout masks and is None outside training.
+
+        `added` is what further measurements add to the outputs of the first layer.
+        """
         x = x.with_values(self.input_dropout(x.values, generator))
-        return self.onwards(self.first_layer(x, covariates, mapped), generator, knots)
+        first = self.first_layer(x, covariates, mapped)
+        return self.onwards(first if added is None else first + added, generator, knots)
 
     def first_layer(
         self,

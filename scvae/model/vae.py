@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +14,7 @@ from ..config import Inference, NetworkConfig
 from ..data.batches import Batch
 from ..data.beta_range import BetaRange
 from ..data.schema import Schema
-from ..kernels.autograd import WeightedLogProb
+from ..kernels.autograd import WeightedLogProb, repeat_cells
 from ..kernels.block import Dense
 from ..kernels.csr import CSR
 from ..likelihoods import Likelihood, LikelihoodName, make_likelihood
@@ -27,6 +28,7 @@ from .latent.posterior import DiagonalNormal
 from .latent.prior import Prior
 from .per_cell import PerCell
 from .skip import Skip
+from .views import Seen, ViewLayers, of_present
 
 INITIAL_WEIGHTS = 0  # stream of random numbers
 
@@ -38,6 +40,9 @@ class VAE(nn.Module):
     prior's mean. They do not contribute to the likelihood.
 
     If several rows of z belong to one cell (draws of its latent variables), row i belongs to cell i % cells.
+
+    Further measurements of the cells have layers of their own in `views`, in the order of `Batch.views`. A batch
+    without any is of cells that lack them all.
     """
 
     def __init__(
@@ -51,11 +56,13 @@ class VAE(nn.Module):
         encode_conditions: bool,
         betas: BetaRange | None = None,
         classifier: Classifier | None = None,
+        views: Sequence[ViewLayers] = (),
     ) -> None:
         super().__init__()
         self.encode_conditions, self.betas = encode_conditions, betas
         self.encoder, self.decoder, self.likelihood, self.conditions = encoder, decoder, likelihood, conditions
         self.prior, self.classifier = prior, classifier
+        self.views = nn.ModuleList(views)
 
     @property
     def n_latent(self) -> int:
@@ -83,19 +90,32 @@ class VAE(nn.Module):
         if isinstance(self.encoder, PerCell):
             own: DiagonalNormal = self.encoder(self, batch)
             return own
+        further = [layers.seen(of_view) for layers, of_view in self.with_layers(batch)]
         if batch.missing is None:
-            return self._posterior(*self.likelihood.encoder_input(batch), batch, generator)
+            return self._posterior(self.likelihood.encoder_input(batch), further, batch, generator)
         with torch.no_grad():  # missing genes are imputed at the prior's mean first, then at the posterior's mean
             z = self.prior.mean.repeat(len(batch), 1)
-            z = self._posterior(*self._filled_in(batch, batch.missing, z), batch, None).mean
+            z = self._posterior(self._filled_in(batch, batch.missing, z), further, batch, None).mean
             filled = self._filled_in(batch, batch.missing, z)
-        return self._posterior(*filled, batch, generator)
+        return self._posterior(filled, further, batch, generator)
+
+    def with_layers(self, batch: Batch) -> Iterator[tuple[ViewLayers, Batch]]:
+        """The layers of each further measurement that the batch has, with the batch of this measurement."""
+        for layers, view in zip(self.views, batch.views, strict=False):
+            assert isinstance(layers, ViewLayers)
+            yield layers, batch.of_view(view)
 
     def shallow(self, batch: Batch) -> Batch:
         """The batch, with cells of mapped categories no deeper than those of the fit (see `Likelihood.shallow`)."""
         if not len(self.conditions.mapped):
             return batch
-        return self.likelihood.shallow(batch, self.conditions.of_mapped(batch.codes))
+        mapped = self.conditions.of_mapped(batch.codes)
+        shallow = [layers.head.shallow(of_view, mapped) for layers, of_view in self.with_layers(batch)]
+        views = [
+            dataclasses.replace(view, x=of_view.x, library=of_view.library)
+            for view, of_view in zip(batch.views, shallow, strict=True)
+        ]
+        return dataclasses.replace(self.likelihood.shallow(batch, mapped), views=tuple(views))
 
     def encode_expected(self, z: Float[Tensor, "cells latent"], batch: Batch) -> DiagonalNormal:
         """q of the decoder's expected values at z, for the conditions and library sizes of the batch.
@@ -105,19 +125,24 @@ class VAE(nn.Module):
         with torch.no_grad():
             features = self.features(z, batch)
             batch = self.whole(features, batch)
-            x, covariates = self.likelihood.expected_encoder_input(features, batch)
-        return self._posterior(Dense(x), covariates, batch, None)
+            seen = _expected(self.likelihood, features, batch)
+            further = [_expected(layers.head, features, of_view) for layers, of_view in self.with_layers(batch)]
+        return self._posterior(seen, further, batch, None)
 
     def _posterior(
-        self,
-        x: CSR | Dense,
-        covariates: Float[Tensor, "cells covariates"],
-        batch: Batch,
-        generator: torch.Generator | None,
+        self, seen: Seen, further: Sequence[Seen], batch: Batch, generator: torch.Generator | None
     ) -> DiagonalNormal:
+        """q, given what the encoder sees of the first measurement and of each further one."""
         assert not isinstance(self.encoder, PerCell)
+        x, covariates = of_present(seen, batch.present)
         covariates, mapped = self._with_conditions(covariates, batch)
-        return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped))
+        added = None
+        for (layers, of_view), (values, beside) in zip(self.with_layers(batch), further, strict=True):
+            assert of_view.present is not None
+            left = values.with_values(self.encoder.input_dropout(values.values, generator))
+            term = layers.first_layer(left, beside, of_view.present)
+            added = term if added is None else added + term
+        return self.prior.inferred(self.encoder(x, covariates, generator, batch.knots, mapped, added))
 
     def first_layer(
         self, x: CSR | Dense, covariates: Float[Tensor, "cells covariates"], batch: Batch
@@ -172,7 +197,7 @@ class VAE(nn.Module):
         if self.classifier is not None:
             self.classifier.drop_dimensions(dropped, constant)
         self.decoder.drop_dimensions(dropped, constant)
-        for layer in self.likelihood.modules() if self.decoder.z_is_feature else ():
+        for layer in self.modules() if self.decoder.z_is_feature else ():
             if isinstance(layer, OutputLayer):
                 layer.drop_features(dropped, constant)
 
@@ -185,8 +210,43 @@ class VAE(nn.Module):
     def log_likelihood(
         self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
     ) -> WeightedLogProb:
-        """log p(x | z, s) of each row in nats, summed over genes, and the weighted total that carries the gradient."""
-        return self.likelihood.log_prob(self.features(z, batch), batch, row_weight)
+        """log p(x | z, s) of each row in nats, summed over genes, and the weighted total that carries the gradient.
+
+        Further measurements are added; the total has their weights in training.
+        """
+        if not self.views:
+            return self.likelihood.log_prob(self.features(z, batch), batch, row_weight)
+        terms = self.log_likelihoods(z, batch, row_weight)
+        weights = [1.0, *(layers.term_weight for layers, _ in self.with_layers(batch))]
+        total = torch.stack([weight * term.total for weight, term in zip(weights, terms, strict=True)]).sum()
+        return WeightedLogProb(total, torch.stack([term.per_row for term in terms]).sum(0))
+
+    def log_likelihoods(
+        self, z: Float[Tensor, "rows latent"], batch: Batch, row_weight: Float[Tensor, "rows"]
+    ) -> list[WeightedLogProb]:
+        """The log-likelihoods of the first measurement and of each further one that the batch has, 0 in cells without.
+
+        As in `log_likelihood`, but without the weights in training.
+        """
+        features = self.features(z, batch)
+        heads = [(self.likelihood, batch), *((layers.head, of_view) for layers, of_view in self.with_layers(batch))]
+        return [_of_present(head, features, batch, row_weight) for head, batch in heads]
+
+
+def _expected(head: Likelihood, features: Float[Tensor, "cells features"], batch: Batch) -> Seen:
+    x, covariates = head.expected_encoder_input(features, batch)
+    return Dense(x), covariates
+
+
+def _of_present(
+    head: Likelihood, features: Float[Tensor, "rows features"], batch: Batch, row_weight: Float[Tensor, "rows"]
+) -> WeightedLogProb:
+    """The log-likelihood of a measurement, 0 in cells that lack it."""
+    if batch.present is None:
+        return head.log_prob(features, batch, row_weight)
+    present = repeat_cells(batch.present, len(row_weight)).to(row_weight)
+    total, per_row = head.log_prob(features, batch, row_weight * present)
+    return WeightedLogProb(total, per_row * present)
 
 
 def make_model(
@@ -208,6 +268,18 @@ def make_model(
     )
     per_batch = config.dispersion == "gene-batch" and schema.batch is not None
     decoder: Decoder | LinearDecoder
+
+    def make_head(name: LikelihoodName, n_features: int) -> Likelihood:
+        return make_likelihood(
+            name,
+            decoder.n_features,
+            n_features,
+            n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
+            betas=betas,
+            minimum_scale=config.minimum_scale,
+            generator=generator,
+        )
+
     if config.decoder == "linear":
         decoder = LinearDecoder(n_latent, n_conditions=conditions.n_columns)
     else:
@@ -222,15 +294,7 @@ def make_model(
             skip=_make_skip(schema, n_latent, config, generator),
             generator=generator,
         )
-    head = make_likelihood(
-        likelihood,
-        decoder.n_features,
-        len(schema.genes),
-        n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
-        betas=betas,
-        minimum_scale=config.minimum_scale,
-        generator=generator,
-    )
+    head = make_head(likelihood, len(schema.genes))
     encoder = (
         PerCell(n_latent, seed)
         if inference == "per_cell"
@@ -248,23 +312,36 @@ def make_model(
             generator=generator,
         )
     )
-    for layer in head.modules():
+    prior = make_prior(config, n_latent, generator)
+    views = [
+        ViewLayers(
+            make_head(view.likelihood, len(view.features)),
+            len(view.features),
+            width=config.width,
+            term_weight=view.weight,
+            generator=generator,
+        )
+        for view in schema.views
+    ]
+    network = VAE(
+        encoder,
+        decoder,
+        head,
+        conditions,
+        prior,
+        encode_conditions=config.encode_conditions,
+        betas=betas,
+        classifier=Classifier(n_latent, len(labels.names), term_weight=labels.weight) if labels else None,
+        views=views,
+    )
+    for layer in network.modules():
         if isinstance(layer, OutputLayer):
             layer.suit(
                 weight_sd=decoder.weight_sd,
                 weight_rate=decoder.weight_rate,
                 n_conditions=n_knots + conditions.n_columns,
             )
-    return VAE(
-        encoder,
-        decoder,
-        head,
-        conditions,
-        make_prior(config, n_latent, generator),
-        encode_conditions=config.encode_conditions,
-        betas=betas,
-        classifier=Classifier(n_latent, len(labels.names), term_weight=labels.weight) if labels else None,
-    )
+    return network
 
 
 def _make_skip(schema: Schema, n_latent: int, config: NetworkConfig, generator: torch.Generator) -> Skip | None:

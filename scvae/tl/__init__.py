@@ -8,6 +8,7 @@ from ._embed import embed
 from ._explain_label import explain_label
 from ._generate import generate
 from ._highly_variable_genes import highly_variable_genes
+from ._impute import impute
 from ._latent_genes import latent_genes
 from ._log_likelihood import log_likelihood
 from ._map_query import map_query
@@ -31,6 +32,7 @@ __all__ = [
     "fit_density",
     "generate",
     "highly_variable_genes",
+    "impute",
     "latent_genes",
     "log_likelihood",
     "map_query",

@@ -27,6 +27,7 @@ from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
+from ..inference.views import check_view, facing
 from ..kernels.context import computing, working_on
 from ..kernels.team import in_order
 from ..likelihoods import Bernoulli
@@ -69,6 +70,8 @@ def denoise(
     threshold: float | None = None,
     path: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    view: str | None = None,
+    also: Mapping[str, AnnData] | None = None,
     beta: float | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
@@ -125,6 +128,12 @@ def denoise(
         appears only when complete. `adata` is then not changed.
     overwrite
         Whether to replace an existing store at `path`.
+    view
+        For a model of several measurements, the name of the one to denoise (``"protein"``); None for the first. Genes
+        are then its features, and z is drawn given all that a cell has. Cells that lack the view get expected values,
+        too.
+    also
+        As in `scvae.tl.embed`.
     beta
         For a model with a range of β, the β of posterior and decoder; None for 1 (if the range excludes 1, its
         geometric mean).
@@ -150,6 +159,9 @@ def denoise(
             float32 DataFrame, cells x genes wanted, with gene names as columns. With a `threshold` it is a CSR matrix,
             and if a gene has a "/" in its name, which files cannot hold in a column, an array; the gene names are then
             in ``uns["<key_added>"]["denoised"]["genes"]`` only.
+        ``obsm["<key_added>_<view>_denoised"]``
+            With a `view` other than the first: the same for its features, always in `obsm`; its settings are in
+            ``uns["<key_added>"]["denoised_<view>"]``.
         ``…["<key_added>_denoised_lower"]``, ``…["<key_added>_denoised_upper"]``
             Bounds of the interval in the same form, if `interval` is given.
         ``uns["<key_added>"]["denoised"]``
@@ -201,9 +213,11 @@ def denoise(
         raise ValueError(
             "denoised values are not written into the files; pass path='denoised.zarr', or pass an AnnData"
         )
+    turn, of_first = check_view(model, view), model
+    model = facing(of_first, turn)
     if all_genes:
-        _check_alone(genes=genes, interval=interval, path=path)
-    with opened(adata, model.schema.layer_of(layer)) as source:
+        _check_alone(genes=genes, interval=interval, path=path, view=None if turn is None else view)
+    with opened(adata, of_first.schema.layer_of(layer), first=of_first.schema.name) as source:
         cells_in = source.adata
         check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)
@@ -220,7 +234,8 @@ def denoise(
             seed=seed_of(rng),
             beta=model.beta_of(beta),
         )
-        cells = read_cells(cells_in, model, layer, source.matrix)
+        further = {**source.also, **(also or {})}
+        cells = read_cells(cells_in, of_first, layer, source.matrix, further).turned(turn)
         wanted = model.genes[columns]
         if place is not None:
             with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:
@@ -242,14 +257,14 @@ def denoise(
             tables = {MEAN: _with_measured(tables[MEAN], measured, others)}
         target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
-        layers, obsm = _places(target, keys, tables, wanted)
+        layers, obsm = _places(target, keys, tables, wanted, view=None if turn is None else view)
         write_made(
             target,
             keys,
             model.digest,
             layers=layers,
             obsm=obsm,
-            record={keys.denoising: record},
+            record={keys.denoising if turn is None else f"{keys.denoising}_{view}": record},
         )
     return target if copy else None
 
@@ -340,15 +355,16 @@ def _with_measured(
 
 
 def _places(
-    adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index
+    adata: AnnData, keys: Keys, tables: Mapping[str, Any], wanted: pd.Index, view: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tables as layers if the genes are those of `adata`, else as obsm; None for those of earlier calls."""
-    as_layers = wanted.equals(pd.Index(adata.var_names.astype(str)))
-    slots: dict[str, Any] = dict.fromkeys(keys.denoised)
+    as_layers = view is None and wanted.equals(pd.Index(adata.var_names.astype(str)))
+    names = keys.denoised_view(view)
+    slots: dict[str, Any] = dict.fromkeys(names)
     nowhere = dict(slots)
     for name, table in tables.items():
         framed = isinstance(table, np.ndarray) and not as_layers and all(map(can_be_key, wanted))
-        slot = keys.denoised[(MEAN, *ENDS).index(name)]
+        slot = names[(MEAN, *ENDS).index(name)]
         slots[slot] = pd.DataFrame(table, adata.obs_names, wanted, copy=False) if framed else table
     return (slots, nowhere) if as_layers else (nowhere, slots)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..common.checks import check_positive_int
@@ -11,25 +12,29 @@ from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of
 from ..data.sources import Paths, Source, opened, small
 from ..data.write_back import write_back
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, warn_of_absent
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import group_slots, refuse_discrete
 from ..inference.posterior import latent_draws, posterior_moments
+from ..inference.views import given_views, views_of_cells
 from ..kernels.context import computing
 from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 def embed(
-    adata: AnnData | Paths | Source,
+    adata: AnnData | MuData | Paths | Source,
     model: FittedModel,
     *,
     beta: float | None = None,
     n_samples: int = 0,
     refine: int = 0,
+    views: str | Sequence[str] | None = None,
+    also: Mapping[str, AnnData] | None = None,
     layer: str | None = None,
     rng: SeedLike = 0,
     key_added: str = "scvae",
@@ -43,7 +48,7 @@ def embed(
         Cells with raw data, as in the fit. Genes are matched by name, in any order; genes that the model does not know
         are ignored. `obs` must have the model's covariate columns, with categories it knows (see `batch_key` of
         `scvae.fit` for what is the same category); a batch that has the name of one of the model is taken for it. Or
-        files, as in `scvae.fit`: their values stay on disk.
+        files, as in `scvae.fit`: their values stay on disk. Or a MuData with the modalities of the model.
     model
         A fitted model.
     beta
@@ -58,6 +63,11 @@ def embed(
         model's seed only. Such an embedding is another than that of the encoder, from which all other tools start.
         Take 200 where the place of single cells matters, not for a map of many: types are told apart hardly better,
         and a new cell takes 6 to 11 ms instead of 0.02 to 0.04 (500 genes).
+    views
+        For a model of several measurements, the names of those to embed the cells by (``"rna"``, ``"protein"``), as if
+        they had no other; None for all that each cell has.
+    also
+        A second AnnData with a further measurement, by its name, in place of its slot of `obsm`.
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
@@ -66,7 +76,7 @@ def embed(
         Name used in the slots written.
     copy
         Whether to return a copy with the results and leave `adata` unchanged; for files, an AnnData of the
-        cells without values and genes.
+        cells without values and genes; for a MuData, an AnnData of its first modality with all cells.
 
     Returns
     -------
@@ -81,7 +91,8 @@ def embed(
             float32 draws, cells x n_samples x n_latent, if `n_samples` is above 0.
         ``uns["<key_added>"]``, ``varm["<key_added>_loadings"]``, ``obsm["X_<key_added>_components"]``
             The record of the model, the loadings of a linear decoder and the components of a mixture as prior, as
-            written by `scvae.fit`. ``refine`` is in the record.
+            written by `scvae.fit`. ``refine`` is in the record, and ``cells_with`` for several measurements: the
+            number of cells embedded by each.
         ``obs["<key_added>_category"]``, ``obsm["X_<key_added>_categories"]``, ``obs["<key_added>_code"]``
             With a model of types or codes, as written by `scvae.fit`.
 
@@ -92,7 +103,12 @@ def embed(
     ------
     ValueError
         If fewer than half of the model's genes are found, a batch is unknown, the data do not suit the likelihood, or
-        the model was not trained for `beta`.
+        the model was not trained for `beta`; if a cell has none of the `views`.
+
+    Warns
+    -----
+    UserWarning
+        If `adata` lacks the slot of a further measurement and `views` does not say that it is to be left out.
 
     Examples
     --------
@@ -112,13 +128,17 @@ def embed(
     )
     if refine:
         refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
-    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys) as source:
+    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys, first=model.schema.name) as source:
         check_replaceable(source.adata.uns, keys)
-        cells = read_cells(source.adata, model, layer, source.matrix)
+        further = {**source.also, **(also or {})}
+        cells = given_views(read_cells(source.adata, model, layer, source.matrix, further), model.schema, views)
+        if views is None:
+            warn_of_absent(source.adata, model.schema, further)
         moments = posterior_moments(model, cells, beta=beta, refine=refine)
         draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)
-        write_embedding(target, model, moments, keys, beta=beta, refine=refine, obsm={keys.samples: draws})
+        more = {"cells_with": views_of_cells(cells, model.schema)} if model.schema.views else None
+        write_embedding(target, model, moments, keys, beta=beta, refine=refine, more=more, obsm={keys.samples: draws})
     if not copy:
         slots = group_slots(model, keys)
         obsm = [*keys.embedding, keys.samples, *slots["obsm"]]

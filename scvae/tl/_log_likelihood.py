@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 import pandas as pd
 
 from ..common.checks import check_choice, check_positive_int
 from ..common.rng import SeedLike, seed_of
+from ..data.modalities import modalities_of
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
 from ..inference.posterior import BoundKind, log_likelihood_bound
+from ..inference.views import given_views
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 def log_likelihood(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     kind: BoundKind = "iw",
     n_samples: int = 100,
     refine: int = 0,
     beta: float | None = None,
+    views: str | Sequence[str] | None = None,
     layer: str | None = None,
     rng: SeedLike = 0,
 ) -> pd.Series:
@@ -35,7 +40,7 @@ def log_likelihood(
     Parameters
     ----------
     adata
-        Cells with raw data, as in the fit; genes are matched by name.
+        Cells with raw data, as in the fit; genes are matched by name. Or a MuData.
     model
         A fitted model.
     kind
@@ -55,6 +60,10 @@ def log_likelihood(
         the ELBO of held-out cells by 1.9 to 3.6 nats and the importance-weighted bound by 0.4 to 1.0 (three data sets).
     beta
         For a model with a range of β, the β to evaluate; None for 1 (if the range excludes 1, its geometric mean).
+    views
+        For a model of several measurements, the names of those whose log-likelihood is wanted, as if the cells had no
+        other; None for all that each cell has. log p(rna, protein) - log p(rna) - log p(protein) of a cell is how much
+        the one tells of the other, in nats.
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     rng
@@ -68,7 +77,8 @@ def log_likelihood(
     Raises
     ------
     ValueError
-        As for `embed`; with ``"density"`` also if the model has no density, or has it at another β.
+        As for `embed`; if a cell has none of the `views`; with ``"density"`` also if the model has no density, or has
+        it at another β.
 
     Examples
     --------
@@ -88,7 +98,8 @@ def log_likelihood(
         refuse_discrete(model, "scvae.tl.log_likelihood(kind='density')", kinds=("code",))
     if refine:
         refuse_discrete(model, "scvae.tl.log_likelihood(refine=)", kinds=("code",))
-    cells = read_cells(adata, model, layer)
+    with modalities_of(adata, model.schema.name) as (cells_in, also):
+        cells = given_views(read_cells(cells_in, model, layer, also=also), model.schema, views)
     seed = seed_of(rng)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed, beta=beta, refine=refine)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

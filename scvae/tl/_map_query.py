@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def map_query(
     new_batches: bool = False,
     epochs: int | None = None,
     beta: float | None = None,
+    also: Mapping[str, AnnData] | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
     verbose: bool = True,
@@ -84,6 +86,9 @@ def map_query(
         Passes over the cells of new batches; None for as many as make 200 steps, but at least two.
     beta
         For a model with a range of β, the β to embed at; None for 1 (if the range excludes 1, its geometric mean).
+    also
+        As in `scvae.tl.embed`. Cells may lack some measurements of the model: a query of RNA alone is mapped by its
+        RNA, and `scvae.tl.impute` predicts the others.
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
@@ -148,7 +153,7 @@ def map_query(
     refuse_discrete(model, "scvae.tl.map_query", kinds=("code",))
     known = with_batch_key(model.schema, batch_key)
     to_read, there = _with_new(adata, known, new_batches=new_batches)
-    cells = read_cells(adata, to_read, layer)
+    cells = read_cells(adata, to_read, layer, also=also)
     if known.batch is not None and not new_batches:
         _warn_of_known(known.batch, cells.codes[:, 0])
     schema = with_batch_key(there, model.schema.batch.key if model.schema.batch else None)

@@ -20,6 +20,7 @@ from ..inference.differential import LEAST_CELLS, contrasts, tested
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
 from ..inference.shrinkage import bayesian_fdr, shrink
+from ..inference.views import check_view, facing
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def rank_genes(
     lfc_threshold: float = 0.0,
     min_counts: float = 10.0,
     n_genes: int | None = None,
+    view: str | None = None,
     beta: float | None = None,
     layer: str | None = None,
     key_added: str = "rank_genes_groups",
@@ -125,6 +127,9 @@ def rank_genes(
         Genes with fewer counts in group and reference together are not tested: their error probability is 1.
     n_genes
         Number of genes to store; None for all modelled genes that `adata` has.
+    view
+        For a model of several measurements, the name of the one whose features to rank, which must be counts
+        (``"protein"``); None for the first. Cells that lack it are in no group.
     beta
         For a model with a range of β, the β to use; None for 1 (if the range excludes 1, its geometric mean).
     layer
@@ -178,6 +183,8 @@ def rank_genes(
     check_model(model)
     check_without_skip(model, "scvae.tl.rank_genes")
     check_adata(adata)
+    place, of_first = check_view(model, view), model
+    model = facing(of_first, place)
     threshold = check_not_negative(lfc_threshold, "lfc_threshold")
     least = check_not_negative(min_counts, "min_counts")
     n_stored = _checked_n_genes(n_genes, model)
@@ -194,7 +201,8 @@ def rank_genes(
     reference = str(reference)  # a group's name, as in `groups`; it may be a number if the column has numbers
     sizes = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=False))
     chosen = _chosen(names, sizes, groupby, groups, reference)
-    cells = read_cells(adata, model, layer)
+    cells = read_cells(adata, of_first, layer).turned(place)
+    codes = codes if cells.present is None else np.where(cells.present, codes, -1)
     measured = np.setdiff1d(np.arange(len(model.genes)), cells.missing_genes)
     against = None if reference == REST else names.index(reference)
     found = contrasts(model, cells, codes, [(names.index(group), against) for group in chosen], beta=beta)
@@ -212,7 +220,8 @@ def rank_genes(
         "groupby": groupby,
         "reference": reference,
         "use_raw": False,
-        "layer": model.schema.layer_of(layer),
+        "layer": of_first.schema.layer_of(layer),
+        **({"view": model.schema.name} if model.schema.views else {}),
         "lfc_threshold": threshold,
         "min_counts": least,
         "beta": used_beta,

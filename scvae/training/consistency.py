@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.batches import Batch
+from ..data.batches import Batch, ViewBatch
 from ..kernels.block import Dense
 from ..kernels.shared_batch import Shared, shared, total
 from ..model.blocks import statistics_kept
@@ -96,4 +96,11 @@ def twice(
         log_beta=None if batch.log_beta is None else batch.log_beta[chosen].repeat(2),
         knots=None if batch.knots is None else batch.knots[chosen].repeat(2, 1),
         labels=None,
+        present=None if batch.present is None else batch.present[chosen].repeat(2),
+        views=tuple(_twice(view, chosen) for view in batch.views),
     )
+
+
+def _twice(view: ViewBatch, chosen: Int[Tensor, " chosen"]) -> ViewBatch:
+    x = Dense(view.library.new_zeros(2 * len(chosen), 0))
+    return replace(view, x=x, library=view.library[chosen].repeat(2), present=view.present[chosen].repeat(2))

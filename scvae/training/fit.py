@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -27,9 +27,10 @@ from ..common.keys import Keys
 from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
-from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig
+from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View
 from ..data.covariates import covariate_names
 from ..data.intake import Cells, DataKeys, read_fit
+from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
 from ..data.schema import Schema
@@ -42,6 +43,7 @@ from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
+from .measurements import check_readable, checked_views, kinds_of, of_modalities
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .refusals import check_together
 from .results import write_results
@@ -50,6 +52,7 @@ from .settings import Request, Settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class NotWrittenError(OSError):
 @computing()
 @process_group()
 def fit(
-    adata: AnnData | Paths | Source,
+    adata: AnnData | MuData | Paths | Source,
     *,
     layer: str | None = None,
     mask_var: str | Sequence[bool] | np.ndarray | pd.Series | None = None,
@@ -90,6 +93,10 @@ def fit(
     labels_key: str | None = None,
     unlabelled: str | None = None,
     label_weight: float = LABEL_WEIGHT,
+    also: Mapping[str, View] | None = None,
+    protein_key: str | None = None,
+    protein_likelihood: LikelihoodName = "nb",
+    modalities: Mapping[str, LikelihoodName] | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] | None = None,
     beta: float | tuple[float, float] = 1.0,
@@ -157,6 +164,22 @@ def fit(
         (a few nats) has little say beside thousands of counts. Take 3 instead of 10 if you do not trust the labels:
         with a fifth of them wrong, 0.92 of the cells of two held-out batches were named rightly instead of 0.89; with
         right labels, 0.957 of those of seven batches instead of 0.964.
+    also
+        Further measurements of the same cells, by name, to be embedded together with the values of `adata`, which are
+        then called ``"rna"``: ``{"atac": scvae.View(obsm="peaks", likelihood="bernoulli")}`` (see `scvae.View`). The
+        objective of a cell is the ELBO of all that it has; a cell may lack some. In each step, half of the cells
+        are left with one measurement, so that the model also embeds cells that have no more. See "Two measurements of
+        one cell" in the documentation.
+    protein_key
+        Slot of `adata.obsm` with proteins; short for ``also={"protein": scvae.View(obsm=protein_key,
+        likelihood=protein_likelihood)}``.
+    protein_likelihood
+        Likelihood of these proteins: ``"nb"`` for counts, ``"gaussian"`` for log or CLR values.
+    modalities
+        For a MuData: the likelihood of each modality to model, e.g. ``{"rna": "nb", "prot": "gaussian"}``. The first
+        takes the place of `adata`: `layer`, `mask_var` and the like are its own, and it must be of counts or 0/1 data
+        if some cells lack it. Columns of `obs` are those of the MuData and of this modality, and results are written to
+        the MuData (loadings to the modality).
     likelihood
         ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"bernoulli"`` for 0/1 data (accessibility), ``"gaussian"``
         for real values (log or CLR proteins, mass cytometry, z-scores).
@@ -272,11 +295,17 @@ def fit(
         raise ValueError(
             f"unlabelled is {unlabelled!r}, but there is no labels_key; pass the column with the labels, too"
         )
-    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight)
+    views = checked_views(also, protein_key, protein_likelihood)
+    first, likelihood, views = of_modalities(adata, modalities, likelihood, views, init)
+    data = DataKeys(
+        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views, first
+    )
     request = Request(likelihood, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     if init is not None:
         check_model(init, "init")
-    with opened(adata, layer if init is None else init.schema.layer_of(layer), to_change=True, keys=keys) as source:
+    read = layer if init is None else init.schema.layer_of(layer)
+    with opened(adata, read, to_change=True, keys=keys, first=first) as source:
+        check_readable(source, views)
         check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)
         write_results(source.adata, model, cells, keys)
@@ -325,6 +354,7 @@ def read_and_train(
     )
     memory = 1e9 * training_config.memory
     schema, cells = read_fit(adata, data, kind=KIND[likelihood], matrix=matrix, memory=memory)
+    schema, cells = learn_views(adata, data.views, kinds_of(data.views), schema, cells, name=data.name)
     _check_heads(network_config, likelihood, schema)
     settings = Settings(schema, likelihood, beta, seed, network_config, training_config)
     n_first = WIDE_N_LATENT if n_latent == "auto" else n_latent

@@ -59,6 +59,7 @@ def can_be_fused(network: VAE, config: TrainingConfig) -> bool:
         and not any(isinstance(m, Dropout) and m.rate > 0.0 for m in network.modules())
         and network.encoder.shifts is None
         and network.betas is None
+        and not network.views
         and isinstance(network.prior, StandardNormal)
         and config.free_bits == 0.0
         and config.capacity is None

@@ -16,6 +16,7 @@ from ..config import TrainingConfig
 from ..data.batches import split
 from ..data.covariates import covariate_names, widened
 from ..data.intake import Cells, DataKeys, learned_labels, read_query, with_labels
+from ..data.joint import with_views
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
 from ..data.rows import SparseRows
@@ -61,6 +62,10 @@ def check_agreement(model: FittedModel, data: DataKeys, request: Request) -> Non
     given = set(covariate_names(data.batch_key, data.covariate_keys))
     batch_key = schema.batch.key if schema.batch else None
     wrong = []
+    views = {view.name: (view.obsm, view.likelihood, view.weight) for view in schema.views}
+    asked = {name: (view.obsm or name, view.likelihood, view.weight) for name, view in data.views.items()}
+    if asked and asked != views:
+        wrong.append(f"also={sorted(asked)} (the model has {sorted(views)}, with their slots, likelihoods and weights)")
     if data.mask_var is not None:
         wrong.append(f"mask_var (the model has its {len(schema.genes):,} genes)")
     if data.batch_key not in {None, batch_key}:
@@ -117,7 +122,9 @@ def continue_fit(
         raise ValueError("the model in init has an encoder, but training has inference='per_cell'; leave that out")
     schema = widened(adata, model.schema, mapped=False)
     schema = replace(schema, layer=schema.layer_of(data.layer), labels=learned_labels(adata, data, schema.labels))
-    cells = with_labels(read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory), adata, schema)
+    cells = read_query(adata, schema, matrix=matrix, memory=1e9 * config.memory)
+    cells = with_views(cells, adata, schema, {name: view.mod for name, view in data.views.items() if view.mod})
+    cells = with_labels(cells, adata, schema)
     settings = replace(settings_of(model), schema=schema, seed=seed, training_config=config)
     trained_on, _ = split(len(cells), config.validation_fraction, seed)
     settings = settings.following(settings.recipe(len(trained_on)))
@@ -181,17 +188,37 @@ def map_cells(
     if schema.kind != "real" and schema.batch is not None and model.libraries is not None:
         of_query = LibrarySizes.of(whole_libraries(mapped, chosen), chosen.group, len(schema.batch.categories))
         mapped = replace(mapped, libraries=model.libraries.followed_by(of_query))
+    mapped = replace(mapped, view_libraries=_further_libraries(mapped, chosen))
     if schema.batch is not None and model.density is not None:
         mapped = replace(mapped, density=with_mapped_batches(model.density, mapped, chosen))
     return mapped, record
 
 
+def _further_libraries(mapped: FittedModel, query: Cells) -> tuple[LibrarySizes, ...]:
+    """The library sizes of each further measurement, with those of new batches."""
+    if mapped.schema.batch is None:
+        return mapped.view_libraries
+    n_batches = len(mapped.schema.batch.categories)
+    of_query = [
+        LibrarySizes.of(view.library[view.present], query.group[view.present], n_batches) for view in query.views
+    ]
+    return tuple(known.followed_by(new) for known, new in zip(mapped.view_libraries, of_query, strict=True))
+
+
 def _shallow(network: VAE, cells: Cells) -> Cells:
     """Cells of mapped categories as `VAE.shallow` has them; a copy in memory if these are counts."""
+    batch, every = cells.batch(np.arange(len(cells))), torch.ones(len(cells), dtype=torch.bool)
+    views = []
+    for view, (layers, of_view) in zip(cells.views, network.with_layers(batch), strict=True):
+        if layers.head.kind == "counts":
+            of_view = layers.head.shallow(of_view, every)  # noqa: PLW2901
+            assert isinstance(of_view.x, CSR)
+            view = replace(view, rows=SparseRows.of(of_view.x), library=of_view.library.numpy())  # noqa: PLW2901
+        views.append(view)
+    cells = replace(cells, views=tuple(views))
     if network.likelihood.kind != "counts":
         return cells
-    batch = cells.batch(np.arange(len(cells)))
-    batch = network.likelihood.shallow(batch, torch.ones(len(batch), dtype=torch.bool))
+    batch = network.likelihood.shallow(batch, every)
     assert isinstance(batch.x, CSR)
     shallow = replace(cells, rows=SparseRows.of(batch.x), library=batch.library.numpy())
     deeper = float(np.median(cells.library / shallow.library))

@@ -38,6 +38,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "n_genes": len(schema.genes),
         "network": to_json(model.network_config),
         "training": to_json(model.training_config),
+        **({"views": {view.name: view.likelihood for view in schema.views}} if schema.views else {}),
     }
     return {
         "params": _storable(params),

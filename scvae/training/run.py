@@ -19,7 +19,6 @@ from ..data.feeds import single_pass
 from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
-from ..data.summary import summarize
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, Outcome, range_of
 from ..inference.label_prediction import known_labels
@@ -30,6 +29,7 @@ from .checkpoint import Ending, Progress
 from .evaluation import Evaluation, evaluate
 from .priors import with_components
 from .settings import Settings
+from .start import start_heads
 from .train import train
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def fit_cells(
     )
     if isinstance(network.encoder, PerCell):
         network.encoder.open(len(cells), settings.final_beta)
-    network.likelihood.start_from(summarize(cells, trained_on))
+    start_heads(network, cells, trained_on)
     try:
         progress = train(network.to(device), cells, settings, recipe, checkpoint=checkpoint, verbose=verbose)
     except (NotImplementedError, TypeError) as error:
@@ -81,7 +81,11 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
     """The trained network with the record of its training."""
     schema = settings.schema
     n_batches = len(schema.batch.categories) if schema.batch else 1
-    libraries = None if schema.kind == "real" else LibrarySizes.of(cells.library, cells.group, n_batches)
+
+    def libraries(of_view: Cells) -> LibrarySizes:
+        here = of_view.having[0]
+        return LibrarySizes.of(of_view.library[here], of_view.group[here], n_batches)
+
     packages = {name: version(name) for name in ("torch", "anndata", "numpy", "scipy", "numba")}
     return FittedModel(
         network=network,
@@ -96,8 +100,9 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
         seed=settings.seed,
         versions={"scvae": __version__, "python": platform.python_version(), **packages},
         trained_on=cells.fingerprint(),
-        libraries=libraries,
+        libraries=None if schema.kind == "real" else libraries(cells),
         threads=of_call(),
+        view_libraries=tuple(libraries(cells.of_view(view)) for view in cells.views),
     )
 
 

@@ -26,6 +26,7 @@ from ..model.vae import VAE
 from .consistency import inconsistency
 
 FAILURES_IN_A_ROW = 5
+LEFT_WITH_ONE = 0.5  # measured: "Two measurements of one cell" in benchmarks/README.md
 DISPERSION_RATE = 10.0  # Adam moves log theta by one learning rate per step: too slow to get from 1 to 100 in one run
 
 
@@ -95,13 +96,32 @@ class EagerStep:
 
 
 def with_draws(network: VAE, batch: Batch, generator: torch.Generator) -> tuple[Batch, Float[Tensor, "cells noise"]]:
-    """The batch, with a β for each cell if the model has a range of β, and the noise of the draws of its latent."""
+    """The batch, with a β for each cell if the model has a range of β, and the noise of the draws of its latent.
+
+    If cells have several measurements, some cells are left with one: see `with_less`.
+    """
     device = generator.device
     noise = torch.randn(len(batch), network.n_noise, generator=generator, device=device)
+    if network.views and network.is_amortized:
+        batch = with_less(batch, generator)
     if network.betas is None:
         return batch, noise
     offset = torch.rand((), generator=generator, device=device)
     return batch.at(network.betas, network.betas.draw(len(batch), offset)), noise
+
+
+def with_less(batch: Batch, generator: torch.Generator) -> Batch:
+    """The batch with a single one of their measurements left, drawn at random, in `LEFT_WITH_ONE` of the cells.
+
+    The encoder thus also learns to embed cells that lack some, and each step has the ELBO of what it has left: the
+    objective is a mean of ELBOs. (A likelihood of what the encoder does not see would make its q too narrow.)
+    """
+    assert batch.present is not None
+    present = torch.stack([batch.present, *(view.present for view in batch.views)], dim=1)
+    rank = torch.rand(present.shape, generator=generator, device=generator.device) * present
+    chosen = torch.rand(len(batch), 1, generator=generator, device=generator.device) < LEFT_WITH_ONE
+    alone = rank == rank.amax(1, keepdim=True)
+    return batch.having((present & (alone | ~chosen)).unbind(1))
 
 
 def with_rows(batch: Batch, positions: Int[np.ndarray, " cells"]) -> Batch:

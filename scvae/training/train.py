@@ -186,6 +186,11 @@ def make_step(
                 f"discrete latent variables are trained in one process, but there are {ranks().world}; start one, or "
                 "leave NetworkConfig.latent at 'normal'"
             )
+        if network.views:
+            raise ValueError(
+                f"several measurements of the cells are trained in one process, but there are {ranks().world}; start "
+                "one, or leave `also` out"
+            )
         return ParallelStep(network, optimizer, feed, config, interrupt)
     if not network.is_amortized:
         return EagerStep(network, optimizer, feed, config)
@@ -193,8 +198,8 @@ def make_step(
         if is_capturable(network):
             return CapturedStep(network, optimizer, feed, config)
         logger.warning(
-            "dropout, batch normalisation and discrete latent variables cannot be part of a CUDA graph, so steps run "
-            "one by one"
+            "dropout, batch normalisation, discrete latent variables and several measurements of the cells cannot be "
+            "part of a CUDA graph, so steps run one by one"
         )
     if can_be_fused(network, config) and not part:
         return FusedStep(network, optimizer, feed, config)
@@ -204,10 +209,11 @@ def make_step(
 def is_capturable(network: VAE) -> bool:
     """Whether a step can be replayed on padded batches.
 
-    Dropout draws from a generator that changes with the step; batch statistics would include the padding cells;
-    discrete latent variables look at values on the host.
+    Dropout draws from a generator that changes with the step, and so does the choice of cells that are left with one of
+    their measurements; batch statistics would include the padding cells; discrete latent variables look at values on
+    the host.
     """
-    if isinstance(network.prior, Discrete):
+    if isinstance(network.prior, Discrete) or network.views:
         return False
     return not any(isinstance(m, BatchNorm) or (isinstance(m, Dropout) and m.rate > 0.0) for m in network.modules())
 

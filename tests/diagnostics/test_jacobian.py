@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scvae
-from scvae import TrainingConfig
+from scvae import NetworkConfig, TrainingConfig
 from scvae.diagnostics.jacobian import scaled_jacobian, spectrum
 from scvae.inference.cells import read_cells
 from scvae.inference.posterior import batches_of
@@ -23,12 +23,14 @@ def test_the_spectrum_of_a_linear_decoder_is_that_of_its_loadings():
     assert found.flat == 1
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "bernoulli", "gaussian"])
-def test_derivatives_agree_with_differences_for_every_head(likelihood):
+@pytest.mark.parametrize(
+    ("likelihood", "skip"),
+    [*((name, "none") for name in ("nb", "zinb", "poisson", "bernoulli", "gaussian")), ("nb", "gated")],
+)
+def test_derivatives_agree_with_differences_for_every_head_and_past_a_skip(likelihood, skip):
     adata = scvae.datasets.simulate(n_cells=40, n_genes=15, likelihood=likelihood, truth=False, rng=0)
-    model = scvae.fit(
-        adata, likelihood=likelihood, n_latent=3, training=TrainingConfig(epochs=20), rng=0, verbose=False
-    )
+    given = {"network": NetworkConfig(skip=skip), "training": TrainingConfig(epochs=20)}
+    model = scvae.fit(adata, likelihood=likelihood, n_latent=3, **given, rng=0, verbose=False)
     network, cells = model.network.double(), read_cells(adata, model, None)
     _, batch = next(batches_of(model, cells, 8))
     z = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(8, 3)

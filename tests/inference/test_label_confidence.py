@@ -70,6 +70,16 @@ def test_the_threshold_is_the_smallest_that_keeps_the_rule():
             assert found == math.inf or not ((grid >= found) & (named.max() >= grid)).any()
 
 
+def test_every_cell_is_named_where_no_held_out_cell_is_wrong_though_some_paths_end_early():
+    uneven = tree_of({"b": "b or c", "c": "b or c", "b or c": "b or c or d", "d": "b or c or d"}, "abcd")
+    truth = np.arange(400) % 4
+    sure = np.full((400, 4), 0.01)
+    sure[np.arange(400), truth] = 0.97
+    naming = name_cells(uneven, sure, truth, sure, 0.05)
+    assert [uneven.names[node] for node in naming.node[:4]] == ["a", "b", "c", "d"]
+    assert (naming.node >= 0).all()
+
+
 def test_curves_end_with_all_cells_named_and_errors_of_the_plain_guess():
     rng = np.random.default_rng(9)
     truth, held_out = cells(rng, 500, noise=0.8, boast=2.0)

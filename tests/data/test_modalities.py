@@ -1,0 +1,88 @@
+"""A MuData is fitted by its modalities, and the results are where its users look."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scvae
+
+mudata = pytest.importorskip("mudata", reason="mudata is optional")
+SHORT = {"n_latent": 3, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=5)}
+MODALITIES = {"rna": "nb", "prot": "gaussian"}
+
+
+@pytest.fixture(autouse=True)
+def _as_in_mudata_4():
+    with mudata.set_options(pull_on_update=False):
+        yield
+
+
+@pytest.fixture
+def joint():
+    """80 cells with RNA and log proteins as one AnnData; the first ten lack RNA, the last ten proteins."""
+    adata = scvae.datasets.simulate(n_cells=80, n_genes=30, n_proteins=5, n_batches=2, truth=False, rng=0)
+    adata.X = sparse.csr_matrix(adata.X.toarray() * (np.arange(80) >= 10)[:, None])
+    adata.obsm["prot"] = np.log1p(adata.obsm["protein"])
+    adata.obsm["prot"].iloc[-10:] = np.nan
+    return adata
+
+
+@pytest.fixture
+def mdata(joint):
+    rna = joint[10:].copy()
+    rna.obsm.clear()
+    table = joint.obsm["prot"].iloc[:70].sample(frac=1.0, random_state=0)
+    prot = ad.AnnData(table.to_numpy(), pd.DataFrame(index=table.index), pd.DataFrame(index=table.columns))
+    mdata = mudata.MuData({"rna": rna, "prot": prot})
+    mdata.obs["batch"] = joint.obs["batch"].reindex(mdata.obs_names)
+    return mdata
+
+
+def test_a_mudata_is_fitted_as_an_anndata_with_the_same_cells(joint, mdata, tmp_path):
+    order = joint[mdata.obs_names].copy()
+    view = scvae.View(obsm="prot", likelihood="gaussian")
+    scvae.fit(order, also={"prot": view}, batch_key="batch", **SHORT)
+    model = scvae.fit(mdata, modalities=MODALITIES, batch_key="batch", **SHORT)
+    assert model.schema.view_names == ("rna", "prot")
+    np.testing.assert_allclose(mdata.obsm["X_scvae"], order.obsm["X_scvae"], atol=1e-5)
+    assert mdata.uns["scvae"]["params"]["views"] == {"prot": "gaussian"}
+    assert "X_scvae" not in mdata["rna"].obsm
+    before = mdata.obsm["X_scvae"].copy()
+    scvae.tl.embed(mdata, scvae.load(model.save(tmp_path / "model.safetensors")))
+    np.testing.assert_array_equal(mdata.obsm["X_scvae"], before)
+    scvae.tl.impute(mdata, model, view="prot", n_samples=20)
+    assert mdata.obsm["scvae_prot"].shape == (80, 5)
+    assert mdata.uns["scvae"]["imputed_prot"]["n_cells"] == 10
+    scvae.tl.denoise(mdata, model, view="prot", n_samples=0)
+    assert mdata.obsm["scvae_prot_denoised"].shape == (80, 5)
+    assert len(scvae.tl.log_likelihood(mdata, model, n_samples=2)) == 80
+    mdata.write_h5mu(tmp_path / "cells.h5mu")
+    more = scvae.fit(mdata, init=model, rng=0, verbose=False, training=scvae.TrainingConfig(epochs=1))
+    assert more.schema.view_names == ("rna", "prot")
+    assert "scvae_prot" not in mdata.obsm  # it was the earlier model's
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "modalities must name at least two and their likelihoods, e.g. {'rna': 'nb', 'prot': 'nb'}"),
+        ({"modalities": {"rna": "nb", "adt": "nb"}}, "modalities has 'adt', but the MuData has 'rna', 'prot'"),
+        ({"modalities": {"rna": "nb", "prot": "normal"}}, "the likelihood of the modality 'prot' must be one of"),
+        ({"modalities": MODALITIES, "likelihood": "zinb"}, "leave out also, protein_key and likelihood"),
+        ({"modalities": {"prot": "gaussian", "rna": "nb"}}, "the first modality, 'prot', lacks 10 cells"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_and_nothing_is_written(mdata, options, message):
+    with pytest.raises(ValueError, match=message):
+        scvae.fit(mdata, **SHORT, **options)
+    assert "scvae" not in mdata.uns
+    assert "X_scvae" not in mdata.obsm
+
+
+def test_other_data_has_no_modalities(joint):
+    with pytest.raises(ValueError, match="modalities are those of a MuData, but adata is a AnnData"):
+        scvae.fit(joint, modalities=MODALITIES)

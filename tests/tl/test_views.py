@@ -1,0 +1,162 @@
+"""Tools on a model of RNA and proteins: any of both embeds, each is denoised and ranked, the one predicts the other."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scvae
+
+SHORT = {"n_latent": 4, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=40)}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """400 cells of four types in two batches; 10 proteins, which the last 60 cells lack."""
+    adata = scvae.datasets.simulate(
+        n_cells=400, n_genes=60, n_types=4, n_proteins=10, n_batches=2, batch_effect=0.3, rng=0
+    )
+    adata.obsm["truth"] = adata.obsm["protein"].copy()
+    adata.obsm["protein"].iloc[-60:] = np.nan
+    model = scvae.fit(adata, protein_key="protein", batch_key="batch", **SHORT)
+    return adata, model
+
+
+@pytest.fixture
+def cells(fitted):
+    return fitted[0].copy()
+
+
+@pytest.fixture
+def model(fitted):
+    return fitted[1]
+
+
+def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
+    assert model.schema.view_names == ("rna", "protein")
+    assert cells.uns["scvae"]["params"]["views"] == {"protein": "nb"}
+    assert "10 features, nb" in repr(model)
+    loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
+    assert loaded.schema == model.schema
+    assert loaded.view_libraries == model.view_libraries
+    scvae.tl.impute(cells, loaded, view="protein", n_samples=20)
+    scvae.tl.denoise(cells, loaded, view="protein", n_samples=0)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    read = ad.read_h5ad(tmp_path / "cells.h5ad")
+    pd.testing.assert_frame_equal(read.obsm["scvae_protein"], cells.obsm["scvae_protein"])
+    again = scvae.tl.embed(read, loaded, copy=True)
+    np.testing.assert_array_equal(again.obsm["X_scvae"], cells.obsm["X_scvae"])
+
+
+def test_cells_are_embedded_by_what_views_names(cells, model):
+    scvae.tl.embed(cells, model, views="rna", key_added="rna")
+    assert cells.uns["rna"]["cells_with"] == {"rna": 400, "protein": 0}
+    alone = cells.copy()
+    del alone.obsm["protein"]
+    with pytest.warns(UserWarning, match=r"adata.obsm has no 'protein' .*name the others in views"):
+        scvae.tl.embed(alone, model, key_added="alone")
+    np.testing.assert_array_equal(alone.obsm["X_alone"], cells.obsm["X_rna"])
+    # cells without proteins are where their RNA puts them
+    np.testing.assert_allclose(cells.obsm["X_rna"][-60:], cells.obsm["X_scvae"][-60:], atol=1e-5)
+    assert np.abs(cells.obsm["X_rna"][:-60] - cells.obsm["X_scvae"][:-60]).max() > 0.1
+    with pytest.raises(ValueError, match=r"60 cells have no value in the views 'protein'"):
+        scvae.tl.embed(cells, model, views="protein")
+    stained = cells[:340].copy()
+    scvae.tl.embed(stained, model, views="protein", key_added="protein")
+    # without RNA: X does not matter
+    dark = ad.AnnData(0 * stained.X, stained.obs.copy(), stained.var.copy(), obsm={"protein": stained.obsm["protein"]})
+    scvae.tl.embed(dark, model)
+    np.testing.assert_allclose(dark.obsm["X_scvae"], stained.obsm["X_protein"], atol=1e-5)
+    with pytest.raises(ValueError, match="views must be one of 'rna', 'protein'; found 'adt'"):
+        scvae.tl.embed(cells, model, views="adt")
+
+
+def test_a_second_anndata_takes_the_place_of_the_slot(cells, model, digest):
+    proteins = ad.AnnData(cells.obsm["protein"].iloc[340 - 1 :: -1].copy())
+    other = cells.copy()
+    del other.obsm["protein"]
+    scvae.tl.embed(other, model, also={"protein": proteins})
+    np.testing.assert_array_equal(other.obsm["X_scvae"], cells.obsm["X_scvae"])
+    before = digest(other)
+    with pytest.raises(ValueError, match=r"also has 'adt', but the views of the model are 'protein'"):
+        scvae.tl.embed(other, model, also={"adt": proteins})
+    assert digest(other) == before
+
+
+def test_the_log_likelihood_of_both_is_more_than_that_of_each(cells, model):
+    stained = cells[:340].copy()
+    both, rna, protein = (
+        scvae.tl.log_likelihood(stained, model, views=views, n_samples=50).mean() for views in (None, "rna", "protein")
+    )
+    assert both > rna + protein + 0.3  # what the one tells of the other
+
+
+def test_imputed_proteins_follow_the_true_ones_and_intervals_hold_them(cells, model):
+    scvae.tl.impute(cells, model, view="protein", n_samples=100)
+    predicted, truth = cells.obsm["scvae_protein"], cells.obsm["truth"]
+    pd.testing.assert_frame_equal(predicted.iloc[:340], truth.iloc[:340].astype(np.float32))
+    late, mean = truth.iloc[-60:].to_numpy(), predicted.iloc[-60:].to_numpy()
+    correlation = [np.corrcoef(np.log1p(late[:, p]), np.log1p(mean[:, p]))[0, 1] for p in range(10)]
+    assert np.median(correlation) > 0.4
+    lower, upper = (cells.obsm[f"scvae_protein_{end}"].iloc[-60:].to_numpy() for end in ("lower", "upper"))
+    assert 0.84 < ((lower <= late) & (late <= upper)).mean() < 0.96
+    assert cells.uns["scvae"]["imputed_protein"]["n_cells"] == 60
+    scvae.fit(cells, key_added="scvae", **SHORT | {"training": scvae.TrainingConfig(epochs=1)})
+    assert "scvae_protein" not in cells.obsm  # it was another model's
+    assert "imputed_protein" not in cells.uns["scvae"]
+
+
+def test_impute_refuses_what_it_cannot_do(cells, model, digest):
+    before = digest(cells)
+    with pytest.raises(ValueError, match="view is 'rna', the first measurement"):
+        scvae.tl.impute(cells, model, view="rna")
+    with pytest.raises(ValueError, match="all 340 cells have the view 'protein'; pass all_cells=True"):
+        scvae.tl.impute(cells[:340].copy(), model, view="protein")
+    with pytest.raises(ValueError, match=r"n_samples.*20"):
+        scvae.tl.impute(cells, model, view="protein", n_samples=5)
+    assert digest(cells) == before
+
+
+def test_proteins_are_denoised_and_ranked(cells, model):
+    scvae.tl.denoise(cells, model)
+    scvae.tl.denoise(cells, model, view="protein", n_samples=0)
+    table = cells.obsm["scvae_protein_denoised"]
+    assert list(table) == list(cells.obsm["protein"])
+    np.testing.assert_allclose(table.sum(1), 1.0, rtol=1e-5)
+    assert cells.layers["scvae_denoised"].shape == (400, 60)
+    assert {"denoised", "denoised_protein"} <= set(cells.uns["scvae"])
+    true = cells.obsm["protein_mean"].to_numpy()
+    true = np.log(true / true.sum(1, keepdims=True))
+    within = np.log(table.to_numpy()) - np.log(table.to_numpy()).mean(0)
+    assert np.corrcoef(within.ravel(), (true - true.mean(0)).ravel())[0, 1] > 0.6
+    with pytest.raises(ValueError, match="leave out view, or all_genes"):
+        scvae.tl.denoise(cells, model, view="protein", all_genes=True)
+    scvae.tl.rank_genes(cells, model, groupby="cell_type", view="protein")
+    ranking = cells.uns["rank_genes_groups"]
+    assert ranking["params"]["view"] == "protein"
+    group = (cells.obs["cell_type"] == "type_0").to_numpy()
+    share = np.exp(true[:340])
+    change = np.log2(share[group[:340]].mean(0) / share[~group[:340]].mean(0))
+    found = pd.Series(ranking["logfoldchanges"]["type_0"], ranking["names"]["type_0"])[list(table)]
+    assert np.corrcoef(found, change)[0, 1] > 0.9
+
+
+def test_a_query_of_rna_alone_is_mapped_and_its_proteins_predicted(cells, model):
+    query = scvae.datasets.simulate(
+        n_cells=120, n_genes=60, n_types=4, n_proteins=10, n_batches=2, batch_effect=0.3, rng=0
+    )
+    query.obs["batch"] = "new"
+    truth = query.obsm.pop("protein")
+    mapped = scvae.tl.map_query(query, model, epochs=20, verbose=False)
+    assert mapped.view_libraries[0].n_cells[2] == 0
+    scvae.tl.impute(query, mapped, view="protein", n_samples=50)
+    correlation = [
+        np.corrcoef(np.log1p(truth[name]), np.log1p(query.obsm["scvae_protein"][name]))[0, 1] for name in truth
+    ]
+    assert np.median(correlation) > 0.4
+    # the reference does not change
+    before, after = model.network.state_dict(), mapped.network.state_dict()
+    for name in ("views.0.values.weight", "views.0.head.log_inverse_dispersion", "encoder.genes.weight"):
+        assert (before[name] == after[name]).all()
