@@ -37,6 +37,16 @@ def test_a_model_of_an_earlier_version_embeds_cells_as_it_did(name, cells):
     assert model.beta == CALLS[name].get("beta", 1.0)
 
 
+def test_a_model_of_an_earlier_version_has_no_reference_and_takes_one(cells, tmp_path):
+    model = scvae.load(FIXTURES / "batches.safetensors")
+    assert model.reference is None
+    with pytest.raises(ValueError, match="needs a reference in the model's file, and it has none"):
+        scvae.tl.nearest_cells(cells, model)
+    model = scvae.load(model.save(tmp_path / "ref", reference=cells))
+    scvae.tl.nearest_cells(cells, model, n_neighbors=1)
+    assert (cells.obsm["scvae_nearest"]["1"] == cells.obs_names).mean() > 0.95  # but for the rounding of the latents
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_run_of_an_earlier_version_goes_on_from_its_checkpoint(name, cells, tmp_path):
     then = np.load(FIXTURES / f"{name}.npz")

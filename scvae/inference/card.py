@@ -101,7 +101,7 @@ def _reveals(schema: Schema, reference: Reference | None) -> str:
         held.append("of each reference cell its latent mean and variance")
         held += ["its labels"] if reference.labels else []
         held += [] if reference.umap is None else ["its place on the UMAP"]
-        held += [] if reference.ids is None else ["its name"]
+        held += [] if reference.packed is None else ["its name"]
     return (
         f"The file holds no counts, but {', '.join(held)}. The decoder turns latents into expected expression of the "
         "modelled genes, which tells what such averages tell about the donors of the cells."

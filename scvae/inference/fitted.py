@@ -384,6 +384,7 @@ class FittedModel:
                 raise FileExistsError(f"{place} exists; pass overwrite=True to replace it.")
         if card and path.suffix == CARD:
             raise ValueError(f"{path} would be the model and its card; end its name in .safetensors")
+        labels = (labels,) if isinstance(labels, str) else tuple(labels)
         asked = {"labels": labels, "umap": umap, "ids": ids, "layer": layer, "beta": beta}
         if reference is None:
             _refuse_without_reference(asked)

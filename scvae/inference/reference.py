@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..common.checks import listing
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PREFIX = "reference."  # of the names of its tensors in a file
+LONGEST = 1_000  # bytes of a name, on average, so that a few bytes cannot become many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,8 +41,8 @@ class Reference:
         The columns of labels: a pandas Categorical each, missing where a cell has no label.
     umap
         float32 coordinates of the cells on the reference's own UMAP, cells x 2; None without one.
-    ids
-        Names of the cells; None if they were not kept.
+    packed
+        uint8: names of the cells as compressed JSON, which `ids` unpacks; None if they were not kept.
 
     Examples
     --------
@@ -60,20 +61,20 @@ class Reference:
     beta: float
     labels: Mapping[str, pd.Categorical]
     umap: Float[np.ndarray, "cells 2"] | None = None
-    ids: pd.Index | None = None
+    packed: UInt8[np.ndarray, " bytes"] | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
 
     @property
-    def names(self) -> pd.Index:
+    def ids(self) -> pd.Index:
         """The names of the cells, or their positions as text if names were not kept."""
-        return pd.RangeIndex(len(self)).astype(str) if self.ids is None else self.ids
+        return pd.RangeIndex(len(self)).astype(str) if self.packed is None else unpacked(self.packed, len(self))
 
     @property
     def bytes_per_cell(self) -> float:
         """Bytes that a cell takes in the file."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values()) / len(self)
+        return sum(values.nbytes for values in self._arrays().values()) / len(self)
 
     def to_adata(self, *, key_added: str = "scvae") -> AnnData:
         """The cells as an AnnData without genes, to plot them or to look up cells by their names.
@@ -96,7 +97,7 @@ class Reference:
         if self.umap is not None:
             matrices[keys.umap] = self.umap.copy()
         nothing = sp.csr_matrix((len(self), 0), dtype=np.float32)  # without X, anndata would not concatenate it
-        return AnnData(nothing, obs=pd.DataFrame(dict(self.labels), index=self.names), obsm=matrices)
+        return AnnData(nothing, obs=pd.DataFrame(dict(self.labels), index=self.ids), obsm=matrices)
 
     def in_words(self) -> str:
         """What is in the reference, in one line."""
@@ -111,14 +112,16 @@ class Reference:
         pandas.Series
             Named values.
         """
-        kinds = {key: f"{len(values.categories)} labels in {self._n_labelled(key):,} cells" for key, values in
-                 self.labels.items()}  # fmt: skip
+        kinds = {
+            key: f"{len(values.categories)} labels in {(values.codes >= 0).sum():,} cells"
+            for key, values in self.labels.items()
+        }
         rows = {
             "cells": f"{len(self):,}",
             "latent dimensions": f"{self.mean.shape[1]}, means and variances (float16)",
             **kinds,
             "UMAP": "no" if self.umap is None else "yes",
-            "names of cells": "no" if self.ids is None else "yes",
+            "names of cells": "no" if self.packed is None else "yes",
             "β": f"{self.beta:g}",
             "bytes per cell": f"{self.bytes_per_cell:.1f}",
         }
@@ -132,23 +135,23 @@ class Reference:
     def _repr_html_(self) -> str:
         return page("Reference", named_values(dict(self.summary())))
 
-    def _n_labelled(self, key: str) -> int:
-        return int((self.labels[key].codes >= 0).sum())
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that a file holds; the rest is in `to_json`."""
+        return {PREFIX + name: torch.from_numpy(np.array(values)) for name, values in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         named: dict[str, Any] = {"mean": self.mean, "variance": self.variance}
         named |= {f"label.{i}": values.codes for i, values in enumerate(self.labels.values())}
         if self.umap is not None:
             named["umap"] = self.umap
-        if self.ids is not None:
-            named["ids"] = packed(self.ids)
-        return {PREFIX + name: torch.from_numpy(np.array(values)) for name, values in named.items()}
+        if self.packed is not None:
+            named["ids"] = self.packed
+        return named
 
     def to_json(self) -> dict[str, Any]:
         """The part that JSON holds."""
         labels = [{"key": key, "names": list(values.categories)} for key, values in self.labels.items()]
-        return {"beta": self.beta, "labels": labels, "umap": self.umap is not None, "ids": self.ids is not None}
+        return {"beta": self.beta, "labels": labels, "umap": self.umap is not None, "ids": self.packed is not None}
 
     @classmethod
     def taken_from(cls, tensors: dict[str, Tensor], record: dict[str, Any] | None) -> Reference | None:
@@ -176,7 +179,7 @@ class Reference:
                 beta=record["beta"],
                 labels=labels,
                 umap=arrays["umap"] if record["umap"] else None,
-                ids=unpacked(arrays["ids"]) if record["ids"] else None,
+                packed=arrays["ids"] if record["ids"] else None,
             )
             found._check()
         except (KeyError, TypeError, ValueError, zlib.error) as error:
@@ -197,6 +200,10 @@ def packed(ids: pd.Index) -> np.ndarray[Any, Any]:
     return np.frombuffer(zlib.compress(text.encode(), 9), np.uint8)
 
 
-def unpacked(packed: np.ndarray[Any, Any]) -> pd.Index:
-    """The inverse of `packed`."""
-    return pd.Index(json.loads(zlib.decompress(packed.tobytes())), dtype=object)
+def unpacked(packed: np.ndarray[Any, Any], n_cells: int) -> pd.Index:
+    """The inverse of `packed`; ValueError if the names are cut, or longer than names are."""
+    stream = zlib.decompressobj()
+    text = stream.decompress(packed.tobytes(), 2 + LONGEST * n_cells)
+    if not stream.eof:
+        raise ValueError("the names of its cells are cut, or too long")
+    return pd.Index(json.loads(text), dtype=object)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ..common.checks import check_adata, check_obs_column, listing, missing_key, speaking_of
+from ..common.checks import check_adata, check_obs_column, listing, missing_key, plain, speaking_of
 from ..data.labels import labels_in
 from .cells import read_cells
 from .fitted import FittedModel
@@ -30,7 +30,7 @@ def reference_of(
     model: FittedModel,
     adata: AnnData,
     *,
-    labels: Sequence[str] | str,
+    labels: Sequence[str],
     umap: bool | str,
     ids: bool | None,
     layer: str | None,
@@ -39,10 +39,9 @@ def reference_of(
     """The reference of some cells; see `FittedModel.save` for the arguments and errors."""
     with speaking_of("reference"):
         check_adata(adata)
-        keys = [labels] if isinstance(labels, str) else list(labels)
-        columns = {key: labels_in(check_obs_column(adata, key), f"adata.obs[{key!r}]") for key in keys}
+        columns = {key: labels_in(check_obs_column(adata, key), f"adata.obs[{key!r}]") for key in labels}
         layout = _layout_in(adata, umap) if umap else None
-        names = None if ids is False else _names_of(adata)
+        names = None if ids is False else packed(_names_of(adata))
         beta = model.beta_of(beta)
         cells = read_cells(adata, model, layer)
         mean, variance = posterior_moments(model, cells, beta=beta)
@@ -51,9 +50,8 @@ def reference_of(
     if umap and layout is None:
         layout = _laid_out(written, model.seed)
     found = Reference(mean=_halved(written), variance=_halved(variance), beta=beta, labels=columns, umap=layout)
-    if names is None or (ids is None and found.bytes_per_cell + len(packed(names)) / len(found) > MOST_BYTES):
-        return found
-    return replace(found, ids=names)
+    named = replace(found, packed=names)
+    return found if ids is None and named.bytes_per_cell > MOST_BYTES else named
 
 
 def _names_of(adata: AnnData) -> pd.Index:
@@ -69,6 +67,7 @@ def _names_of(adata: AnnData) -> pd.Index:
 
 def _layout_in(adata: AnnData, umap: bool | str) -> Float[np.ndarray, "cells 2"] | None:
     """The coordinates in an entry of obsm; None if the usual one does not exist."""
+    umap = plain(umap)
     key = USUAL if umap is True else umap
     if not isinstance(key, str):
         raise TypeError(f"umap is {umap!r}; pass True, False or the name of an entry of adata.obsm")

@@ -11,7 +11,7 @@ from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
-from ..inference.cells import read_cells, with_batch_key
+from ..inference.cells import read_cells, warn_of_absent, with_batch_key
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.nearest import nearest_cells as search
 from ..inference.needs import reference_of_model
@@ -67,6 +67,11 @@ def nearest_cells(
         ``obsm["<key_added>_nearest_distance"]``
             float32 distances to them, Euclidean in the coordinates of ``obsm["X_<key_added>"]``.
 
+    Warns
+    -----
+    UserWarning
+        If genes of the model, or the slot of a further measurement, are missing.
+
     Raises
     ------
     ValueError
@@ -90,10 +95,11 @@ def nearest_cells(
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     reference = reference_of_model(model, "scvae.tl.nearest_cells", beta=beta)
     cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
+    warn_of_absent(adata, model.schema, None)
     written = model.written(posterior_moments(model, cells, beta=beta)[0])
     distance, place = search(reference.mean, written, n_neighbors)
     columns = [str(rank) for rank in range(1, place.shape[1] + 1)]
-    names = pd.DataFrame(reference.names.to_numpy()[place], index=adata.obs_names, columns=columns)
+    names = pd.DataFrame(reference.ids.to_numpy()[place], index=adata.obs_names, columns=columns)
     target = target_of(adata, copy=copy)
     slots = dict(zip(keys.nearest, (names, distance.astype(np.float32)), strict=True))
     write_made(target, keys, identity_of(model, beta), obsm=slots)

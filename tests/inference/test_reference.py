@@ -82,8 +82,8 @@ def test_names_that_do_not_fit_are_kept_only_if_asked_for(fitted, tmp_path):
     adata.obs_names = ["".join(row) for row in np.random.default_rng(0).choice(list("0123456789abcdef"), (300, 36))]
     for ids, kept in ((None, False), (True, True), (False, False)):
         reference = scvae.load(model.save(tmp_path / "ref", reference=adata, umap=True, ids=ids)).reference
-        assert (reference.ids is not None) == kept
-        assert reference.names.tolist() == (list(adata.obs_names) if kept else [str(i) for i in range(300)])
+        assert (reference.packed is not None) == kept
+        assert reference.ids.tolist() == (list(adata.obs_names) if kept else [str(i) for i in range(300)])
 
 
 def test_a_model_without_a_reference_is_the_same_file_as_before(fitted, saved, tmp_path):

@@ -105,18 +105,20 @@ def test_with_the_tree_in_the_file_names_are_less_deep_where_types_look_alike(tm
         cells.obs["fine"] = np.where(alike, blurred[: cells.n_obs], cells.obs["cell_type"])
         cells.obs["coarse"] = np.where(alike, "either", cells.obs["fine"])
     loaded = scvae.load(mapped.save(tmp_path / "ref", reference=some, labels=["coarse", "fine"]))
-    given = {"labels_key": "fine", "hierarchy": ["coarse", "fine"], "unknown_above": 1.0, "max_error": 0.05}
+    given = {"labels_key": "fine", "hierarchy": ["coarse", "fine"], "unknown_above": 1.0, "max_error": 0.1}
     truth = query.obs[["coarse", "fine"]]
     del query.obs["coarse"], query.obs["fine"]
     scvae.tl.transfer_labels(query, loaded, **given)
     names = query.obs["scvae_label"].astype(str)
     right = (names == truth["fine"]) | (names == truth["coarse"])
     named, alike = names != "unknown", truth["coarse"] == "either"
-    assert named.mean() > 0.8
-    assert (~right[named]).mean() < 0.1
-    assert (names[alike & named] == "either").mean() > 0.9
+    assert named.mean() > 0.9
+    assert (~right[named]).mean() < 0.15
+    assert (names[alike & named] == "either").mean() > 0.7
     assert (names[~alike] != "either").mean() > 0.9
-    assert query.uns["scvae"]["label_confidence"]["max_error"] == 0.05
+    assert query.uns["scvae"]["label_confidence"]["max_error"] == 0.1
+    flat = scvae.tl.transfer_labels(query, loaded, labels_key="fine", unknown_above=1.0, copy=True)
+    assert (flat.obs["scvae_label"].astype(str) != truth["fine"])[alike].mean() > 0.35  # half, if names are guessed
     scvae.tl.transfer_labels(query, mapped, reference=some, key_added="there", **given)  # as the cells themselves
     assert (query.obs["there_label"].astype(str) == names).mean() > 0.97
 
