@@ -85,8 +85,11 @@ class Difference:
     donor_sd: Float[np.ndarray, " features"]
 
 
-def difference(units: Units) -> Difference:
-    """Compares the two sides; each feature needs a count, and the units more than one for each block and one more."""
+def difference(units: Units, *, unusual: float = UNUSUAL) -> Difference:
+    """Compares the two sides; each feature needs a count, and the units more than one for each block and one more.
+
+    `unusual` is the number of pseudo-observations of the prior of tau, as a fraction of the features.
+    """
     sides = 2 * units.block + units.on_side
     members = np.equal.outer(np.unique(units.block), units.block).astype(float)
     of_side = np.equal.outer(sides, sides).astype(float)
@@ -100,7 +103,7 @@ def difference(units: Units) -> Difference:
         null, _, _, without, _ = _fitted(units, members, floor, null, sd, effect=False)
         likelihood[k] = restricted
         log_p[k] = LOG_2 + log_ndtr(-np.sqrt(2.0 * np.maximum(with_effect - without, 0.0)))
-    share = _posterior(likelihood)
+    share = _posterior(likelihood, unusual)
     mean = (share * estimate).sum(0)
     largest = log_p.max(0)
     log_mean_p = np.minimum(largest + np.log((share * np.exp(log_p - largest)).sum(0)), 0.0)
@@ -150,13 +153,15 @@ def _fitted(
     return eta, delta, information**-0.5, marginal, restricted
 
 
-def _posterior(log_likelihood: Float[np.ndarray, "grid features"]) -> Float[np.ndarray, "grid features"]:
+def _posterior(
+    log_likelihood: Float[np.ndarray, "grid features"], unusual: float
+) -> Float[np.ndarray, "grid features"]:
     """Posterior of tau for each feature, with the prior that EM fits to all of them."""
     density = np.exp(log_likelihood - log_likelihood.max(0))
     prior = np.full(len(density), 1.0 / len(density))
     for _ in range(EM_ROUNDS):
         taken = (prior[:, None] * density / (prior @ density)).mean(1)
-        before, prior = prior, (taken + UNUSUAL / len(prior)) / (1.0 + UNUSUAL)
+        before, prior = prior, (taken + unusual / len(prior)) / (1.0 + unusual)
         if np.abs(prior - before).max() < TOLERANCE:
             break
     joint = prior[:, None] * density
