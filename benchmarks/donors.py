@@ -16,7 +16,13 @@ Beside scvae with donors as the sample: scvae and Wilcoxon (scanpy, with correct
 t-tests on log sums of each donor, and, if --peer-python names an interpreter with pydeseq2, PyDESeq2 on sums of each
 donor (Wald test, its defaults).
 
-abundance_null, abundance_power: see `abundance` below.
+abundance_null: the same splits of donors, over all cells of a study or condition at once (at most ten splits for each),
+with the donors' studies apart. Measures the share of cells called and of splits with any call.
+abundance_power: ABUNDANCE_DONORS donors a group with 150 to 400 cells each, in eight populations whose frequencies differ
+between donors with a standard deviation of 0.3 in log frequency; one of them is 1.5 or 2 times as frequent in one group.
+Cells lie around eight points in ten dimensions, which stand for the posterior means. Measures the share of the grown
+population that is called with the right sign, and that of other cells called as grown.
+Beside it: t-tests of the log frequencies of donors on the same neighbourhoods, with the same weighted rate.
 
 Rows are written to benchmarks/results/donors/PART.json. --table only prints the existing rows.
 """
@@ -43,6 +49,7 @@ from scipy import sparse, stats
 RESULTS = Path(__file__).parent / "results" / "donors"
 LEVELS = (0.05, 0.1)
 DONORS, VARIANCES = (3, 6), (0.0, 0.1, 0.5)
+ABUNDANCE_DONORS = (3, 5, 10)
 N_GENES, CHANGED, FOLD = 1_000, 0.1, (1.5, 4.0)
 CELLS = (20, 150)
 OF_SEX = ("XIST", "RPS4Y1", "EIF1AY", "DDX3Y", "UTY", "KDM5D", "USP9Y", "TXLNGY", "ZFY")
@@ -253,9 +260,111 @@ def score(rate: np.ndarray, changes: np.ndarray) -> Row:
     return row
 
 
+def t_test(embedding: np.ndarray, centre: np.ndarray, n_neighbors: int, donor: np.ndarray, side: np.ndarray) -> Rates:
+    """Log frequencies of donors in the same neighbourhoods; `side` has one value for each donor."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=n_neighbors).fit(embedding)
+    distance, index = search.kneighbors(embedding[centre])
+    counts = np.stack([(donor[index] == d).sum(1) for d in range(len(side))])
+    logs = np.log((counts + 0.5) / np.bincount(donor)[:, None])
+    found = stats.ttest_ind(logs[side], logs[~side])
+    order = np.argsort(found.pvalue, kind="stable")
+    weight = 1.0 / np.maximum(distance[:, -1], 1e-30)
+    ratio = weight.sum() * found.pvalue[order] / np.cumsum(weight[order])
+    rate = np.empty(len(order))
+    rate[order] = np.minimum(np.minimum.accumulate(ratio[::-1])[::-1], 1.0)
+    return {"rate": rate, "sign": np.sign(logs[side].mean(0) - logs[~side].mean(0))}
+
+
+def abundance_problems(folder: Path) -> Iterator[tuple[str, ad.AnnData, str]]:
+    pancreas = ad.read_h5ad(folder / "pancreas4.h5ad")
+    for study in sorted(set(pancreas.obs["Dataset"])):
+        yield f"pancreas4, {study}", pancreas[pancreas.obs["Dataset"] == study].copy(), "donor_id"
+    tumours = ad.read_h5ad(folder / "glioblastoma_panobinostat.h5ad")
+    for condition in sorted(set(tumours.obs["condition"])):
+        yield f"glioblastoma, {condition}", tumours[tumours.obs["condition"] == condition].copy(), "patient_id"
+
+
+def abundance_null(data: Path, _seeds: int, _python: str | None) -> Iterator[Row]:
+    import scvae
+
+    for name, adata, sample_key in abundance_problems(data):
+        if adata.n_vars > 1_000:
+            scvae.tl.highly_variable_genes(adata, n_top_genes=1_000)
+            adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()  # noqa: PLW2901
+        sizes = adata.obs[sample_key].value_counts()
+        donors = sorted(sizes.index[sizes >= LEAST_CELLS])
+        adata = adata[adata.obs[sample_key].isin(donors)].copy()  # noqa: PLW2901
+        for batch_key in (None, sample_key):
+            model = scvae.fit(adata, batch_key=batch_key, rng=0, verbose=False)
+            names = np.array(donors)
+            codes = np.searchsorted(names, adata.obs[sample_key].astype(str))
+            for number, split in enumerate(itertools.islice(halves(adata.obs[sample_key], donors), 10)):
+                adata.obs["side"] = pd.Categorical(np.where(split, "b", "a"))
+                scvae.tl.differential_abundance(adata, model, groupby="side", sample_key=sample_key)
+                found = adata.uns["scvae"]["abundance"]
+                centre = adata.obs_names.get_indexer(found["centre"])
+                side = np.array([split[codes == d][0] for d in range(len(donors))])
+                other = t_test(adata.obsm["X_scvae"], centre, int(found["n_neighbors"]), codes, side)
+                row = {"set": name + (", donor as batch" if batch_key else ""), "split": number, "genes": len(centre)}
+                for method, rate in (("scvae", found["fdr"]), ("t-test", other["rate"])):
+                    yield row | {"method": method} | {f"called_{level}": int((rate <= level).sum()) for level in LEVELS}
+
+
+def abundance_power(_data: Path, seeds: int, _python: str | None) -> Iterator[Row]:
+    from scvae.diagnostics.abundance import abundance
+
+    for n_donors, fold, seed in itertools.product(ABUNDANCE_DONORS, (1.5, 2.0), range(4 * seeds)):
+        rng = np.random.default_rng(seed)
+        points = rng.normal(0, 3, (8, 10))
+        share = np.maximum(rng.dirichlet(np.full(8, 3.0)), 0.04)
+        donor = np.repeat(np.arange(2 * n_donors), rng.integers(150, 400, 2 * n_donors))
+        in_group = np.arange(2 * n_donors) < n_donors
+        frequency = share * np.exp(0.3 * rng.normal(size=(2 * n_donors, 8)))
+        frequency[in_group, 1] *= fold
+        kind = np.concatenate(
+            [rng.choice(8, (donor == d).sum(), p=frequency[d] / frequency[d].sum()) for d in range(2 * n_donors)]
+        )
+        embedding = points[kind] + rng.normal(size=(len(kind), 10))
+        found = abundance(
+            embedding,
+            np.where(in_group[donor], 0, 1),
+            donor,
+            np.zeros(len(donor), int),
+            donors=[str(d) for d in range(2 * n_donors)],
+            batches=[""],
+            n_neighbors=None,
+            seed=seed,
+        )
+        other = t_test(embedding, found.centre, found.n_neighbors, donor, in_group)
+        grown = kind[found.centre] == 1
+        row = {"donors": n_donors, "fold": fold, "seed": seed}
+        ours = {"rate": found.fdr, "sign": np.sign(found.log_odds)}
+        for method, of in (("scvae", ours), ("t-test", other)):
+            scores = {}
+            for level in LEVELS:
+                called = (of["rate"] <= level) & (of["sign"] > 0)
+                scores |= {
+                    f"power_{level}": float(called[grown].mean()),
+                    f"false_{level}": float(called[~grown].mean()),
+                }
+            yield row | {"method": method} | scores
+
+
+def print_abundance(rows: list[Row]) -> None:
+    columns = [f"{name}_{level}" for level in LEVELS for name in ("power", "false")]
+    print("\n| donors a group | fold | method | called at 0.05 | of other cells | called at 0.1 | of other cells |")
+    print("|---|---|---|---|---|---|---|")
+    for (n, fold, method), part in pd.DataFrame(rows).groupby(["donors", "fold", "method"], sort=False):
+        print(f"| {n} | {fold} | {method} | " + " | ".join(f"{part[c].mean():.3f}" for c in columns) + " |")
+
+
 def print_null(rows: list[Row]) -> None:
     table = pd.DataFrame(rows)
-    print("\n| set | method | splits | genes called at 0.05 | at 0.1 | splits with any call at 0.05 | at 0.1 |")
+    print(
+        "\n| set | method | splits | genes (neighbourhoods) called at 0.05 | at 0.1 | splits with any call at 0.05 | at 0.1 |"
+    )
     print("|---|---|---|---|---|---|---|")
     table["set"] = table["set"].str.split(", ").str[:2].str.join(", ")
     everywhere = table.assign(set="all")
@@ -277,8 +386,18 @@ def print_power(rows: list[Row]) -> None:
         print(f"| {n} | {variance} | {method} | " + " | ".join(f"{part[c].mean():.3f}" for c in columns) + " |")
 
 
-PARTS = {"genes_null": genes_null, "genes_power": genes_power}
-PRINTERS = {"genes_null": print_null, "genes_power": print_power}
+PARTS = {
+    "genes_null": genes_null,
+    "genes_power": genes_power,
+    "abundance_null": abundance_null,
+    "abundance_power": abundance_power,
+}
+PRINTERS = {
+    "genes_null": print_null,
+    "genes_power": print_power,
+    "abundance_null": print_null,
+    "abundance_power": print_abundance,
+}
 
 
 def main() -> None:
