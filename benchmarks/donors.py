@@ -16,11 +16,11 @@ Beside scvae with donors as the sample: scvae and Wilcoxon (scanpy, with correct
 t-tests on log sums of each donor, and, if --peer-python names an interpreter with pydeseq2, PyDESeq2 on sums of each
 donor (Wald test, its defaults).
 
-abundance_null: the same splits of donors, over all cells of a study or condition at once (at most ten splits for each),
-with the donors' studies apart. Measures the share of cells called and of splits with any call.
-abundance_power: ABUNDANCE_DONORS donors a group with 150 to 400 cells each, in eight populations whose frequencies differ
-between donors with a standard deviation of 0.3 in log frequency; one of them is 1.5 or 2 times as frequent in one group.
-Cells lie around eight points in ten dimensions, which stand for the posterior means. Measures the share of the grown
+abundance_null: splits of donors as above, at most ten for each study or condition, over all its cells, with the donor
+as batch and without. Measures the share of neighbourhoods called and of splits with any call.
+abundance_power: ABUNDANCE_DONORS donors a group with 150 to 400 cells each, in eight populations. Frequencies differ
+between donors with a standard deviation of 0.3 in log frequency; one is 1.5 or 2 times as frequent in one group. Cells
+lie around eight points in ten dimensions, which stand for the posterior means. Measures the share of the grown
 population that is called with the right sign, and that of other cells called as grown.
 Beside it: t-tests of the log frequencies of donors on the same neighbourhoods, with the same weighted rate.
 
@@ -362,9 +362,7 @@ def print_abundance(rows: list[Row]) -> None:
 
 def print_null(rows: list[Row]) -> None:
     table = pd.DataFrame(rows)
-    print(
-        "\n| set | method | splits | genes (neighbourhoods) called at 0.05 | at 0.1 | splits with any call at 0.05 | at 0.1 |"
-    )
+    print("\n| set | method | splits | share called at 0.05 | at 0.1 | splits with any call at 0.05 | at 0.1 |")
     print("|---|---|---|---|---|---|---|")
     table["set"] = table["set"].str.split(", ").str[:2].str.join(", ")
     everywhere = table.assign(set="all")
