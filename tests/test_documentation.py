@@ -92,6 +92,7 @@ def cells():
         n_cells=240, n_genes=60, n_types=3, n_batches=3, n_proteins=6, truth=False, rng=0
     )  # fmt: skip
     every.layers["counts"] = every.X.copy()
+    every.obs["condition"] = ["control", "treated"] * 120
     every.obs["donor"] = every.obs["batch"].cat.rename_categories(lambda name: name.replace("batch", "donor"))
     every.obs["sex"] = ["f", "m"] * 120
     every.obs["percent_mito"] = every.obs_vector(every.var_names[0])

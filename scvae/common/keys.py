@@ -134,6 +134,17 @@ class Keys:
         return f"{self.key_added}_density"
 
     @property
+    def abundance(self) -> tuple[str, str, str]:
+        """obs: log odds that a cell is of the group, their standard error, and the false discovery rate."""
+        name = f"{self.key_added}_abundance"
+        return name, f"{name}_se", f"{name}_fdr"
+
+    @property
+    def abundances(self) -> str:
+        """Within uns[key_added]: the neighbourhoods of `scvae.tl.differential_abundance`, and what was compared."""
+        return "abundance"
+
+    @property
     def effects(self) -> str:
         """varm: effect on each gene of one standard deviation of each latent dimension, genes x n_latent."""
         return f"{self.key_added}_effects"
@@ -264,6 +275,7 @@ class Keys:
                 self.code,
                 self.category,
                 self.metacell,
+                *self.abundance,
             ),
             "layers": self.denoised,
             "obsm": (
@@ -284,4 +296,5 @@ class Keys:
         """Within uns[key_added]: what tools write for a model."""
         return (
             self.beta_path, self.judged_on, self.beta_embeddings, self.diagnosis, self.denoising, self.label_confidence,
+            self.abundances,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from .held_out import judged_cells
 from .information import Information, information
 from .jacobian import Spectrum, spectrum
 from .leak import Leak, batch_leak
+from .over_correction import OverCorrection, over_correction
 from .predictive import Predictive, predictive
 
 SAMPLE = 37  # stream of the random numbers that draw cells
@@ -45,6 +46,8 @@ class Examination:
         See their classes.
     leak
         Leak of the batch into z; None without batches.
+    correction
+        What the correction for batches removes, compared with a condition; None if no condition was named.
     relative_scale
         gaussian: learnt scale of each gene over its standard deviation, without constant genes; empty for other heads.
     steps
@@ -60,12 +63,23 @@ class Examination:
     predictive: Predictive
     generalization: Generalization
     leak: Leak | None
+    correction: OverCorrection | None
     relative_scale: Float[np.ndarray, " varying"]
     steps: float
 
 
-def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | None = None, seed: int) -> Examination:
+def examine(
+    model: FittedModel,
+    cells: Cells,
+    *,
+    n_cells: int,
+    beta: float | None = None,
+    seed: int,
+    condition: tuple[str, Int[np.ndarray, " cells"]] | None = None,
+) -> Examination:
     """Measures everything on a random sample of at most `n_cells` cells, drawn among those with at least one count.
+
+    `condition` is the name of a column and the code of each cell in it, -1 for none.
 
     Raises
     ------
@@ -77,7 +91,8 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
     if len(filled) < 2:
         raise ValueError(f"{len(filled)} cells have a count in the model's genes; pass at least 2 such cells")
     chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
-    sample = cells.taken(np.sort(chosen))
+    chosen_in_order = np.sort(chosen)
+    sample = cells.taken(chosen_in_order)
     mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
     prior = model.network.prior
     seen = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
@@ -91,6 +106,17 @@ def examine(model: FittedModel, cells: Cells, *, n_cells: int, beta: float | Non
         predictive=seen,
         generalization=generalization(model, cells, beta=beta, seed=seed),
         leak=batch_leak(model.written(mean), sample.codes[:, 0]) if sample.has_batch else None,
+        correction=None
+        if condition is None
+        else over_correction(
+            model,
+            sample,
+            model.written(mean),
+            condition[1][chosen_in_order],
+            condition_key=condition[0],
+            beta=beta,
+            seed=seed,
+        ),
         relative_scale=_relative_scale(model, seen.variance, beta),
         steps=_steps(model, cells),
     )

@@ -31,6 +31,9 @@ GENES_RUN_AWAY = 0.1  # fraction of the genes
 LEAK_EXCESS = 0.5  # halfway from chance to perfect prediction
 MISCALIBRATED = 0.1  # deviation from the 90 % that an interval should cover
 MOST = 2 / 3  # of the latent dimensions unused: fewer are spare
+KEPT = 0.5  # of the differences between conditions, or of those in corrected expression that counts show
+SIZEABLE = 0.1  # nats, root mean square over genes
+BEYOND_BATCHES = 3.0  # times the squared differences of batches within a condition
 PAST_Z = "the decoder sees the input past z"
 
 
@@ -68,6 +71,8 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
         _warm_up_missing,
         _scale_run_away,
         _batch_leak,
+        _over_correction,
+        _made_by_correction,
         _over_fitting,
         _not_converged,
         _beta_not_attained,
@@ -218,6 +223,52 @@ def _batch_leak(_model: FittedModel, seen: Examination) -> Finding | None:
             "try NetworkConfig(encode_conditions=True, dispersion='gene-batch') or a larger β; no fix is needed if the "
             "batches contain different cell types"
         ),
+    )
+
+
+def _over_correction(_model: FittedModel, seen: Examination) -> Finding | None:
+    found = seen.correction
+    if found is None or found.condition_size < SIZEABLE or not found.kept < KEPT:
+        return None
+    if found.confounded and not found.excess > BEYOND_BATCHES:
+        return None
+    name = repr(found.condition_key)
+    cause = (
+        f"each batch has one value of {name}, so that the decoder's offsets of batches absorb what it does"
+        if found.confounded
+        else f"the latent space holds little of what {name} does"
+    )
+    return Finding(
+        name="over-correction",
+        severity="disease",
+        sentence=(
+            f"corrected expression keeps {max(found.kept, 0.0):.0%} of the differences between values of {name}, which "
+            f"are {found.condition_size:.2f} nats in the counts; what was removed has a correlation of "
+            f"{found.tracked:.2f} with them"
+        ),
+        cause=cause,
+        remedy=(
+            f"fit without batch_key, or with one whose batches have several values of {name}; compare conditions with "
+            "scvae.tl.rank_genes(sample_key=), which does not use corrected expression"
+        )
+        if found.confounded
+        else "use a smaller β or TrainingConfig(consistency=0.3)",
+    )
+
+
+def _made_by_correction(_model: FittedModel, seen: Examination) -> Finding | None:
+    found = seen.correction
+    if found is None or found.corrected_size < SIZEABLE or not found.backed < KEPT:
+        return None
+    return Finding(
+        name="differences made by correction",
+        severity="disease",
+        sentence=(
+            f"corrected expression differs between values of {found.condition_key!r} by {found.corrected_size:.2f} "
+            f"nats, and the counts show {max(found.backed, 0.0):.0%} of that"
+        ),
+        cause="cells of one condition were moved towards other kinds of cells",
+        remedy="do not interpret corrected expression between conditions; fit without batch_key",
     )
 
 

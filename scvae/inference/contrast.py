@@ -84,7 +84,7 @@ def contrast(a: Side, b: Side) -> Contrast:
     logs, squares = [], np.zeros_like(common)
     for side, count, spread in zip((a, b), counts, spreads, strict=True):
         expected = common / side.unit
-        ratio += 2.0 * (_log_density(count, count, spread) - _log_density(count, expected, spread))
+        ratio += 2.0 * (nb_log_density(count, count, spread) - nb_log_density(count, expected, spread))
         logs.append(np.log((count + HALF) / (expected + HALF)))  # stays 0 without a change, however few the counts
         squares += 1.0 / (count + HALF) + spread
     estimate = logs[0] - logs[1]
@@ -167,7 +167,7 @@ def _common_mean(
     return common
 
 
-def _log_density(
+def nb_log_density(
     count: Float[np.ndarray, " genes"], mean: Float[np.ndarray, " genes"], spread: Float[np.ndarray, " genes"]
 ) -> Float[np.ndarray, " genes"]:
     """log NB(count; mean, variance mean + spread mean^2) without terms constant in the mean; Poisson at spread 0."""

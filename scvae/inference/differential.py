@@ -64,7 +64,7 @@ class Sums:
 
 
 @dataclass(slots=True, eq=False)
-class _Strata:
+class Strata:
     """The sums of one side in each batch, and the weights of the batches."""
 
     weights: list[float] = field(default_factory=list)
@@ -104,12 +104,12 @@ def contrasts(
     """
     codes = np.where(cells.library > 0, codes, -1)
     used = np.flatnonzero(codes >= 0)
-    typical = _mean_proportion(cells, used)
+    typical = mean_proportion(cells, used)
     batch = cells.group
-    sides = [(_Strata(), _Strata()) for _ in pairs]
+    sides = [(Strata(), Strata()) for _ in pairs]
     for which in np.unique(batch[used]):
         here = used[batch[used] == which]
-        groups = {int(k): _sums(model, cells, here[codes[here] == k], typical, beta) for k in np.unique(codes[here])}
+        groups = {int(k): sums_of(model, cells, here[codes[here] == k], typical, beta) for k in np.unique(codes[here])}
         everything = sum(list(groups.values())[1:], start=next(iter(groups.values())))
         for (group, reference), (first, second) in zip(pairs, sides, strict=True):
             if group not in groups or (reference is not None and reference not in groups):
@@ -122,10 +122,10 @@ def contrasts(
             for side, sums in ((first, a), (second, b)):
                 side.weights.append(weight)
                 side.sums.append(sums)
-    return [contrast(_side(a), _side(b)) if a.sums else None for a, b in sides]
+    return [contrast(side_of(a), side_of(b)) if a.sums else None for a, b in sides]
 
 
-def _mean_proportion(cells: Cells, used: Int[np.ndarray, " used"]) -> Float[Tensor, " genes"]:
+def mean_proportion(cells: Cells, used: Int[np.ndarray, " used"]) -> Float[Tensor, " genes"]:
     """Mean proportion of each gene over the compared cells, weighted by library size."""
     total = torch.zeros(cells.rows.n_genes, dtype=torch.float64)
     for part in chunks(len(used), max(1, AT_ONCE // cells.rows.n_genes)):
@@ -134,7 +134,7 @@ def _mean_proportion(cells: Cells, used: Int[np.ndarray, " used"]) -> Float[Tens
 
 
 @torch.no_grad()
-def _sums(
+def sums_of(
     model: FittedModel,
     cells: Cells,
     chosen: Int[np.ndarray, " chosen"],
@@ -230,7 +230,7 @@ def _moments(sums: Sums) -> Float[np.ndarray, "moments genes"]:
     )
 
 
-def _side(strata: _Strata) -> Side:
+def side_of(strata: Strata) -> Side:
     """The side as the weighted mean over its batches."""
     share = np.array(strata.weights) / sum(strata.weights)
     moments = np.stack([_moments(sums) for sums in strata.sums])

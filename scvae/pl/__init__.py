@@ -1,5 +1,6 @@
 """Plots of the results that a tool or a fit has written to an AnnData."""
 
+from ._abundance import abundance
 from ._beta_explorer import beta_explorer
 from ._diagnose import diagnose
 from ._history import history
@@ -11,6 +12,7 @@ from ._rate_distortion import rate_distortion
 from ._views import views
 
 __all__ = [
+    "abundance",
     "beta_explorer",
     "diagnose",
     "history",

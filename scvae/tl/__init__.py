@@ -4,6 +4,7 @@ from ._beta_embeddings import beta_embeddings
 from ._denoise import denoise
 from ._density import density, fit_density
 from ._diagnose import diagnose
+from ._differential_abundance import differential_abundance
 from ._embed import embed
 from ._explain_label import explain_label
 from ._generate import generate
@@ -27,6 +28,7 @@ __all__ = [
     "denoise",
     "density",
     "diagnose",
+    "differential_abundance",
     "embed",
     "explain_label",
     "fit_density",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ..common.checks import check_positive_int
 from ..common.html import items, named_values, page
@@ -20,11 +21,13 @@ from ..diagnostics.examination import Examination, examine
 from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
+from ..diagnostics.over_correction import OverCorrection
 from ..diagnostics.verdict import Finding, judge
 from ..diagnostics.view_shares import ViewShare, view_shares
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
+from ..inference.obs_columns import groups_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
@@ -124,6 +127,11 @@ class Diagnosis:
             )
         if seen.leak is not None:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
+        if seen.correction is not None:
+            audit = seen.correction
+            rows["correction"] = f"{audit.kept:.0%} of differences by {audit.condition_key} kept"
+            if np.isfinite(audit.removed).any():
+                rows["correction"] += f", {np.nanmedian(audit.removed):.0%} of those between batches removed"
         if self.heads:
             rows["heads, held out"] = "; ".join(_head(fit) for fit in self.heads)
         return rows
@@ -137,6 +145,7 @@ def diagnose(
     beta: float | None = None,
     n_cells: int = 2_000,
     compare_heads: bool = False,
+    condition_key: str | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
     rng: SeedLike = 0,
@@ -159,6 +168,10 @@ def diagnose(
     compare_heads
         Whether to fit nb, zinb and poisson with the model's settings and compare the log-likelihoods of held-out cells.
         Takes three fits.
+    condition_key
+        Column of `adata.obs` with a condition, for a model of counts with batches: audits how much of what differs
+        between batches the correction removes, and whether that is what differs between conditions. Take it if
+        conditions and batches go together; a column that has nothing to do with batches needs no audit.
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
@@ -185,12 +198,18 @@ def diagnose(
             posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
             ``heads``; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
-            ``added``, ``distance`` and ``n_cells``. Other entries of ``uns["<key_added>"]`` are kept.
+            ``added``, ``distance`` and ``n_cells``; with `condition_key` ``correction``: ``condition_key``, ``removed``
+            (batches x groups of similar cells: share of the squared differences between batches that was removed),
+            ``condition_size`` and ``corrected_size`` (differences between conditions in counts and in corrected
+            expression, in nats), ``kept``, ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of
+            ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
     ValueError
-        As for `embed`; if fewer than 2 cells have a count, or `compare_heads` is set and the model is not of counts.
+        As for `embed`; if fewer than 2 cells have a count, or `compare_heads` is set and the model is not of counts; if
+        `condition_key` is set and the model is not of counts or has no batches, or the column is the batch itself or
+        has a single value (MissingKeyError if there is none).
         `adata` is then unchanged.
 
     Notes
@@ -219,8 +238,9 @@ def diagnose(
     seed = seed_of(rng)
     refuse_discrete(model, "scvae.tl.diagnose", kinds=("code", "category"))
     check_replaceable(adata.uns, keys)
+    condition = None if condition_key is None else _condition(adata, model, condition_key)
     cells = read_cells(adata, model, layer)
-    measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed)
+    measured = examine(model, cells, n_cells=n_cells, beta=beta, seed=seed, condition=condition)
     heads = compare(model, cells, beta=beta, seed=seed, verbose=verbose) if compare_heads else ()
     shares = view_shares(model, cells, beta=beta, seed=seed)
     diagnosis = Diagnosis(
@@ -234,6 +254,20 @@ def diagnose(
     )
     write_made(adata, keys, model.digest, record={keys.diagnosis: _storable(diagnosis, model)})
     return diagnosis
+
+
+def _condition(adata: AnnData, model: FittedModel, condition_key: str) -> tuple[str, Int[np.ndarray, " cells"]]:
+    """Name of the column and code of each cell."""
+    if model.schema.kind != "counts" or model.schema.batch is None:
+        raise ValueError(
+            f"condition_key is {condition_key!r}, but the audit is of models of counts with batch_key; leave it out"
+        )
+    codes, names = groups_of(adata, condition_key)
+    if condition_key == model.schema.batch.key or len(names) < 2:
+        raise ValueError(
+            f"condition_key is {condition_key!r}, which is the batch or has a single value; pass a column of conditions"
+        )
+    return condition_key, codes
 
 
 def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
@@ -283,6 +317,7 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "coverage": draws.coverage,
         "library_coverage": draws.library_coverage,
         **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
+        **({} if seen.correction is None else {"correction": _of_correction(seen.correction)}),
         **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),
         "heads": {
             fit.likelihood: {"log_likelihood": fit.log_likelihood, "difference": fit.difference, "error": fit.error}
@@ -299,6 +334,11 @@ def _share(share: ViewShare) -> dict[str, Any]:
         "distance": share.distance,
         "n_cells": share.n_cells,
     }
+
+
+def _of_correction(found: OverCorrection) -> dict[str, Any]:
+    names = ("condition_key", "removed", "condition_size", "corrected_size", "kept", "backed", "tracked", "confounded")
+    return {name: getattr(found, name) for name in (*names, "excess")}
 
 
 def _paragraph(text: str) -> Iterator[str]:

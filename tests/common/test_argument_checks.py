@@ -88,7 +88,7 @@ def test_results_of_scanpy_are_not_replaced(digest):
 )
 def test_every_tool_refuses_what_is_no_model(name, digest):
     tool, adata = getattr(scvae.tl, name), scvae.datasets.simulate(n_cells=20, n_genes=10)
-    needed = {"groupby": "cell_type", "n": 5, "reference": adata, "labels_key": "cell_type"}
+    needed = {"groupby": "cell_type", "n": 5, "reference": adata, "labels_key": "cell_type", "sample_key": "cell_type"}
     given = {key: value for key, value in needed.items() if key in signature(tool).parameters}
     before = digest(adata)
     cells = [adata] if "adata" in signature(tool).parameters else []

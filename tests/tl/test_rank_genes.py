@@ -179,13 +179,13 @@ def test_the_cells_compared_are_those_of_batches_that_hold_both_sides():
     np.testing.assert_allclose(found["pts_rest"]["a"], pd.Series(share, adata.var_names)[found["pts_rest"].index])
 
 
-def test_conditions_that_share_no_donor_are_refused_with_a_pointer_to_pseudobulk():
+def test_conditions_that_share_no_donor_are_refused_with_a_pointer_to_donors_as_the_sample():
     adata = planted(2, shares=(0.0, 1.0), n_genes=30)
     model = scvae.fit(adata, rng=0, batch_key="batch", **QUICK)
     for options in ({}, {"groups": ["a"], "reference": "b"}):
         with pytest.raises(ValueError, match=r"no batch .*'batch'.* has two cells of .*they are the sample") as error:
             scvae.tl.rank_genes(adata, model, groupby="group", **options)
-        assert "pseudobulk" in str(error.value)
+        assert "pass sample_key='batch'" in str(error.value)
         assert "without batch_key" not in str(error.value)  # which would count donors' differences as changes
     assert "rank_genes_groups" not in adata.uns
 
