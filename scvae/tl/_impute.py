@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from ..common.checks import check_adata, check_bool, check_fraction, check_positive_int
+from ..common.checks import check_adata, check_bool, check_fraction, check_positive_int, listing
 from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
@@ -37,7 +37,7 @@ def impute(
     adata: AnnData | MuData,
     model: FittedModel,
     *,
-    view: str,
+    view: str | None = None,
     interval: float = 0.9,
     all_cells: bool = False,
     n_samples: int = 200,
@@ -66,7 +66,7 @@ def impute(
     model
         A model fitted with several measurements (`also` or `protein_key` of `scvae.fit`).
     view
-        Name of the measurement to predict, not the first one.
+        Name of the measurement to predict, not the first one; None if the model has only one other.
     interval
         Probability of the central interval, above 0 and below 1.
     all_cells
@@ -105,7 +105,7 @@ def impute(
     ------
     ValueError
         As for `embed`; if the model has no such view besides the first; if no cell lacks it and `all_cells` is False;
-        if a cell to be predicted has nothing else.
+        if a cell to be predicted has nothing else; if `view` is None and the model has several others.
 
     Examples
     --------
@@ -121,6 +121,7 @@ def impute(
     check_model(model)
     check_without_skip(model, "scvae.tl.impute")
     keys = Keys(key_added)
+    view = _only_view(model) if view is None else view
     place = check_view(model, view)
     if place is None:
         raise ValueError(
@@ -160,6 +161,16 @@ def impute(
         }
         write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
     return target if copy else None
+
+
+def _only_view(model: FittedModel) -> str:
+    """The name of the further measurement of a model that has one."""
+    names = model.schema.view_names[1:]
+    if not names:
+        raise ValueError("the model was fitted with one measurement, so there is none to impute; see also of scvae.fit")
+    if len(names) > 1:
+        raise ValueError(f"view must say which measurement to impute: {listing(names)}")
+    return names[0]
 
 
 def _predicted(

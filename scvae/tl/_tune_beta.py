@@ -43,7 +43,7 @@ DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
 LEAST_CELLS = 20  # fewest cells for meaningful neighbours and clusters
 
-ALLOWED_WITH_MODEL = {"layer", "rng", "verbose"}
+ALLOWED_WITH_MODEL = {"layer", "rng", "verbose", "views"}  # no argument here sets the views
 WARM_EPOCHS = 0.5  # share of the epochs of a fit, for the later models of a sweep
 
 Method = Literal["path", "sweep"]

@@ -290,6 +290,8 @@ def fit(
     (200, 5)
     """
     keys = Keys(key_added)
+    if init is not None:
+        check_model(init, "init")
     covariate_keys = () if covariate_keys is None else covariate_keys
     label_weight = check_not_negative(label_weight, "label_weight")
     if unlabelled is not None and labels_key is None:
@@ -302,8 +304,6 @@ def fit(
         layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views, first
     )
     request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
-    if init is not None:
-        check_model(init, "init")
     read = layer if init is None else init.schema.layer_of(layer)
     with opened(adata, read, to_change=True, keys=keys, first=first) as source:
         check_readable(source, views)

@@ -39,7 +39,7 @@ class KnownPosterior(nn.Module):
         self.mean = nn.Parameter(torch.tensor(mean))
         self.log_variance = nn.Parameter(torch.tensor(np.log(variance)))
 
-    def forward(self, x, covariates, generator, knots, mapped):
+    def forward(self, x, covariates, generator, knots, mapped, added):
         return DiagonalNormal(self.mean, self.log_variance)
 
 
