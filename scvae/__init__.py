@@ -12,7 +12,9 @@ from .common.checks import MissingKeyError
 from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig, View
 from .diagnostics.verdict import Finding
-from .inference.fitted import FittedModel, Outcome, load
+from .inference.fitted import FittedModel
+from .inference.load import load
+from .inference.outcome import Outcome
 from .inference.reference import Reference
 from .tl._diagnose import Diagnosis
 from .tl._tune_beta import BetaPath, tune_beta

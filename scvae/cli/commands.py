@@ -257,7 +257,7 @@ def _embed(given: argparse.Namespace) -> None:
     check_paths_differ({"output": given.output, "--model": given.model})
     _check_files(given, written=())
 
-    from ..inference.fitted import load
+    from ..inference.load import load
     from ..tl import embed
 
     model = load(given.model)
@@ -275,7 +275,7 @@ def _label(given: argparse.Namespace) -> None:
     check_cells_output(given.output, given.input, force=given.force)
 
     from ..data.labels import UNKNOWN
-    from ..inference.fitted import load
+    from ..inference.load import load
     from ..tl import predict_labels
 
     model, options = load(given.model), vars(given)
@@ -310,7 +310,7 @@ def _map(given: argparse.Namespace) -> None:
     _check_files(given)
 
     from ..data.labels import UNKNOWN
-    from ..inference.fitted import load
+    from ..inference.load import load
     from .mapping import map_onto
 
     model, options = load(given.reference), vars(given)
@@ -347,7 +347,7 @@ def _diagnose(given: argparse.Namespace) -> None:
     if given.output is not None:
         check_cells_output(given.output, given.input, force=given.force)
 
-    from ..inference.fitted import load
+    from ..inference.load import load
     from ..tl import diagnose
 
     model, options = load(given.model), vars(given)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..common.rng import numpy_generator
-from ..inference.fitted import ACTIVE_ABOVE
+from ..inference.outcome import ACTIVE_ABOVE
 from ..kernels.context import working_on
 from ..model.latent.posterior import DiagonalNormal
 from ..model.latent.prior import Prior, StandardNormal

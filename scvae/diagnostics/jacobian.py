@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 
 from ..data.batches import Batch
 from ..data.intake import Cells
-from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..inference.fitted import FittedModel
+from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import batches_of
 from ..kernels.context import working_on
 from ..model.vae import VAE

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.intake import Cells
-from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..inference.fitted import FittedModel
+from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import log_likelihood_bound, posterior_moments
 from .collapse import kl_to_prior, mean_kl
 from .expression_pca import expression_space

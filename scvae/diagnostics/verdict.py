@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..inference.fitted import ACTIVE_ABOVE, FittedModel
+from ..inference.fitted import FittedModel
+from ..inference.outcome import ACTIVE_ABOVE
 from ..training.recipe import FEWEST_STEPS
 from .examination import Examination
 

@@ -1,4 +1,4 @@
-"""A trained model with its settings and the record of its training; saving and loading as one safetensors file."""
+"""A trained model with its settings and the record of its training, which can be saved as one safetensors file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ..common.checks import check_bool, check_not_negative, check_positive
-from ..common.devices import resolve_device
-from ..common.files import as_path, check_place, read_tensors, write_tensors, written_whole
+from ..common.files import as_path, check_place, write_tensors, written_whole
 from ..common.html import named_values, page
 from ..common.provenance import AT, REFINED
 from ..config import NetworkConfig, TrainingConfig, ViewLikelihood
@@ -27,11 +26,12 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..kernels.context import computing
 from ..model.latent.discrete import Discrete
-from ..model.vae import VAE, make_model
+from ..model.vae import VAE
 from .card import card_of
 from .density import Density
 from .known_labels import KnownLabels
 from .metric import Metric, MetricName
+from .outcome import Outcome
 from .reference import Reference
 
 if TYPE_CHECKING:
@@ -41,58 +41,6 @@ FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
 CARD = ".md"  # ending of the file of a card
 METRIC = "metric"  # name of its matrix among the tensors of a file
-ACTIVE_ABOVE = 0.05  # nats of mean KL above which a latent dimension counts as used
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How training ended.
-
-    Parameters
-    ----------
-    converged
-        Whether the validation ELBO had stopped changing.
-    reason
-        Why training ended and how `converged` was decided, in one sentence.
-    beta_attained
-        KL weight of the last step.
-    best_epoch
-        Epoch (from 1) whose weights were kept.
-    epochs
-        Number of epochs trained.
-    seconds
-        Wall-clock seconds of the training.
-    skipped_steps
-        Number of steps skipped because the loss or its gradient was not finite.
-    kl_per_dimension
-        Mean KL of each dimension of the network in nats, over the validation cells (training cells if there are none).
-    held_out_elbo
-        ELBO per validation cell in nats, at β = 1, with the weights kept; NaN without validation cells.
-    pruned_from
-        Number of latent dimensions before unused ones were removed; None if none were.
-    """
-
-    converged: bool
-    reason: str
-    beta_attained: float
-    best_epoch: int
-    epochs: int
-    seconds: float
-    skipped_steps: int
-    kl_per_dimension: tuple[float, ...]
-    held_out_elbo: float
-    pruned_from: int | None = None
-
-    @property
-    def active_dimensions(self) -> int:
-        """Number of latent dimensions in use: those with a mean KL above 0.05 nats."""
-        return int(in_use(self.kl_per_dimension).sum())
-
-
-def in_use(kl_per_dimension: Sequence[float] | Float[np.ndarray, " latent"]) -> Bool[np.ndarray, " latent"]:
-    """Which latent dimensions carry information about the cells: those with a mean KL above 0.05 nats."""
-    used: Bool[np.ndarray, " latent"] = np.asarray(kl_per_dimension) > ACTIVE_ABOVE
-    return used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -511,77 +459,3 @@ def check_model(model: object, name: str = "model") -> None:
         raise TypeError(
             f"{name} is a {type(model).__name__}; pass a FittedModel, as returned by scvae.fit or scvae.load"
         )
-
-
-@computing()
-def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FittedModel:
-    """Reads a model that `FittedModel.save` wrote, on any machine or device.
-
-    Parameters
-    ----------
-    path
-        The safetensors file.
-    device
-        Device of the network, as in `scvae.fit`.
-
-    Returns
-    -------
-    FittedModel
-        The model, with exactly the weights that were saved.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the file is truncated, is not an scvae model or has a newer format, or if the device is not available.
-
-    Examples
-    --------
-    >>> import scvae
-    >>> adata = scvae.datasets.simulate(n_cells=200, n_genes=100, rng=0)
-    >>> model = scvae.fit(adata, n_latent=5, rng=0, verbose=False)
-    >>> path = model.save("model.safetensors")
-    >>> scvae.load(path).genes.equals(adata.var_names)
-    True
-    """
-    target = resolve_device(device)
-    tensors, record = read_tensors(path, FORMAT)
-    matrix = tensors.pop(METRIC, None)
-    density = Density.taken_from(tensors, record.get("density"))  # older files lack it, as they do other entries
-    labels = KnownLabels.taken_from(tensors, record.get("labels"))
-    try:
-        reference = Reference.taken_from(tensors, record.get("reference"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; ask for the file again.") from error
-    schema = Schema.from_json(record["schema"])
-    network_config = NetworkConfig(**record["network_config"])
-    beta = tuple(record["beta"]) if isinstance(record["beta"], list) else record["beta"]
-    training_config = TrainingConfig(**record["training_config"])
-    betas, inference = range_of(beta), training_config.inference
-    network = make_model(
-        schema, record["likelihood"], record["n_latent"], network_config, record["seed"], betas, inference
-    )
-    network.load_state_dict(tensors)
-    return FittedModel(
-        network=network.to(target).eval(),
-        schema=schema,
-        likelihood=record["likelihood"],
-        n_latent=record["n_latent"],
-        beta=beta,
-        network_config=network_config,
-        training_config=training_config,
-        outcome=Outcome(**record["outcome"] | {"kl_per_dimension": tuple(record["outcome"]["kl_per_dimension"])}),
-        history=pd.DataFrame(record["history"]),
-        seed=record["seed"],
-        versions=record["versions"],
-        trained_on=record.get("trained_on", ""),  # "" matches no cells
-        libraries=LibrarySizes.from_json(record["libraries"]) if record.get("libraries") else None,
-        threads=record.get("threads"),
-        metric=None if matrix is None else Metric(matrix.numpy()),
-        density=density,
-        labels=labels,
-        reference=reference,
-        licence=record.get("licence"),
-        view_libraries=tuple(LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
-    )

@@ -37,9 +37,10 @@ from ..data.schema import Schema
 from ..data.sources import Paths, Source, opened
 from ..data.write_back import write_back
 from ..inference.expression_metric import with_metric
-from ..inference.fitted import FittedModel, check_model, in_use
+from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import group_slots
 from ..inference.metric import MetricName
+from ..inference.outcome import in_use
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT

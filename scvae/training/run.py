@@ -20,8 +20,9 @@ from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..inference.cloud import density_of_fit
-from ..inference.fitted import FittedModel, Outcome, range_of
+from ..inference.fitted import FittedModel, range_of
 from ..inference.label_prediction import known_labels
+from ..inference.outcome import Outcome
 from ..kernels.threads import of_call
 from ..model.per_cell import PerCell
 from ..model.vae import VAE, make_model

@@ -11,7 +11,7 @@ import torch
 
 import scvae
 from scvae.common.checks import MissingKeyError
-from scvae.inference.fitted import ACTIVE_ABOVE
+from scvae.inference.outcome import ACTIVE_ABOVE
 from scvae.model.latent.posterior import DiagonalNormal
 from scvae.model.latent.prior import StandardNormal
 from scvae.pl import _color, _dimensions

@@ -13,7 +13,7 @@ from scvae import NetworkConfig, TrainingConfig
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.inference.cells import read_cells
-from scvae.inference.fitted import in_use
+from scvae.inference.outcome import in_use
 from scvae.inference.posterior import posterior_moments
 
 SEED = 4
