@@ -14,6 +14,7 @@ from scipy.special import log_ndtr
 from ..common.checks import LISTED, check_adata, check_not_negative, check_positive_int, listing, warn
 from ..common.keys import can_be_key, check_slot_name
 from ..common.slots import target_of, write
+from ..data.intake import Cells
 from ..inference.cells import read_cells
 from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts, tested
@@ -236,16 +237,7 @@ def rank_genes(
     earlier = getattr(adata, "uns", {}).get(check_slot_name(key_added, "key_added"))
     if earlier is not None and not (isinstance(earlier, Mapping) and "names" in earlier):
         raise ValueError(f"adata.uns[{key_added!r}] is not a ranking of genes; pass another key_added to keep it")
-    if model.schema.kind != "counts":
-        raise ValueError(
-            f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions, but the model has "
-            f"likelihood={model.likelihood!r}; use scanpy.tl.rank_genes_groups on the values"
-        )
-    if isinstance(model.network.likelihood, BackgroundMixture):
-        raise ValueError(
-            f"rank_genes compares proportions, which the view {view!r} with its background ('nb_mixture') has not; use "
-            "scanpy.tl.rank_genes_groups on its denoised values"
-        )
+    _check_counts(model, view)
     used_beta = model.beta_of(beta)
     check_apart(groupby=groupby, sample_key=sample_key, within=within)
     codes, names = groups_of(adata, groupby)
@@ -267,21 +259,12 @@ def rank_genes(
     for kind, is_in in kinds.items():
         here = np.where(is_in, codes, -1)
         labels = [f"{kind}: {group}" for group in chosen] if kind else chosen
-        results: list[Contrast | None] | list[DonorContrast | None]
         if donors is None:
-            results = contrasts(model, cells, here, pairs, beta=beta)
-            lacking = [group for group, result in zip(chosen, results, strict=True) if result is None]
-            if lacking:
-                reason = _why_not(model, lacking, reference, _sizes(here, names), groupby)
-                left_out.append(f"{listing(f'{kind}: {g}' if kind else g for g in lacking)} left out: {reason}")
+            results, reasons = _by_cells(model, cells, here, pairs, labels, names, reference, groupby, beta)
         else:
-            is_measured = np.isin(np.arange(len(model.genes)), measured)
-            of_donors = donor_contrasts(model, cells, here, donors, pairs, is_measured, least=least, beta=beta)
-            left_out += [
-                f"{label!r} left out: {r}" for label, r in zip(labels, of_donors, strict=True) if isinstance(r, str)
-            ]
-            results = [None if isinstance(result, str) else result for result in of_donors]
-        found |= {label: result for label, result in zip(labels, results, strict=True) if result is not None}
+            results, reasons = _by_donors(model, cells, here, donors, pairs, labels, measured, least, beta)
+        found |= results
+        left_out += reasons
     if left_out and (not found or (within is None and not isinstance(groups, str))):
         raise ValueError(_some_of(left_out) + ("" if donors else _instead(model)))
     _warn_of_missing(left_out, found)
@@ -316,6 +299,60 @@ def rank_genes(
     target = target_of(adata, copy=copy)
     write(target, uns={key_added: _record(rankings, params, model.genes[measured])})
     return target if copy else None
+
+
+def _by_cells(
+    model: FittedModel,
+    cells: Cells,
+    codes: Int[np.ndarray, " cells"],
+    pairs: list[tuple[int, int | None]],
+    labels: list[str],
+    names: list[str],
+    reference: str,
+    groupby: str,
+    beta: float | None,
+) -> tuple[dict[str, Contrast | DonorContrast], list[str]]:
+    """Comparisons with cells as the sample by label, and why the others are left out."""
+    results = contrasts(model, cells, codes, pairs, beta=beta)
+    lacking = [i for i, result in enumerate(results) if result is None]
+    reasons = []
+    if lacking:
+        groups = [names[pairs[i][0]] for i in lacking]
+        reason = _why_not(model, groups, reference, _sizes(codes, names), groupby)
+        reasons = [f"{listing(labels[i] for i in lacking)} left out: {reason}"]
+    return {label: result for label, result in zip(labels, results, strict=True) if result is not None}, reasons
+
+
+def _by_donors(
+    model: FittedModel,
+    cells: Cells,
+    codes: Int[np.ndarray, " cells"],
+    donors: tuple[Int[np.ndarray, " cells"], Sequence[str]],
+    pairs: list[tuple[int, int | None]],
+    labels: list[str],
+    measured: Int[np.ndarray, " measured"],
+    least: float,
+    beta: float | None,
+) -> tuple[dict[str, Contrast | DonorContrast], list[str]]:
+    """Comparisons with donors as the sample by label, and why the others are left out."""
+    is_measured = np.isin(np.arange(len(model.genes)), measured)
+    results = donor_contrasts(model, cells, codes, donors, pairs, is_measured, least=least, beta=beta)
+    by_label = dict(zip(labels, results, strict=True))
+    reasons = [f"{label!r} left out: {result}" for label, result in by_label.items() if isinstance(result, str)]
+    return {label: result for label, result in by_label.items() if not isinstance(result, str)}, reasons
+
+
+def _check_counts(model: FittedModel, view: str | None) -> None:
+    if model.schema.kind != "counts":
+        raise ValueError(
+            f"rank_genes is for counts (nb, zinb, poisson), since it compares proportions, but the model has "
+            f"likelihood={model.likelihood!r}; use scanpy.tl.rank_genes_groups on the values"
+        )
+    if isinstance(model.network.likelihood, BackgroundMixture):
+        raise ValueError(
+            f"rank_genes compares proportions, which the view {view!r} with its background ('nb_mixture') has not; use "
+            "scanpy.tl.rank_genes_groups on its denoised values"
+        )
 
 
 def _ranked(
