@@ -152,6 +152,7 @@ def test_the_code_of_the_guide_runs_and_does_something(code, cells, at_work, dig
     assert shown is not None or made or written or digest(at_work["adata"]) != before
 
 
+@pytest.mark.filterwarnings("ignore:no cell gets a name")  # so few cells are enough for the code alone
 def test_the_code_of_the_page_on_labels_runs_from_top_to_bottom(at_work):
     for snippet in snippets("labels.md"):
         run(*snippet.values, at_work)

@@ -352,7 +352,7 @@ def _diagnose(given: argparse.Namespace) -> None:
 
     model, options = load(given.model), vars(given)
     keys = Keys(given.key_added)
-    names = ("beta", "n_cells", "compare_heads", "rng", "key_added")
+    names = ("beta", "n_cells", "compare_heads", "condition_key", "rng", "key_added")
     keywords = {name: options[name] for name in names if name in options}
     layer = options.get("layer", model.schema.layer)
     with opened(given.input, None if layer == "X" else layer) as adata:

@@ -196,6 +196,11 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--compare-heads", action="store_true", help="also fit nb, zinb and poisson, and report which fits best"
     )
+    parser.add_argument(
+        "--condition-key",
+        metavar="COLUMN",
+        help="column of obs with a condition: audit whether the correction for batches removed or made its differences",
+    )
     parser.add_argument("--seed", dest="rng", metavar="N", type=int, help="the same seed gives the same result")
     add_key_added(parser)
     _add_output(parser, "h5ad file or zarr store to write: a copy of the input with the report")

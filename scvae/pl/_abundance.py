@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.checks import check_probability, missing_key
 from ..common.keys import Keys
-from ._contrast import visible
+from ._contrast import visible, visible_shades
 from ._figure import GREY, given_axes, hand_over, new_axes, shortened, stored, title
 from ._layout import lay_out
 
@@ -103,8 +103,8 @@ def abundance(
     axes.scatter(points[~called, 0], points[~called, 1], c=visible(GREY, axes), alpha=0.6, **look)
     order = np.flatnonzero(called)[np.argsort(np.abs(odds[called]), kind="stable")]
     reach = max(float(np.quantile(np.abs(odds[called]), QUANTILE)), 1.0) if called.any() else 1.0
-    norm = TwoSlopeNorm(0.0, -reach, reach)
-    shown = axes.scatter(points[order, 0], points[order, 1], c=odds[order], cmap=SHADES, norm=norm, **look)
+    look |= {"cmap": visible_shades(axes, SHADES), "norm": TwoSlopeNorm(0.0, -reach, reach)}
+    shown = axes.scatter(points[order, 0], points[order, 1], c=odds[order], **look)
     group, reference = (shortened(str(found[name])) for name in ("group", "reference"))
     axes.figure.colorbar(shown, ax=axes, label=f"log2 odds, {group} over {reference}", aspect=30)
     axes.set_xlabel(f"{basis.removeprefix('X_')} 1")

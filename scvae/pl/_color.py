@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..common.checks import check_obs_column, missing_key
-from ._contrast import visible
+from ._contrast import visible, visible_shades
 from ._figure import GREY, INK, shortened, whole_figure
 from ._layout import keep_apart, legend
 
@@ -184,17 +184,8 @@ def draw_points(
     there = np.flatnonzero(~missing)
     if isinstance(by, Numbers):
         there = there[np.argsort(by.values[there], kind="stable")]
-        return axes.scatter(x[there], y[there], c=by.values[there], cmap=_visible_shades(axes), **common)
+        return axes.scatter(x[there], y[there], c=by.values[there], cmap=visible_shades(axes), **common)
     return axes.scatter(x[there], y[there], c=np.array(by.colours, dtype=object)[by.codes[there]].tolist(), **common)
-
-
-def _visible_shades(axes: Axes) -> Any:
-    """The user's colour map, in which each colour is visible on the axes."""
-    from matplotlib import colormaps, rcParams
-    from matplotlib.colors import ListedColormap, to_hex
-
-    shades = colormaps[rcParams["image.cmap"]](np.linspace(0, 1, 256))
-    return ListedColormap([visible(to_hex(shade), axes) for shade in shades])
 
 
 def write_marks(axes: Axes, x: Float[np.ndarray, " cells"], y: Float[np.ndarray, " cells"], by: Labels) -> None:

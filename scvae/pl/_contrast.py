@@ -11,6 +11,7 @@ from ._figure import INK, whole_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
 ENOUGH = 3.0  # contrast of graphics with what lies next to them (WCAG 2.2, 1.4.11)
@@ -36,6 +37,15 @@ def visible(colour: str, panel: Axes | Figure, alpha: float = 1.0) -> str:
         if _contrast(_over(mixed, opacity, face), face) >= enough:
             break
     return to_hex((*mixed, own), keep_alpha=own < 1)
+
+
+def visible_shades(panel: Axes, name: str | None = None) -> ListedColormap:
+    """A colour map, or the user's, in which each colour is visible on a panel."""
+    from matplotlib import colormaps, rcParams
+    from matplotlib.colors import ListedColormap, to_hex
+
+    shades = colormaps[name or rcParams["image.cmap"]](np.linspace(0, 1, 256))
+    return ListedColormap([visible(to_hex(shade), panel) for shade in shades])
 
 
 def _face(panel: Axes | Figure) -> Float[np.ndarray, " 3"]:

@@ -167,6 +167,18 @@ def named(n_levels=2):
     return adata
 
 
+def abundant():
+    """Cells on a UMAP, of which those on the left and on the right are more or less frequent in one condition."""
+    adata = embedded()
+    turn = 2.4 * np.arange(adata.n_obs)
+    place = np.sqrt(turn)[:, None] * np.column_stack([np.cos(turn), np.sin(turn)])
+    adata.obsm["X_umap"] = place
+    adata.obs["scvae_abundance"], adata.obs["scvae_abundance_se"] = place[:, 0] / 10.0, 0.3
+    adata.obs["scvae_abundance_fdr"] = np.exp(-np.abs(place[:, 0]) / 3.0)
+    adata.uns["scvae"]["abundance"] = {"group": "treated with something", "reference": "control"}
+    return adata
+
+
 def of_views(n=2, n_latent=8):
     """Cells with a diagnosis of several measurements, each of which tells most of other dimensions."""
     adata = diagnosed(n_latent=n_latent)

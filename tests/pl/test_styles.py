@@ -53,6 +53,11 @@ def latent(color, axes=None):
 
 
 CASES = {
+    "abundance": {
+        "own": lambda: [scvae.pl.abundance(records.abundant(), show=False)],
+        "given": lambda: [scvae.pl.abundance(records.abundant(), ax=given(1, 1))],
+        "constrained": lambda: [scvae.pl.abundance(records.abundant(), ax=constrained(1, 1))],
+    },
     "diagnose": {
         "healthy": lambda: scvae.pl.diagnose(records.diagnosed(findings=[]), show=False),
         "ill": lambda: scvae.pl.diagnose(
