@@ -256,6 +256,7 @@ def _differences(
     if not enough.any():
         return None
     common = ((counts_a + counts_b).sum(0) / (library_a + library_b).sum())[enough]
+    common = np.maximum(common, TINY)  # without any count, both sides are alike
 
     def logs(of: np.ndarray, size: np.ndarray) -> Float[np.ndarray, "halves genes"]:
         values: Float[np.ndarray, "halves genes"] = np.log((of[:, enough] + HALF) / (size[:, None] + HALF / common))

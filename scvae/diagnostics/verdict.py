@@ -231,29 +231,30 @@ def _over_correction(_model: FittedModel, seen: Examination) -> Finding | None:
     found = seen.correction
     if found is None or found.condition_size < SIZEABLE or not found.kept < KEPT:
         return None
-    if found.confounded and not found.excess > BEYOND_BATCHES:
-        return None
     name = repr(found.condition_key)
-    cause = (
-        f"each batch has one value of {name}, so that the decoder's offsets of batches absorb what it does"
-        if found.confounded
-        else f"the latent space holds little of what {name} does"
+    kept = f"corrected expression keeps {max(found.kept, 0.0):.0%} of the differences between values of {name}"
+    absorbed = f"each batch has one value of {name}, so that the decoder's offsets of batches absorb what it does"
+    apart = (
+        f"fit without batch_key, or with one whose batches have several values of {name}; compare conditions with "
+        "scvae.tl.rank_genes(sample_key=), which does not use corrected expression"
     )
+    if found.confounded and not found.excess > BEYOND_BATCHES:
+        return Finding(
+            name="condition goes with batches",
+            severity="remark",
+            sentence=f"{kept}; batches of one value differ as much, so its effect cannot be told from theirs",
+            cause=absorbed,
+            remedy=apart,
+        )
     return Finding(
         name="over-correction",
         severity="disease",
         sentence=(
-            f"corrected expression keeps {max(found.kept, 0.0):.0%} of the differences between values of {name}, which "
-            f"are {found.condition_size:.2f} nats in the counts; what was removed has a correlation of "
+            f"{kept}, which are {found.condition_size:.2f} nats in the counts; what was removed has a correlation of "
             f"{found.tracked:.2f} with them"
         ),
-        cause=cause,
-        remedy=(
-            f"fit without batch_key, or with one whose batches have several values of {name}; compare conditions with "
-            "scvae.tl.rank_genes(sample_key=), which does not use corrected expression"
-        )
-        if found.confounded
-        else "use a smaller β or TrainingConfig(consistency=0.3)",
+        cause=absorbed if found.confounded else f"the latent space holds little of what {name} does",
+        remedy=apart if found.confounded else "use a smaller β or TrainingConfig(consistency=0.3)",
     )
 
 
