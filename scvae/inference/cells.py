@@ -44,7 +44,7 @@ def warn_of_absent(adata: AnnData, schema: Schema, also: Mapping[str, AnnData] |
         if view.obsm not in adata.obsm and view.name not in (also or {}):
             warn(
                 f"adata.obsm has no {view.obsm!r} (it has {listing(adata.obsm)}), so these cells are embedded without "
-                f"the view {view.name!r}; if that is meant, name the others in views"
+                f"the view {view.name!r}; rename the slot if they have this measurement"
             )
 
 

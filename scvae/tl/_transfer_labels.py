@@ -17,7 +17,7 @@ from ..data.genes import LEAST_COVERAGE
 from ..data.intake import Cells
 from ..data.labels import UNKNOWN, labels_in
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, with_batch_key
+from ..inference.cells import read_cells, warn_of_absent, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.naming import confidence, named, tree_for
@@ -156,6 +156,7 @@ def transfer_labels(
             cells = read_cells(reference, model, layer if reference_layer is None else reference_layer)
         query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
         known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
+    warn_of_absent(adata, schema, None)
     found = transfer(
         known.place,
         known.label,

@@ -151,10 +151,11 @@ def test_a_reference_of_several_measurements_is_found_by_all_that_a_cell_has(tmp
     adata = scvae.datasets.simulate(n_cells=120, n_genes=30, n_proteins=6, truth=False, rng=0)
     short = {"n_latent": 3, "rng": 0, "verbose": False, "training": TrainingConfig(epochs=3)}
     model = scvae.fit(adata, protein_key="protein", **short)
-    model = scvae.load(model.save(tmp_path / "ref", reference=adata))
+    model = scvae.load(model.save(tmp_path / "ref", reference=adata, labels="cell_type"))
     query = adata[:30].copy()
     scvae.tl.nearest_cells(query, model, n_neighbors=1)
     assert (query.obsm["scvae_nearest"]["1"] == query.obs_names).mean() > 0.9
     del query.obsm["protein"]
-    with pytest.warns(UserWarning, match=r"adata\.obsm has no 'protein'"):
-        scvae.tl.nearest_cells(query, model)
+    for tool in (scvae.tl.nearest_cells, scvae.tl.transfer_labels):
+        with pytest.warns(UserWarning, match=r"adata\.obsm has no 'protein'"):
+            tool(query, model)

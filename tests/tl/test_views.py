@@ -56,7 +56,7 @@ def test_cells_are_embedded_by_what_views_names(cells, model):
     assert cells.uns["rna"]["cells_with"] == {"rna": 400, "protein": 0}
     alone = cells.copy()
     del alone.obsm["protein"]
-    with pytest.warns(UserWarning, match=r"adata.obsm has no 'protein' .*name the others in views"):
+    with pytest.warns(UserWarning, match=r"adata.obsm has no 'protein' .*rename the slot"):
         scvae.tl.embed(alone, model, key_added="alone")
     np.testing.assert_array_equal(alone.obsm["X_alone"], cells.obsm["X_rna"])
     # cells without proteins are where their RNA puts them
