@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -266,52 +267,13 @@ def make_model(
         len(schema.numeric),
         mapped=schema.mapped_columns,
     )
-    per_batch = config.dispersion == "gene-batch" and schema.batch is not None
-    decoder: Decoder | LinearDecoder
-
-    def make_head(name: ViewLikelihood, n_features: int) -> Likelihood:
-        return make_likelihood(
-            name,
-            decoder.n_features,
-            n_features,
-            n_groups=len(schema.batch.categories) if per_batch and schema.batch else 1,
-            n_backgrounds=len(schema.batch.categories) if schema.batch else 1,
-            betas=betas,
-            minimum_scale=config.minimum_scale,
-            generator=generator,
-        )
-
-    if config.decoder == "linear":
-        decoder = LinearDecoder(n_latent, n_conditions=conditions.n_columns)
-    else:
-        decoder = Decoder(
-            n_latent,
-            width=config.width,
-            n_layers=config.decoder_layers,
-            n_conditions=conditions.n_columns,
-            norm=config.norm,
-            n_knots=n_knots,
-            z_to_every=config.z_to == "every",
-            skip=_make_skip(schema, n_latent, config, generator),
-            generator=generator,
-        )
+    decoder = _make_decoder(schema, n_latent, conditions, config, n_knots, generator)
+    make_head = partial(_make_head, schema=schema, decoder=decoder, config=config, betas=betas, generator=generator)
     head = make_head(likelihood, len(schema.genes))
     encoder = (
         PerCell(n_latent, seed)
         if inference == "per_cell"
-        else Encoder(
-            len(schema.genes),
-            n_latent,
-            width=config.width,
-            n_layers=config.encoder_layers,
-            n_covariates=head.n_encoder_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
-            n_mapped=len(conditions.mapped),
-            dropout=config.dropout,
-            input_dropout=config.input_dropout,
-            norm=config.norm,
-            n_knots=n_knots,
-            generator=generator,
-        )
+        else _make_encoder(schema, n_latent, conditions, config, n_knots, head.n_encoder_covariates, generator)
     )
     prior = make_prior(config, n_latent, generator)
     views = [
@@ -343,6 +305,77 @@ def make_model(
                 n_conditions=n_knots + conditions.n_columns,
             )
     return network
+
+
+def _make_decoder(
+    schema: Schema,
+    n_latent: int,
+    conditions: Conditions,
+    config: NetworkConfig,
+    n_knots: int,
+    generator: torch.Generator,
+) -> Decoder | LinearDecoder:
+    if config.decoder == "linear":
+        return LinearDecoder(n_latent, n_conditions=conditions.n_columns)
+    return Decoder(
+        n_latent,
+        width=config.width,
+        n_layers=config.decoder_layers,
+        n_conditions=conditions.n_columns,
+        norm=config.norm,
+        n_knots=n_knots,
+        z_to_every=config.z_to == "every",
+        skip=_make_skip(schema, n_latent, config, generator),
+        generator=generator,
+    )
+
+
+def _make_head(
+    name: ViewLikelihood,
+    n_features: int,
+    *,
+    schema: Schema,
+    decoder: Decoder | LinearDecoder,
+    config: NetworkConfig,
+    betas: BetaRange | None,
+    generator: torch.Generator,
+) -> Likelihood:
+    """The head of one measurement on the decoder."""
+    n_batches = len(schema.batch.categories) if schema.batch else 1
+    return make_likelihood(
+        name,
+        decoder.n_features,
+        n_features,
+        n_groups=n_batches if config.dispersion == "gene-batch" else 1,
+        n_backgrounds=n_batches,
+        betas=betas,
+        minimum_scale=config.minimum_scale,
+        generator=generator,
+    )
+
+
+def _make_encoder(
+    schema: Schema,
+    n_latent: int,
+    conditions: Conditions,
+    config: NetworkConfig,
+    n_knots: int,
+    n_covariates: int,
+    generator: torch.Generator,
+) -> Encoder:
+    return Encoder(
+        len(schema.genes),
+        n_latent,
+        width=config.width,
+        n_layers=config.encoder_layers,
+        n_covariates=n_covariates + (len(conditions.fitted) if config.encode_conditions else 0),
+        n_mapped=len(conditions.mapped),
+        dropout=config.dropout,
+        input_dropout=config.input_dropout,
+        norm=config.norm,
+        n_knots=n_knots,
+        generator=generator,
+    )
 
 
 def _make_skip(schema: Schema, n_latent: int, config: NetworkConfig, generator: torch.Generator) -> Skip | None:
