@@ -269,7 +269,7 @@ class FittedModel:
         *,
         overwrite: bool = True,
         reference: AnnData | MuData | Paths | None = None,
-        labels: Sequence[str] | str = (),
+        labels: Sequence[str] | str | None = (),
         umap: bool | str = False,
         ids: bool | None = None,
         layer: str | None = None,
@@ -336,7 +336,7 @@ class FittedModel:
                 raise FileExistsError(f"{place} exists; pass overwrite=True to replace it.")
         if card and path.suffix == CARD:
             raise ValueError(f"{path} would be the model and its card; end its name in .safetensors")
-        labels = (labels,) if isinstance(labels, str) else tuple(labels)
+        labels = (labels,) if isinstance(labels, str) else tuple(labels or ())
         asked = {"labels": labels, "umap": umap, "ids": ids, "layer": layer, "beta": beta}
         if reference is None:
             _refuse_without_reference(asked)

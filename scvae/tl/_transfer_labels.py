@@ -211,7 +211,7 @@ def _in_file(model: FittedModel, labels_key: str | None, reference_layer: str | 
         )
     key = next(iter(kept.labels)) if labels_key is None else labels_key
     if key not in kept.labels:
-        raise missing_key("the labels of the model's reference", key, list(kept.labels))
+        raise missing_key("the model's reference", key, list(kept.labels))
     codes = kept.labels[key].codes.astype(np.int64)
     return _Known(kept.mean[codes >= 0].astype(np.float32), codes[codes >= 0], list(kept.labels[key].categories))
 
@@ -223,7 +223,7 @@ def _column(reference: AnnData | None, model: FittedModel, key: str) -> pd.Serie
             return check_obs_column(reference, key)
     kept = {} if model.reference is None else model.reference.labels
     if key not in kept:
-        raise missing_key("the labels of the model's reference", key, list(kept))
+        raise missing_key("the model's reference", key, list(kept))
     return pd.Series(kept[key])
 
 

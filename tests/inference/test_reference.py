@@ -148,7 +148,7 @@ def test_a_umap_is_made_where_there_is_none(fitted, tmp_path):
 
 def test_wrong_input_is_refused_and_the_file_before_stays(fitted, tmp_path, digest):
     adata, model = fitted
-    path = model.save(tmp_path / "ref")
+    path = model.save(tmp_path / "ref", labels=None)
     before, content = digest(adata), path.read_bytes()
     twice, flat, unknown = adata.copy(), adata.copy(), adata.copy()
     twice.obs_names = ["same", "same", *adata.obs_names[2:]]
