@@ -10,7 +10,7 @@ import numpy as np
 
 from ..common.progress import passing
 from ..data.batches import split
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import log_likelihood_bound
 from ..likelihoods import LikelihoodName

@@ -13,8 +13,8 @@ from ..common.checks import check_adata, check_obs_column, check_probability, li
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
-from ..data.intake import Cells
 from ..data.labels import UNKNOWN, labels_in
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, warn_of_absent, with_batch_key

@@ -28,8 +28,9 @@ from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View, ViewLikelihood
+from ..data.cells import Cells
 from ..data.covariates import covariate_names
-from ..data.intake import Cells, DataKeys, read_fit
+from ..data.intake import DataKeys, read_fit
 from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
