@@ -42,7 +42,7 @@ class RateDistortion:
     distortion
         D = -E_q[log p(x | z)].
     rate
-        R = KL(q(z | x) || N(0, I)).
+        R = KL(q(z | x) || p(z)).
     objective
         D + βR, which training minimises (Higgins et al. 2017; Alemi et al. 2018, equation 7).
     elbo
