@@ -193,9 +193,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to examine")
     parser.add_argument("--n-cells", metavar="N", type=int, help="largest number of cells to examine")
-    parser.add_argument(
-        "--compare-heads", action="store_true", help="also fit nb, zinb and poisson, and report which fits best"
-    )
+    parser.add_argument("--compare-heads", action="store_true", help="also fit other heads, and report which fits best")
     parser.add_argument(
         "--condition-key",
         metavar="COLUMN",
