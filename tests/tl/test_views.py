@@ -43,6 +43,7 @@ def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
     loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.schema == model.schema
     assert loaded.view_libraries == model.view_libraries
+    assert loaded.coverages == model.coverages != (None,)
     scvae.tl.impute(cells, loaded, view="protein", n_samples=20)
     scvae.tl.denoise(cells, loaded, view="protein", n_samples=0)
     cells.write_h5ad(tmp_path / "cells.h5ad")
