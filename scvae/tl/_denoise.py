@@ -218,7 +218,8 @@ def denoise(
     model = facing(of_first, turn)
     if all_genes:
         _check_alone(genes=genes, interval=interval, path=path, view=None if turn is None else view)
-    with opened(adata, of_first.schema.layer_of(layer), first=of_first.schema.name) as source:
+    schema = of_first.schema
+    with opened(adata, schema.layer_of(layer), first=schema.name, slots=schema.slots) as source:
         cells_in = source.adata
         check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)

@@ -181,6 +181,10 @@ def _content(settings: Settings, cells: Cells) -> str:
 
     for part in _looked_at(cells):
         cells.rows.take(part).map(add)
+    for view in cells.views:
+        digest.update(view.present.tobytes())
+        for part in chunks(len(cells), LOOKED_AT):
+            view.rows.take(part).map(add)
     return digest.hexdigest()
 
 

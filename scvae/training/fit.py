@@ -45,7 +45,7 @@ from ..inference.outcome import in_use
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
-from .measurements import check_readable, checked_views, kinds_of, of_modalities
+from .measurements import check_readable, checked_views, kinds_of, of_modalities, slots_of
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .refusals import check_together
 from .results import write_results
@@ -307,7 +307,8 @@ def fit(
     )
     request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     read = layer if init is None else init.schema.layer_of(layer)
-    with opened(adata, read, to_change=True, keys=keys, first=first) as source:
+    slots = slots_of(views, init)
+    with opened(adata, read, to_change=True, keys=keys, first=first, slots=slots) as source:
         check_readable(source, views)
         check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)

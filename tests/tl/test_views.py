@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import scvae
+from scvae.data.batches import split
 
 SHORT = {"n_latent": 4, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=40)}
 
@@ -42,6 +43,7 @@ def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
     loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.schema == model.schema
     assert loaded.view_libraries == model.view_libraries
+    assert loaded.coverages == model.coverages != (None,)
     scvae.tl.impute(cells, loaded, view="protein", n_samples=20)
     scvae.tl.denoise(cells, loaded, view="protein", n_samples=0)
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -189,3 +191,26 @@ def test_diagnose_says_what_each_view_adds(cells, model):
     bound = scvae.tl.log_likelihood(stained, model, kind="elbo", n_samples=20)
     reconstructed = sum(share.log_likelihood for share in diagnosis.views)
     assert bound.mean() < reconstructed < bound.mean() + 20.0  # the ELBO is that minus the KL
+
+
+def test_heads_are_compared_measurement_by_measurement_on_the_cells_that_have_it():
+    adata = scvae.datasets.simulate(n_cells=160, n_genes=30, n_proteins=6, inverse_dispersion=0.5, rng=0)
+    adata.obsm["protein"].iloc[:40] = np.nan
+    training = scvae.TrainingConfig(epochs=15, batch_size=16, validation_fraction=0.3)
+    quick = {"n_latent": 3, "rng": 0, "verbose": False, "training": training}
+    model = scvae.fit(adata, protein_key="protein", **quick)
+    found = scvae.tl.diagnose(adata, model, n_cells=40, compare_heads=True, verbose=False)
+    heads = {(fit.view, fit.likelihood): fit for fit in found.heads}
+    assert {name for view, name in heads if view == "rna"} == {"nb", "zinb", "poisson"}
+    assert {name for view, name in heads if view == "protein"} == {"nb", "nb_mixture", "poisson", "gaussian"}
+    for view in ("rna", "protein"):
+        assert heads[view, "poisson"].difference > 3 * heads[view, "poisson"].error > 0
+        assert heads[view, "nb"].difference < heads[view, "poisson"].difference / 3
+    # both have the model as it was fitted, judged by all its measurements
+    held_out = split(160, 0.3, model.seed)[1]
+    bound = scvae.tl.log_likelihood(adata[held_out].copy(), model, n_samples=50, rng=0)
+    assert heads["rna", "nb"].log_likelihood == pytest.approx(bound.mean(), rel=1e-5)
+    assert heads["protein", "nb"].log_likelihood == pytest.approx(bound[held_out >= 40].mean(), rel=1e-5)
+    stored = adata.uns["scvae"]["diagnosis"]["heads"]["protein"]["gaussian"]
+    assert stored["log_likelihood"] == heads["protein", "gaussian"].log_likelihood
+    assert "heads of 'protein', held out" in repr(found)
