@@ -39,6 +39,13 @@ def read_cells(
     return cells
 
 
+def read_new(adata: AnnData, model: FittedModel, layer: str | None, *, batch_key: str | None) -> Cells:
+    """Cells whose batch is in the column `batch_key`; warns of further measurements of the model that they lack."""
+    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
+    warn_of_absent(adata, model.schema, None)
+    return cells
+
+
 def warn_of_absent(adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None) -> None:
     """Warns of further measurements of the model that the cells lack, perhaps because their slot has another name."""
     for view in schema.views:
