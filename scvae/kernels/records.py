@@ -193,9 +193,10 @@ def room_for_joint_head(
     n_levels: int, n_genes: int, floor: float = 0.0, log_spread: NDArray[np.float32] = NO_SPREAD
 ) -> JointHead:
     """As `room_for_head`, for counts with some levels; or for real values, with least scales and logs of spreads."""
-    tables = (np.empty_like(log_spread) for _ in range(3))
+    precision, share, constant = (np.empty_like(log_spread) for _ in range(3))
     counts = room_for_head(NegativeBinomialHead, n_levels, n_genes)
-    return JointHead(counts, GaussianHead(*tables, log_spread, np.float32(floor)), log_spread.size > 0)
+    real = GaussianHead(precision, share, constant, log_spread, np.float32(floor))
+    return JointHead(counts, real, log_spread.size > 0)
 
 
 def room_for_steps(sizes: Mapping[str, int], n_threads: int) -> dict[str, NDArray[Any]]:

@@ -317,9 +317,9 @@ def fit(
     with ranks().all_or_none():
         if ranks().is_first:
             try:
-                slots = group_slots(model, keys)
-                obsm = [*keys.embedding, *slots["obsm"]]
-                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=slots["obs"])
+                grouped = group_slots(model, keys)
+                obsm = [*keys.embedding, *grouped["obsm"]]
+                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=grouped["obs"])
             except OSError as error:
                 raise NotWrittenError(str(error), model) from error
     return model
