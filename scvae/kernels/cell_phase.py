@@ -10,10 +10,11 @@ from .cpu import log_prob_block
 from .cpu_sparse import add_weighted, fill_row
 from .expected import input_row
 from .label_term import add_labels
-from .layers import HALF, ONE, ZERO, clear, kl_of
-from .native import float64s, int32s, int64s, matrix, multiply, vector
+from .layers import HALF, ONE, ZERO, clear
+from .native import float64s, int32s, int64s, item_of, matrix, multiply, vector
 from .network import decode, decode_backward, encode, encode_backward, inputs_of, of_layer
 from .pairs import add_consistency
+from .prior import fill_kl
 from .records import (
     ACTIVE,
     LOG_VARIANCE,
@@ -58,15 +59,18 @@ def _draw(n, room, at, noise, job):
 
 @njit(forceinline=True, **INNER)
 def _draw_backward(n, room, at, noise, pull, job):
-    """Gradients of mean and log variance from those of the draws, and from the KL, of weight `pull`."""
-    latent = job.n_latent
+    """Gradients of mean and log variance from those of the draws, and from the KL, of weight `pull`.
+
+    With a mixture as prior, what log p(z) has to do with them is in the gradients of the draws.
+    """
+    latent, own = job.n_latent, ONE if job.n_components == 0 else ZERO
     mean, log_variance = matrix(room, at[MEAN], n, latent), matrix(room, at[LOG_VARIANCE], n, latent)
     of_latent, of_variance = matrix(room, at[OF_LATENT], n, latent), matrix(room, at[OF_VARIANCE], n, latent)
     for i in range(n):
         for k in range(latent):
             spread = np.float32(math.exp(HALF * log_variance[i, k]))
-            of_variance[i, k] = HALF * (of_latent[i, k] * spread * noise[i, k] + pull * (spread * spread - ONE))
-            of_latent[i, k] += pull * mean[i, k]
+            of_variance[i, k] = HALF * (of_latent[i, k] * spread * noise[i, k] + pull * (own * spread * spread - ONE))
+            of_latent[i, k] += own * pull * mean[i, k]
 
 
 @njit(forceinline=True, **INNER)
@@ -116,19 +120,18 @@ def cells_of_step(piece, step, room, at, pairs, pairs_at, jobs, heads, kind):
     of_covariates = matrix(job.values, job.covariates_place, job.n_covariates, width)
     multiply(covariates, False, of_covariates, False, ZERO, of_layer(room, at, ACTIVE, 0, n, width))
     for v in range(len(heads)):
-        _first_layer(start, first, n, vector(room, at[ACTIVE], n * width), jobs[v], heads[v])
+        _first_layer(start, first, n, vector(room, at[ACTIVE], n * width), jobs[v], item_of(heads, v))
     encode(n, room, at, job)
-    kl = float64s(job.kl, first, n)
-    kl_of(matrix(room, at[MEAN], n, latent), matrix(room, at[LOG_VARIANCE], n, latent), kl)
     _draw(n, room, at, noise, job)
     features = matrix(job.features, first * job.n_features, n, job.n_features)
     decode(n, room, at, conditions, job, features)
     for v in range(len(heads)):
-        _head_of_cells(start, first, n, n_all, piece, ONE if v > 0 else ZERO, room, at, jobs[v], heads[v])
+        _head_of_cells(start, first, n, n_all, piece, ONE if v > 0 else ZERO, room, at, jobs[v], item_of(heads, v))
     decode_backward(n, room, at, job, slab)
     add_labels(start + first, n, n_all, room, at, job, slab)
+    fill_kl(n, room, at, noise, pull, job, slab, float64s(job.kl, first, n), kind.prior)
     _draw_backward(n, room, at, noise, pull, job)
     of_first = matrix(job.of_first, first * width, n, width)
     encode_backward(n, room, at, covariates, job, slab, of_first)
     weight = pull * dials[2]
-    add_consistency(start, first, n, n_all, weight, room, at, pairs, pairs_at, jobs, heads, slab, kind)
+    add_consistency(start, first, n, n_all, weight, room, at, pairs, pairs_at, jobs, heads, slab, kind.pairs)

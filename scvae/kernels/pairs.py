@@ -9,7 +9,7 @@ from numba.extending import overload
 from .compiling import INNER, PART
 from .expected import expected_log1p_row
 from .layers import HALF, ONE, ZERO
-from .native import int64s, matrix, multiply, vector
+from .native import int64s, item_of, matrix, multiply, vector
 from .network import decode, encode, encode_backward, inputs_of, of_layer
 from .records import (
     ACTIVE,
@@ -97,7 +97,7 @@ def _consistency(start, first, n, n_all, weight, room, at, pairs, pairs_at, jobs
     hidden = of_layer(pairs, pairs_at, ACTIVE, 0, both, width)
     multiply(covariates, False, matrix(job.values, job.covariates_place, n_covariates, width), False, ZERO, hidden)
     for v in range(len(heads)):
-        _expect(start, before, n_pairs, pairs, pairs_at, jobs[v], heads[v])
+        _expect(start, before, n_pairs, pairs, pairs_at, jobs[v], item_of(heads, v))
         n_genes = jobs[v].n_genes
         expected = matrix(jobs[v].expected, 2 * before * n_genes, both, n_genes)
         multiply(expected, False, matrix(job.values, jobs[v].genes_place, n_genes, width), False, ONE, hidden)

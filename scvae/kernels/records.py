@@ -71,6 +71,21 @@ class NoPairs(NamedTuple):
     """Tells the kernel by its type that the steps have no consistency term."""
 
 
+class NormalPrior(NamedTuple):
+    """Tells the kernel by its type that the prior is N(0, I)."""
+
+
+class MixturePrior(NamedTuple):
+    """Tells the kernel by its type that the prior is a mixture of normals, whose parameters come first."""
+
+
+class Kind(NamedTuple):
+    """What the type of steps says, so that the kernel has no part that they do not need."""
+
+    pairs: Pairs | NoPairs
+    prior: NormalPrior | MixturePrior
+
+
 # The fields of a job, which holds all that the steps need. Kernels get its address: tuples of arrays would be taken
 # apart and put together again in every function, which took most of the time of compiling. There is a job for each
 # measurement of the cells; they differ in the fields that are named here as those of a measurement.
@@ -89,6 +104,7 @@ SIZES = (
     "most_cells",  # of a step
     "dense",  # whether the encoder gets a dense block (of a measurement)
     "n_labels",  # of the label term; 0 for none
+    "n_components",  # of a prior that is a mixture; 0 for N(0, I)
 )  # fmt: skip
 PLACES = (  # where parameters begin in the flat arrays
     "covariates_place", "mean_place", "mean_bias_place", "log_variance_place", "log_variance_bias_place",
@@ -129,7 +145,7 @@ FLOAT32S = (
     "rooms",  # of all threads
 )  # fmt: skip
 FACTORS = (  # see `model.optimizer.Group`
-    "feature_scale", "label_weight",
+    "feature_scale", "label_weight", "prior_rate",
     "term_weight", "theta_rate", "theta_decay", "output_rate", "output_decay",  # of a measurement
 )  # fmt: skip
 ARRAYS = {name: dtype for names, dtype in ((INT64S, np.int64), (INT32S, np.int32), (FLOAT64S, np.float64),
@@ -140,8 +156,8 @@ JOB = np.dtype([*((name, np.int64) for name in (*SIZES, *PLACES, *ARRAYS)), *((n
 # and the same of the decoder begins at DECODED
 ACTIVE, NORMED, INVERSE_SD, INPUT, DECODED = range(5)
 MEAN, LOG_VARIANCE, RAW, OF_LATENT, OF_VARIANCE, OF_FEATURES, OF_WIDTH, OF_OTHER, WEIGHT = range(8, 17)
-ROWS_OF_HEAD, OF_LABELS = 17, 18  # not the pairs'
-PAIR_COVARIATES, PAIR_CONDITIONS, PAIR_LOGITS, END = range(19, 23)  # the pairs' alone
+ROWS_OF_HEAD, OF_LABELS, MIXTURE = range(17, 20)  # not the pairs'
+PAIR_COVARIATES, PAIR_CONDITIONS, PAIR_LOGITS, END = range(20, 24)  # the pairs' alone
 ROWS_IN_HEAD = 4  # rows of genes that the kernels of the heads need as room
 NO_SPREAD = np.empty(0, np.float32)
 ALIGNED = 16  # float32 numbers; sections begin at addresses that suit BLAS
@@ -178,6 +194,7 @@ def sections_of_room(n: int, sizes: Mapping[str, int], *, of_pairs: bool) -> NDA
         lengths[PAIR_LOGITS] = n * sizes["n_logits"]
     else:
         lengths[[ROWS_OF_HEAD, OF_LABELS]] = ROWS_IN_HEAD * sizes["n_genes"], sizes["n_labels"]
+        lengths[MIXTURE] = sizes["n_components"] * (latent + 2)
     return np.array([0, *np.cumsum(-(-lengths // ALIGNED) * ALIGNED), n])
 
 

@@ -17,7 +17,7 @@ from .compiling import INNER, PART, kernel
 from .count_terms import fill_count_tables
 from .cpu_sparse import add_columns
 from .layers import ONE, ZERO, adam, add, add_rows, clear
-from .native import fetch, fetch_add, float64s, int32s, int64s, matrix, multiply, vector, wait_for
+from .native import fetch, fetch_add, float64s, int32s, int64s, item_of, matrix, multiply, vector, wait_for
 from .pairs import n_chosen
 from .records import END, GaussianHead, JointHead, PoissonHead
 
@@ -36,7 +36,7 @@ def _is_finite(numbers):
 
 
 @njit(forceinline=True, **INNER)
-def _small_gradients(step, n_pieces, jobs):
+def _small_gradients(step, n_pieces, jobs, heads):
     """Phase 2, last piece: gradients of the small parameters, and log p and KL of the step. Whether all are finite."""
     job = jobs[0]
     small, starts = vector(job.gradients, 0, job.n_small), int64s(job.starts, step, 2)
@@ -46,7 +46,7 @@ def _small_gradients(step, n_pieces, jobs):
     of_kl, log_prob, kl = float64s(job.kl, 0, n_all), 0.0, 0.0
     for i in range(n_all):
         kl += of_kl[i]
-    for v in range(jobs.size):
+    for v in range(len(heads)):
         log_prob += _of_measurement(n_all, jobs[v])
     statistics = float64s(job.statistics, 3 * step, 3)
     statistics[0], statistics[1] = log_prob / n_all, kl / n_all
@@ -178,10 +178,10 @@ def n_counters(n_steps: int) -> int:
 
 
 @njit(forceinline=True, **INNER)
-def _place_of(piece, jobs):
+def _place_of(piece, jobs, heads):
     """The measurement whose genes a piece has, and the first of them."""
     v = 0
-    while v + 1 < jobs.size and piece >= _n_blocks(jobs[v].n_genes):
+    while v + 1 < len(heads) and piece >= _n_blocks(jobs[v].n_genes):
         piece -= _n_blocks(jobs[v].n_genes)
         v += 1
     return v, GENES * piece
@@ -203,11 +203,11 @@ def train_steps(counters, jobs, heads, kind):
     heads
         For each measurement, room for the tables of its head.
     kind
-        `Pairs` if the steps have the consistency term, else `NoPairs`.
+        See `scvae.kernels.records.Kind`.
     """
     job = jobs[0]
     n_steps, n_blocks = job.n_steps, 0
-    for v in range(jobs.size):
+    for v in range(len(heads)):
         n_blocks += _n_blocks(jobs[v].n_genes)
     failed = 2 * LINE * (PER_STEP * n_steps + 1)  # place of the counters of failures, one per step
     thread = fetch_add(counters, failed + n_steps, 1)
@@ -220,8 +220,8 @@ def train_steps(counters, jobs, heads, kind):
         piece = fetch_add(counters, 0, 1)
         if piece >= n_blocks:
             break
-        v, first = _place_of(piece, jobs)
-        refresh(heads[v], jobs[v], first, min(GENES, jobs[v].n_genes - first))
+        v, first = _place_of(piece, jobs, heads)
+        refresh(item_of(heads, v), jobs[v], first, min(GENES, jobs[v].n_genes - first))
         fetch_add(counters, LINE, 1)
     wait_for(counters, LINE, n_blocks)
 
@@ -243,9 +243,9 @@ def train_steps(counters, jobs, heads, kind):
             if piece > n_blocks:
                 break
             if piece == n_blocks:
-                finite = _small_gradients(step, n_pieces, jobs)
+                finite = _small_gradients(step, n_pieces, jobs, heads)
             else:
-                v, first = _place_of(piece, jobs)
+                v, first = _place_of(piece, jobs, heads)
                 finite = _gene_gradients(first, min(GENES, jobs[v].n_genes - first), step, n_pieces, jobs[v])
             if not finite:
                 fetch_add(counters, failed + step, 1)
@@ -262,14 +262,16 @@ def train_steps(counters, jobs, heads, kind):
         root = np.float32(1.0 / math.sqrt(1.0 - math.pow(0.999, done)))
         while True:
             piece = fetch_add(counters, phase, 1)
-            if piece > n_blocks:
+            if piece >= n_blocks + 2:
                 break
-            if piece == n_blocks:
-                adam(0, job.n_small, job, rate, root, ZERO, ZERO)
+            if piece >= n_blocks:
+                n_prior, of_prior = job.n_components * (2 * job.n_latent + 1), piece > n_blocks
+                first, n = (0, n_prior) if of_prior else (n_prior, job.n_small - n_prior)
+                adam(first, n, job, job.prior_rate * rate if of_prior else rate, root, ZERO, ZERO)
             else:
-                v, first = _place_of(piece, jobs)
+                v, first = _place_of(piece, jobs, heads)
                 n = min(GENES, jobs[v].n_genes - first)
                 _move_genes(first, n, rate, root, jobs[v])
-                refresh(heads[v], jobs[v], first, n)
+                refresh(item_of(heads, v), jobs[v], first, n)
             fetch_add(counters, phase + LINE, 1)
-        wait_for(counters, phase + LINE, n_blocks + 1)
+        wait_for(counters, phase + LINE, n_blocks + 2)

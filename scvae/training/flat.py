@@ -39,9 +39,9 @@ class Flat:
 
     def __init__(self, network: VAE, optimizer: Adam) -> None:
         of_genes = [p for part in measurements_of(network) for p in _of_genes(*part)]
-        late = [*_of_covariates(network), *of_genes]
-        places = {id(p) for p in late}
-        everything = [*(p for p in network.parameters() if id(p) not in places), *late]
+        early, late = list(network.prior.parameters()), [*_of_covariates(network), *of_genes]
+        placed = {id(p) for p in (*early, *late)}
+        everything = [*early, *(p for p in network.parameters() if id(p) not in placed), *late]
         starts = np.cumsum([0, *(p.numel() for p in everything)])
         self.arrays = {name: torch.zeros(int(starts[-1])).numpy() for name in STATE}
         start_of = {id(p): int(start) for p, start in zip(everything, starts, strict=False)}

@@ -20,8 +20,11 @@ from ..kernels.backends import cpu_kernels
 from ..kernels.csr import CSR
 from ..kernels.fused_cpu import crowded_from, rows_per_block
 from ..kernels.records import (
+    Kind,
+    MixturePrior,
     NegativeBinomialHead,
     NoPairs,
+    NormalPrior,
     Pairs,
     PoissonHead,
     ZeroInflatedHead,
@@ -37,6 +40,7 @@ from ..likelihoods.continuous import Gaussian
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
 from ..model.blocks import Dropout
 from ..model.encoder import Encoder
+from ..model.latent.mixture import TrainedMixture
 from ..model.latent.prior import StandardNormal
 from ..model.optimizer import Adam
 from ..model.vae import VAE
@@ -63,7 +67,7 @@ def can_be_fused(network: VAE, config: TrainingConfig) -> bool:
         and not any(isinstance(m, Dropout) and m.rate > 0.0 for m in network.modules())
         and network.encoder.shifts is None
         and network.betas is None
-        and isinstance(network.prior, StandardNormal)
+        and isinstance(network.prior, StandardNormal | TrainedMixture)
         and config.free_bits == 0.0
         and config.capacity is None
     )
@@ -124,7 +128,8 @@ class FusedStep:
             for head, part in zip(heads, of_measurements, strict=True)
         )
         work = cells["starts"][-1] * self.n_genes * sizes["width"]
-        kind = Pairs() if sizes["one_pair_in"] else NoPairs()
+        mixture = isinstance(self.network.prior, TrainedMixture)
+        kind = Kind(Pairs() if sizes["one_pair_in"] else NoPairs(), MixturePrior() if mixture else NormalPrior())
         counters = kernels.steps.n_counters(len(batches))
         team.run(kernels.steps.train_steps, jobs, tables, kind, work=work, counters=counters)
         statistics = room["statistics"]
@@ -157,6 +162,8 @@ class FusedStep:
             "feature_scale": network.decoder.condition_scale,
             "n_labels": len(network.classifier.bias) if network.classifier and len(cells["labels"]) else 0,
             "label_weight": network.classifier.term_weight if network.classifier else 0.0,
+            "n_components": len(network.prior.centre) if isinstance(network.prior, TrainedMixture) else 0,
+            "prior_rate": network.prior.learning_rate,
         }
 
     def _part(
