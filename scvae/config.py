@@ -196,6 +196,7 @@ class TrainingConfig:
         Fraction of the run without a better validation objective after which training stops; None never stops early.
     free_bits
         Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
+        With ``latent="categorical"`` the KL of the type is one more such term.
     capacity
         Target KL in nats per cell: the penalty is ``β |KL - capacity|``, and the target rises linearly during the
         warm-up (Burgess et al. 2018); None for the ELBO.

@@ -289,7 +289,7 @@ def _label(given: argparse.Namespace) -> None:
     names = ("max_error", "unknown_above", "probabilities", "batch_key", "key_added")
     keywords = {name: options[name] for name in names if name in options}
     if "hierarchy" in options:
-        keywords["hierarchy"] = "learnt" if given.hierarchy == ["learnt"] else given.hierarchy
+        keywords["hierarchy"] = given.hierarchy[0] if len(given.hierarchy) == 1 else given.hierarchy
     layer = options.get("layer", model.schema.layer)
     with opened(given.input, None if layer == "X" else layer) as adata:
         predict_labels(adata, model, layer=layer or "X", **keywords)

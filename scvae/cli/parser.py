@@ -147,7 +147,8 @@ def _add_label(commands: argparse._SubParsersAction[Parser]) -> None:
         "--hierarchy",
         metavar="COLUMN",
         nargs="+",
-        help="obs columns from coarse to fine with a tree of labels, or learnt: names are as deep as they are sure",
+        help="obs columns from coarse to fine with a tree of labels, an ontology (cl.obo), or learnt: names are as "
+        "deep as they are sure",
     )
     parser.add_argument(
         "--max-error", metavar="SHARE", type=float, help="with --hierarchy: largest share of wrong names"

@@ -168,8 +168,8 @@ def _groups_collapsed(model: FittedModel, seen: Examination) -> Finding | None:
         cause=f"nearly all cells are in one {one}"
         if use.perplexity < 2
         else f"the {many} lie on each other, so that a cell is in all of them",
-        remedy="let the fit run to its end, with a smaller β; if the data have no types, set NetworkConfig.latent to "
-        "'normal'",
+        remedy="let the fit run to its end, with a smaller β or TrainingConfig(free_bits=0.1); if the data have no "
+        "types, set NetworkConfig.latent to 'normal'",
     )
 
 

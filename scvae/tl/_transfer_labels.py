@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +38,7 @@ def transfer_labels(
     reference: AnnData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
-    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | None = None,
+    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
     max_error: float = 0.05,
     unknown_above: float = 0.7,
     beta: float | None = None,
