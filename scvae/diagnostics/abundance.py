@@ -18,7 +18,7 @@ from ..inference.donor_design import Design, design_of
 from ..inference.donors import Units, difference, weighted_fdr
 from ..inference.nearest import nearest_cells
 
-CENTRES = 55  # stream of the random numbers that choose the centres
+CENTRES = 62  # stream of the random numbers that choose the centres
 PER_UNIT = 5  # cells of a neighbourhood for each donor and side, as Milo advises
 FEWEST, LARGEST = 30, 0.1  # cells of a neighbourhood: at least, and at most as a share of all cells
 MOST_CENTRES, CENTRE_SHARE = 1_000, 0.05  # all cells if there are few, else a share of them

@@ -263,6 +263,8 @@ def _over_correction(_model: FittedModel, seen: Examination) -> Finding | None:
     found = seen.correction
     if found is None or found.condition_size < SIZEABLE or not found.kept < KEPT:
         return None
+    if not found.confounded and not found.condition_size > found.chance:
+        return None
     name = repr(found.condition_key)
     kept = f"corrected expression keeps {max(found.kept, 0.0):.0%} of the differences between values of {name}"
     absorbed = f"each batch has one value of {name}, so that the decoder's offsets of batches absorb what it does"

@@ -217,8 +217,8 @@ def diagnose(
             ``added``, ``distance`` and ``n_cells``; with `condition_key` ``correction``: ``condition_key``, ``removed``
             (batches x groups of similar cells: share of the squared differences between batches that was removed),
             ``condition_size`` and ``corrected_size`` (differences between conditions in counts and in corrected
-            expression, in nats), ``kept``, ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of
-            ``uns["<key_added>"]`` are kept.
+            expression, in nats), ``chance`` (the largest difference in counts between shuffled conditions), ``kept``,
+            ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
@@ -377,8 +377,8 @@ def _share(share: ViewShare) -> dict[str, Any]:
 
 
 def _of_correction(found: OverCorrection) -> dict[str, Any]:
-    names = ("condition_key", "removed", "condition_size", "corrected_size", "kept", "backed", "tracked", "confounded")
-    return {name: getattr(found, name) for name in (*names, "excess")}
+    names = ("condition_key", "removed", "condition_size", "corrected_size", "chance", "kept", "backed", "tracked")
+    return {name: getattr(found, name) for name in (*names, "confounded", "excess")}
 
 
 def _paragraph(text: str) -> Iterator[str]:

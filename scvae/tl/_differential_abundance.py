@@ -166,15 +166,15 @@ def _two_of(names: list[str], groupby: str, group: str | None, reference: str | 
     place = f"adata.obs[{groupby!r}]"
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"{place} has {listing(names)}; at least two groups with different names are needed")
+    for name, value in (("group", group), ("reference", reference)):
+        if value is not None and str(value) not in names:
+            raise ValueError(f"{name} is {value!r}, not found in {place}; it has {listing(names)}")
     reference = names[0] if reference is None else str(reference)
     if group is None:
         others = [name for name in names if name != reference]
         if len(others) > 1:
             raise ValueError(f"{place} has {len(names)} groups, {listing(names)}; pass group= and reference=")
         group = others[0]
-    for name, value in (("group", str(group)), ("reference", reference)):
-        if value not in names:
-            raise ValueError(f"{name} is {value!r}, not found in {place}; it has {listing(names)}")
     if str(group) == reference:
         raise ValueError(f"group and reference are both {reference!r}; pass two different groups")
     return str(group), reference
