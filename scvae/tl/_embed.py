@@ -128,8 +128,8 @@ def embed(
     )
     if refine:
         refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
-    where = {"first": model.schema.name, "slots": model.schema.slots}
-    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys, **where) as source:
+    schema, asked = model.schema, model.schema.layer_of(layer)
+    with opened(adata, asked, to_change=not copy, keys=keys, first=schema.name, slots=schema.slots) as source:
         check_replaceable(source.adata.uns, keys)
         further = {**source.also, **(also or {})}
         cells = given_views(read_cells(source.adata, model, layer, source.matrix, further), model.schema, views)
