@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from pandas.api.types import is_bool_dtype
 
-from ..common.checks import RAW, check_adata, check_layer, listing, warn
+from ..common.checks import RAW, check_adata, check_layer, listing, missing_key, warn
 from ..common.files import as_path
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
@@ -173,6 +173,28 @@ def listed(given: Paths) -> tuple[Path, ...]:
             "cell names, so rename all but one (or pass the file once)"
         )
     return tuple(files)
+
+
+def entry_of_obsm(source: Source, key: str) -> Any:
+    """An entry of `obsm`, of the cells of all files one after another.
+
+    Raises
+    ------
+    MissingKeyError
+        If the AnnData or a file does not have it.
+    """
+    from anndata.io import read_elem
+
+    if not source.files:
+        if key not in source.adata.obsm:
+            raise missing_key("adata.obsm", key, list(source.adata.obsm))
+        return source.adata.obsm[key]
+    with ExitStack() as stack:
+        groups = [_group(path, stack) for path in source.files]
+        for path, group in zip(source.files, groups, strict=True):
+            if key not in _keys(group, "obsm"):
+                raise missing_key(f"obsm of {path}", key, _keys(group, "obsm"))
+        return np.concatenate([np.asarray(read_elem(group["obsm"][key])) for group in groups])
 
 
 def small(source: Source) -> AnnData:

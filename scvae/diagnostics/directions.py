@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, posterior_moments
 from ..kernels.context import working_on

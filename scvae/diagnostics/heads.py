@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ..common.progress import passing
 from ..config import ViewLikelihood
 from ..data.batches import split
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.schema import Kind
 from ..inference.fitted import FittedModel
 from ..inference.posterior import log_likelihood_bound

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from ..common.rng import torch_generator
 from ..config import ViewLikelihood
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, posterior_of
 from ..inference.views import every_view, given_views
 from ..kernels.context import working_on
+from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
 from .predictive import Predictive, predictive
 
@@ -38,7 +40,8 @@ class ViewShare:
     rate
         Mean KL from the prior to the posterior of this measurement alone, for each dimension of the network, in nats.
     added
-        Mean KL from the posterior of the others to that of all, in nats: what it adds to the others.
+        Mean KL from the posterior of the others to that of all, in nats: what it adds to the others. NaN for codes,
+        between which there is no KL.
     distance
         Root mean square distance of the means by this measurement alone from those by all, relative to the spread of
         the latter over cells.
@@ -95,7 +98,8 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
 
 def _posterior(model: FittedModel, cells: Cells, beta: float | None) -> DiagonalNormal:
     found = [posterior_of(model, batch, beta=beta) for _, batch in batches_of(model, cells, AT_ONCE, beta=beta)]
-    return DiagonalNormal(torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found]))
+    whole = DiagonalNormal(torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found]))
+    return model.network.prior.inferred(whole)
 
 
 def _log_likelihoods(
@@ -116,5 +120,7 @@ def _kl(first: DiagonalNormal, second: DiagonalNormal) -> Float[Tensor, " cells"
     """KL(first || second) of each cell."""
     ratio = (first.log_variance - second.log_variance).exp()
     moved = (first.mean - second.mean).square() / second.variance
+    if isinstance(first, Rounded):
+        return torch.full_like(first.mean[:, 0], math.nan)
     kl: Tensor = 0.5 * (ratio + moved - 1.0 - ratio.log()).sum(1)
     return kl

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.context import working_on
 from .coverage import LEVELS, Coverage
 from .fitted import FittedModel

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.checks import listing, warn
-from ..data.intake import Cells, read_query
+from ..data.cells import Cells
+from ..data.intake import read_query
 from ..data.joint import with_views
 from ..data.on_disk import Joined
 from ..data.schema import Schema
@@ -35,6 +36,13 @@ def read_cells(
     cells = with_views(cells, adata, schema, also)
     if cells.missing is not None and isinstance(model, FittedModel):
         check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
+    return cells
+
+
+def read_new(adata: AnnData, model: FittedModel, layer: str | None, *, batch_key: str | None) -> Cells:
+    """Cells whose batch is in the column `batch_key`; warns of further measurements of the model that they lack."""
+    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
+    warn_of_absent(adata, model.schema, None)
     return cells
 
 

@@ -37,6 +37,9 @@ from .reference import Reference
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
+
+    from ..data.sources import Paths
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
@@ -270,7 +273,7 @@ class FittedModel:
         path: str | os.PathLike[str],
         *,
         overwrite: bool = True,
-        reference: AnnData | None = None,
+        reference: AnnData | MuData | Paths | None = None,
         labels: Sequence[str] | str = (),
         umap: bool | str = False,
         ids: bool | None = None,
@@ -293,7 +296,8 @@ class FittedModel:
         overwrite
             Whether an existing file may be replaced.
         reference
-            Cells with raw data, as in the fit; usually those of the fit. Not changed.
+            Cells with raw data, as in the fit; usually those of the fit: AnnData, MuData with the modalities of the
+            model, or paths of h5ad files or zarr stores, whose values stay on disk. Not changed.
         labels
             Columns of `reference.obs` with labels, from coarse to fine if there are several. A label takes a byte per
             cell, two with more than 127 names.
@@ -402,10 +406,10 @@ class FittedModel:
         write_tensors(path, tensors, FORMAT, record)
 
 
-def _with_reference(model: FittedModel, adata: AnnData, asked: dict[str, Any]) -> FittedModel:
+def _with_reference(model: FittedModel, given: AnnData | MuData | Paths, asked: dict[str, Any]) -> FittedModel:
     from .reference_cells import reference_of  # which reads cells with a model, and so stands above this module
 
-    return replace(model, reference=reference_of(model, adata, **asked))
+    return replace(model, reference=reference_of(model, given, **asked))
 
 
 def _refuse_without_reference(asked: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.rng import numpy_generator, torch_generator
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.libraries import LibrarySizes
 from .decoding import Drawn, posterior_draws
 from .fitted import FittedModel

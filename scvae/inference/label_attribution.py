@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.block import Dense
 from ..kernels.context import working_on
 from ..likelihoods.base import dense

@@ -20,8 +20,9 @@ from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
-from ..data.intake import Cells, read_columns
+from ..data.intake import read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws

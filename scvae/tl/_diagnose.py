@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,10 @@ from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.over_correction import OverCorrection
 from ..diagnostics.predictive import Predictive
-from ..diagnostics.verdict import Finding, judge
+from ..diagnostics.verdict import MANY, Finding, judge
 from ..diagnostics.view_shares import ViewShare, view_shares
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model
-from ..inference.groups import refuse_discrete
 from ..inference.obs_columns import groups_of
 from ..kernels.context import computing
 
@@ -99,6 +98,7 @@ class Diagnosis:
         n = len(usage.kl)
         capped = f", saturated (cap {told.cap:.1f})" if told.saturated else f" (cap {told.cap:.1f})"
         shown = " ".join(f"{kl:.2f}" for kl in np.sort(usage.kl)[::-1][:DIMENSIONS_SHOWN])
+        codes = seen.groups is not None and seen.groups.kind == "code"
         bound = ", an upper bound" if told.saturated else ""
         library = f", {draws.library_coverage:.0%} of the totals per cell" if np.ptp(draws.mean) else ""
         rows = {
@@ -108,7 +108,9 @@ class Diagnosis:
             "mutual information": f"{_plus_minus(told.mutual_information, told.mutual_information_error)}{capped}, "
             f"at most {told.upper_bound:.2f}",
             "KL(q(z) || p(z))": f"{_plus_minus(told.marginal_kl, told.marginal_kl_error)}{bound}",
-            "KL(q(z) || density)": "the model has no density at this β"
+            "KL(q(z) || density)": "none: a code has a probability, and no density"
+            if codes
+            else "the model has no density at this β"
             if math.isnan(told.density_kl)
             else f"{_plus_minus(told.density_kl, told.density_kl_error)}{bound}",
             "amortization gap": _gap(seen.gaps.amortization),
@@ -121,11 +123,17 @@ class Diagnosis:
             "training": self.training,
             "train - held out": _generalization(seen),
         }
+        if seen.groups is not None:
+            use, total = seen.groups, len(seen.groups.n_cells)
+            rows[MANY[use.kind]] = (
+                f"{total - use.empty} of {total} in use, perplexity {use.perplexity:.1f}; they tell "
+                f"{use.information:.2f} of at most {math.log(total):.2f} nats"
+            )
         for share in self.views:
             rows[f"view {share.name!r}"] = (
-                f"log-likelihood {share.log_likelihood:.1f}; alone tells {share.rate.sum():.2f} of z, adds "
-                f"{share.added:.2f} to the others; alone {share.distance:.0%} of the spread away; 90 % intervals cover "
-                f"{share.predictive.coverage:.0%} of the values"
+                f"log-likelihood {share.log_likelihood:.1f}; alone tells {share.rate.sum():.2f} of z"
+                f"{'' if codes else f', adds {share.added:.2f} to the others'}; alone {share.distance:.0%} of the "
+                f"spread away; 90 % intervals cover {share.predictive.coverage:.0%} of the values"
             )
         if seen.leak is not None:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
@@ -205,7 +213,8 @@ def diagnose(
             posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
             ``heads``, for each name ``log_likelihood``, ``difference`` and ``error``, with several measurements within
-            their names; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
+            their names; for codes or categories ``groups``: ``kind``, ``n_cells`` (groups), ``perplexity``,
+            ``information``; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
             ``added``, ``distance``, ``n_cells`` and what is said above of draws; with `condition_key` ``correction``:
             ``condition_key``, ``removed`` (batches x groups of similar cells: share of the squared differences between
             batches that was removed), ``condition_size`` and ``corrected_size`` (differences between conditions in
@@ -226,7 +235,11 @@ def diagnose(
     Effective dimension: exp of the entropy of the shares of the KL (Roy & Vetterli 2007). Mutual information:
     E[KL] = I_q(x; z) + KL(q(z) || p(z)) (Hoffman & Johnson 2016); the density of the cells of the fit (see
     `scvae.tl.fit_density`) takes the place of p(z) in ``density_kl``. Amortization gap: Cremer et al. 2018. Variational
-    gap: importance-weighted bound (Burda et al. 2016) minus ELBO. JᵀJ: derivative of each gene's mean along z, in units
+    gap: importance-weighted bound (Burda et al. 2016) minus ELBO. Codes are finitely many, so all of this is exact for
+    them: the information is the entropy of the codes in these cells, the amortization gap is what the best code of
+    each cell gains, and the variational gap is log p(x) minus ELBO. What a dimension tells is its share of the variance
+    between codes, and codes have no density. For categories, ``groups`` has I_q(x; y), and the nats of y are shared out
+    in ``kl_per_dimension``. JᵀJ: derivative of each gene's mean along z, in units
     of its standard deviation. Several measurements: nats that the posterior by one alone is from the prior; that the
     posterior by all is from that without it (what it adds); and the root mean square distance of the means by one alone
     from those by all, relative to their spread over cells. All else is of the first measurement, but the
@@ -252,7 +265,6 @@ def diagnose(
     keys = Keys(key_added)
     n_cells = check_positive_int(n_cells, "n_cells")
     seed = seed_of(rng)
-    refuse_discrete(model, "scvae.tl.diagnose", kinds=("code", "category"))
     check_replaceable(adata.uns, keys)
     condition = None if condition_key is None else _condition(adata, model, condition_key)
     cells = read_cells(adata, model, layer)
@@ -323,6 +335,7 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "spectrum_local": seen.spectrum.local,
         "spectrum_shared": seen.spectrum.shared,
         **_of_draws(model.schema.genes, draws),
+        **({} if seen.groups is None else {"groups": asdict(seen.groups)}),
         **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
         **({} if seen.correction is None else {"correction": _of_correction(seen.correction)}),
         **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),

@@ -16,7 +16,7 @@ from ..common.checks import check_adata, check_positive_int, listing, missing_ke
 from ..common.keys import Keys
 from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Categorical, Numeric
 from ..inference.cells import read_cells

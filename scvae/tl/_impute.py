@@ -15,7 +15,7 @@ from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.modalities import modalities_of
 from ..inference.cells import read_cells
 from ..inference.coverage import Coverage

@@ -14,7 +14,7 @@ from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_new
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
@@ -133,8 +133,7 @@ def predict_labels(
     known, labels = labels_of(model)
     judges = Judges(calibrated(known, known.held_out), known.truth)
     tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
-    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    warn_of_absent(adata, model.schema, None)
+    cells = read_new(adata, model, layer, batch_key=batch_key)
     mean, _ = posterior_moments(model, cells)
     found = predict(model, known, mean, most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed))
     is_off = found.outlier > limit

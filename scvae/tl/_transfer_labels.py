@@ -13,11 +13,11 @@ from ..common.checks import check_adata, check_obs_column, check_probability, li
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
-from ..data.intake import Cells
 from ..data.labels import UNKNOWN, labels_in
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_cells, read_new
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.naming import confidence, named, tree_for
@@ -144,19 +144,17 @@ def transfer_labels(
     check_replaceable(adata.uns, keys)
     limit = check_probability(unknown_above, "unknown_above")
     max_error = check_probability(max_error, "max_error")
-    schema = with_batch_key(model.schema, batch_key)
     if reference is None:
         known = _in_file(model, labels_key, reference_layer, beta)
-        query = read_cells(adata, schema, layer)
+        query = read_new(adata, model, layer, batch_key=batch_key)
     else:
         codes, names = _labels_of(reference, labels_key)
         model.beta_of(beta)
-        query = read_cells(adata, schema, layer)
+        query = read_new(adata, model, layer, batch_key=batch_key)
         with speaking_of("reference", layer="reference_layer"):
             cells = read_cells(reference, model, layer if reference_layer is None else reference_layer)
         query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
         known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
-    warn_of_absent(adata, schema, None)
     found = transfer(
         known.place,
         known.label,

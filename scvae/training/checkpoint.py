@@ -18,7 +18,7 @@ from ..common.distributed import ranks
 from ..common.files import as_path, read_tensors, write_tensors
 from ..config import NetworkConfig, TrainingConfig, to_json
 from ..data.batches import chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.stored_rows import StoredRows
 from ..model.optimizer import Adam
 from ..model.vae import VAE

@@ -28,8 +28,9 @@ from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View, ViewLikelihood
+from ..data.cells import Cells
 from ..data.covariates import covariate_names
-from ..data.intake import Cells, DataKeys, read_fit
+from ..data.intake import DataKeys, read_fit
 from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
@@ -316,9 +317,9 @@ def fit(
     with ranks().all_or_none():
         if ranks().is_first:
             try:
-                slots = group_slots(model, keys)
-                obsm = [*keys.embedding, *slots["obsm"]]
-                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=slots["obs"])
+                grouped = group_slots(model, keys)
+                obsm = [*keys.embedding, *grouped["obsm"]]
+                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=grouped["obs"])
             except OSError as error:
                 raise NotWrittenError(str(error), model) from error
     return model

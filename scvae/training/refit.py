@@ -14,8 +14,9 @@ from jaxtyping import Float
 from ..common.checks import plain, warn
 from ..config import TrainingConfig
 from ..data.batches import split
+from ..data.cells import Cells
 from ..data.covariates import covariate_names, widened
-from ..data.intake import Cells, DataKeys, learned_labels, read_query, with_labels
+from ..data.intake import DataKeys, learned_labels, read_query, with_labels
 from ..data.joint import with_views
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined

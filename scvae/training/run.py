@@ -15,8 +15,8 @@ import torch
 from .._version import __version__
 from ..common.distributed import ranks
 from ..data.batches import split
+from ..data.cells import Cells
 from ..data.feeds import single_pass
-from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..inference.calibration import coverages

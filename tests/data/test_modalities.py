@@ -52,7 +52,10 @@ def test_a_mudata_is_fitted_as_an_anndata_with_the_same_cells(joint, mdata, tmp_
     assert mdata.uns["scvae"]["params"]["views"] == {"prot": "gaussian"}
     assert "X_scvae" not in mdata["rna"].obsm
     before = mdata.obsm["X_scvae"].copy()
-    scvae.tl.embed(mdata, scvae.load(model.save(tmp_path / "model.safetensors")))
+    loaded = scvae.load(model.save(tmp_path / "model.safetensors", reference=mdata, labels="batch"))
+    np.testing.assert_allclose(loaded.reference.mean, before, rtol=2.0**-10, atol=2.0**-20)
+    assert list(loaded.reference.labels["batch"]) == list(mdata.obs["batch"])
+    scvae.tl.embed(mdata, loaded)
     np.testing.assert_array_equal(mdata.obsm["X_scvae"], before)
     scvae.tl.impute(mdata, model, view="prot", n_samples=20)
     assert mdata.obsm["scvae_prot"].shape == (80, 5)
