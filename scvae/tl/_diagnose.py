@@ -22,6 +22,7 @@ from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.over_correction import OverCorrection
+from ..diagnostics.predictive import Predictive
 from ..diagnostics.verdict import MANY, Finding, judge
 from ..diagnostics.view_shares import ViewShare, view_shares
 from ..inference.cells import read_cells
@@ -132,7 +133,7 @@ class Diagnosis:
             rows[f"view {share.name!r}"] = (
                 f"log-likelihood {share.log_likelihood:.1f}; alone tells {share.rate.sum():.2f} of z"
                 f"{'' if codes else f', adds {share.added:.2f} to the others'}; alone {share.distance:.0%} of the "
-                "spread away"
+                f"spread away; 90 % intervals cover {share.predictive.coverage:.0%} of the values"
             )
         if seen.leak is not None:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
@@ -214,11 +215,12 @@ def diagnose(
             ``heads``, for each name ``log_likelihood``, ``difference`` and ``error``, with several measurements within
             their names; for codes or categories ``groups``: ``kind``, ``n_cells`` (groups), ``perplexity``,
             ``information``; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
-            ``added``, ``distance`` and ``n_cells``; with `condition_key` ``correction``: ``condition_key``, ``removed``
-            (batches x groups of similar cells: share of the squared differences between batches that was removed),
-            ``condition_size`` and ``corrected_size`` (differences between conditions in counts and in corrected
-            expression, in nats), ``chance`` (the largest difference in counts between shuffled conditions), ``kept``,
-            ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of ``uns["<key_added>"]`` are kept.
+            ``added``, ``distance``, ``n_cells`` and what is said above of draws; with `condition_key` ``correction``:
+            ``condition_key``, ``removed`` (batches x groups of similar cells: share of the squared differences between
+            batches that was removed), ``condition_size`` and ``corrected_size`` (differences between conditions in
+            counts and in corrected expression, in nats), ``chance`` (the largest difference in counts between shuffled
+            conditions), ``kept``, ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of
+            ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
@@ -241,7 +243,8 @@ def diagnose(
     in ``kl_per_dimension``. JᵀJ: derivative of each gene's mean along z, in units
     of its standard deviation. Several measurements: nats that the posterior by one alone is from the prior; that the
     posterior by all is from that without it (what it adds); and the root mean square distance of the means by one alone
-    from those by all, relative to their spread over cells. All else is of the first measurement. Calibration:
+    from those by all, relative to their spread over cells. All else is of the first measurement, but the
+    draws of each, over the cells that have all. Calibration:
     randomised ranks among draws (Czado et al. 2009).
 
     Heads of several measurements: log-likelihoods are those of all measurements of a cell together, of which one has
@@ -332,16 +335,7 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "generalization_gap_error": gap.error,
         "spectrum_local": seen.spectrum.local,
         "spectrum_shared": seen.spectrum.shared,
-        "genes": np.array(model.genes, dtype=str),
-        "gene_mean": draws.mean,
-        "gene_mean_drawn": draws.drawn_mean,
-        "gene_variance": draws.variance,
-        "gene_variance_drawn": draws.drawn_variance,
-        "gene_zero_fraction": draws.zero_fraction,
-        "gene_zero_fraction_drawn": draws.drawn_zero_fraction,
-        "ranks": draws.ranks,
-        "coverage": draws.coverage,
-        "library_coverage": draws.library_coverage,
+        **_of_draws(model.schema.genes, draws),
         **({} if seen.groups is None else {"groups": asdict(seen.groups)}),
         **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
         **({} if seen.correction is None else {"correction": _of_correction(seen.correction)}),
@@ -368,11 +362,28 @@ def _of_heads(heads: Iterable[HeadFit]) -> dict[str, Any]:
 
 def _share(share: ViewShare) -> dict[str, Any]:
     return {
+        "likelihood": share.likelihood,
         "log_likelihood": share.log_likelihood,
         "rate_per_dimension": share.rate,
         "added": share.added,
         "distance": share.distance,
         "n_cells": share.n_cells,
+        **_of_draws(share.features, share.predictive),
+    }
+
+
+def _of_draws(names: tuple[str, ...], draws: Predictive) -> dict[str, Any]:
+    return {
+        "genes": np.array(names, dtype=str),
+        "gene_mean": draws.mean,
+        "gene_mean_drawn": draws.drawn_mean,
+        "gene_variance": draws.variance,
+        "gene_variance_drawn": draws.drawn_variance,
+        "gene_zero_fraction": draws.zero_fraction,
+        "gene_zero_fraction_drawn": draws.drawn_zero_fraction,
+        "ranks": draws.ranks,
+        "coverage": draws.coverage,
+        "library_coverage": draws.library_coverage,
     }
 
 

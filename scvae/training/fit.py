@@ -307,8 +307,8 @@ def fit(
     )
     request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     read = layer if init is None else init.schema.layer_of(layer)
-    slots = slots_of(views, init)
-    with opened(adata, read, to_change=True, keys=keys, first=first, slots=slots) as source:
+    further = slots_of(views, init)
+    with opened(adata, read, to_change=True, keys=keys, first=first, slots=further) as source:
         check_readable(source, views)
         check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)

@@ -189,6 +189,12 @@ def test_diagnose_says_what_each_view_adds(cells, model):
         assert 0 < share.distance < 2
         assert share.rate.shape == (4,)
     bound = scvae.tl.log_likelihood(stained, model, kind="elbo", n_samples=20)
+    axes = scvae.pl.posterior_predictive(cells, view="protein", show=False)
+    assert len(axes[0].collections[0].get_offsets()) == 10
+    assert stored["protein"]["gene_mean"] == pytest.approx(stained.obsm["protein"].mean().to_numpy(), rel=1e-5)
+    assert stored["protein"]["gene_mean_drawn"] == pytest.approx(stored["protein"]["gene_mean"], rel=0.15)
+    with pytest.raises(ValueError, match="no draws of the view 'adt'; it has those of 'rna', 'protein'"):
+        scvae.pl.posterior_predictive(cells, view="adt", show=False)
     reconstructed = sum(share.log_likelihood for share in diagnosis.views)
     assert bound.mean() < reconstructed < bound.mean() + 20.0  # the ELBO is that minus the KL
 
@@ -214,3 +220,33 @@ def test_heads_are_compared_measurement_by_measurement_on_the_cells_that_have_it
     stored = adata.uns["scvae"]["diagnosis"]["heads"]["protein"]["gaussian"]
     assert stored["log_likelihood"] == heads["protein", "gaussian"].log_likelihood
     assert "heads of 'protein', held out" in repr(found)
+
+
+def test_draws_of_given_cells_have_the_measurements_that_these_have(cells, model):
+    cells.X = cells.X.multiply((np.arange(400) >= 50)[:, None]).tocsr()
+    drawn = scvae.tl.sample(cells, model, n_samples=3)
+    table = drawn.obsm["protein"]
+    assert list(table) == list(cells.obsm["protein"])
+    lacking = np.tile(np.arange(400) >= 340, 3)
+    np.testing.assert_array_equal((table == 0).all(axis=1), lacking)
+    np.testing.assert_array_equal(np.asarray(drawn.X.sum(1)).ravel() == 0, np.tile(np.arange(400) < 50, 3))
+    measured = cells.obsm["protein"].iloc[:340].to_numpy()
+    again = table.to_numpy()[:400][:340]
+    within = [np.corrcoef(np.log1p(measured[:, p]), np.log1p(again[:, p]))[0, 1] for p in range(10)]
+    assert np.median(within) > 0.3
+    scvae.tl.embed(drawn, model)  # the model reads them again
+
+
+def test_latent_genes_lists_the_features_of_a_view(cells, model, digest):
+    before = digest(cells)
+    table = scvae.tl.latent_genes(cells, model, n_genes=3, view="protein")
+    assert digest(cells) == before
+    assert set(table["gene"]) <= set(cells.obsm["protein"])
+    # cells with a larger value have more of the proteins that it raises
+    share = np.log1p(cells.obsm["protein"].iloc[:340])
+    share = share.sub(share.mean(1), axis=0)
+    best = table.loc[table["effect"].abs().idxmax()]
+    along = np.corrcoef(cells.obsm["X_scvae"][:340, best["dimension"]], share[best["gene"]])[0, 1]
+    assert along * np.sign(best["effect"]) > 0.3
+    with pytest.raises(ValueError, match="view must be one of 'rna', 'protein'; found 'adt'"):
+        scvae.tl.latent_genes(cells, model, view="adt")
