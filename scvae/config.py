@@ -78,7 +78,7 @@ class NetworkConfig:
         clusters (silhouette of types 0.31, by default 0.22, mean of five data sets) and soft clusters; where cells lie
         along a trajectory not with more than 10 components, which cut it into pieces. Take ``"flow"`` for an exact
         density without clusters. For new cells and for the likelihood alone leave N(0, I): every fit has a density of
-        its cells, which does as well. A fit with either takes up to twice as long.
+        its cells, which does as well. A fit with a flow takes up to twice as long.
     prior_components
         With ``"mixture"``: number of components; None sets it from the number of cells (see
         `scvae.training.priors.default_components`).
@@ -196,6 +196,7 @@ class TrainingConfig:
         Fraction of the run without a better validation objective after which training stops; None never stops early.
     free_bits
         Nats per latent dimension below which its KL (averaged over the batch) is not penalised (Kingma et al. 2016).
+        With ``latent="categorical"`` the KL of the type is one more such term.
     capacity
         Target KL in nats per cell: the penalty is ``β |KL - capacity|``, and the target rises linearly during the
         warm-up (Burgess et al. 2018); None for the ELBO.

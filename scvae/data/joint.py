@@ -14,7 +14,8 @@ from jaxtyping import Bool
 from ..common.checks import listing
 from ..config import View
 from ..kernels.csr import CSR
-from .intake import Cells, DataKeys, read_fit, read_query
+from .cells import Cells
+from .intake import DataKeys, read_fit, read_query
 from .rows import DenseRows, Rows, SparseRows
 from .schema import RNA, Kind, Schema, ViewSchema
 from .views import ViewCells, speaking_of_view, table_of, typical_library

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from ..common.rng import numpy_generator
 from ..inference.outcome import ACTIVE_ABOVE
 from ..kernels.context import working_on
+from ..model.latent.discrete import Discrete
 from ..model.latent.posterior import DiagonalNormal
 from ..model.latent.prior import Prior, StandardNormal
 
@@ -68,6 +69,11 @@ def kl_to_prior(
     Without a prior, it is N(0, I) (Kingma & Welling 2014, appendix B).
     """
     prior = prior or StandardNormal(mean.shape[1])
+    if isinstance(prior, Discrete):
+        with torch.no_grad(), working_on(torch.device("cpu")):
+            q = DiagonalNormal(torch.from_numpy(mean).double(), torch.from_numpy(log_variance).double())
+            shared_out: Float[np.ndarray, "cells latent"] = copy.deepcopy(prior).cpu().double().usage(q).numpy()
+        return shared_out
     centre, spread = (moment.detach().double().cpu().numpy() for moment in (prior.mean, prior.variance))
     mean, log_variance = (mean - centre) / np.sqrt(spread), log_variance - np.log(spread)
     kl: Float[np.ndarray, "cells latent"] = 0.5 * (mean**2 + np.expm1(log_variance) - log_variance)
@@ -77,8 +83,8 @@ def kl_to_prior(
 def mean_kl(
     mean: Float[np.ndarray, "cells latent"], log_variance: Float[np.ndarray, "cells latent"], prior: Prior, *, seed: int
 ) -> float:
-    """KL(q(z | x) || p(z)) in nats, mean over cells: exact for N(0, I), else from `KL_DRAWS` draws per cell."""
-    if isinstance(prior, StandardNormal):
+    """KL(q(z | x) || p(z)) in nats, mean over cells: from `KL_DRAWS` draws per cell, if it has no closed form."""
+    if isinstance(prior, StandardNormal | Discrete):
         return float(kl_to_prior(mean, log_variance, prior).sum(1).mean())
     q = DiagonalNormal(torch.from_numpy(mean), torch.from_numpy(log_variance))
     rng = numpy_generator(seed, NOISE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,14 +11,16 @@ from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import n_aside
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import posterior_moments
 from ..likelihoods import Gaussian
+from ..model.latent.codebook import Codebook
 from ..model.latent.prior import Prior
 from .collapse import Usage, usage
 from .gaps import Gaps, gaps
 from .generalization import Generalization, generalization
+from .groups import GroupUse, group_use, of_codes
 from .held_out import judged_cells
 from .information import Information, information
 from .jacobian import Spectrum, spectrum
@@ -44,6 +46,8 @@ class Examination:
         Number of cells in the sample.
     usage, information, gaps, spectrum, predictive, generalization
         See their classes.
+    groups
+        Use of the codes or categories; None for a latent without.
     leak
         Leak of the batch into z; None without batches.
     correction
@@ -62,6 +66,7 @@ class Examination:
     spectrum: Spectrum
     predictive: Predictive
     generalization: Generalization
+    groups: GroupUse | None
     leak: Leak | None
     correction: OverCorrection | None
     relative_scale: Float[np.ndarray, " varying"]
@@ -93,18 +98,26 @@ def examine(
     chosen = numpy_generator(seed, SAMPLE).permutation(filled)[:n_cells]
     chosen_in_order = np.sort(chosen)
     sample = cells.taken(chosen_in_order)
-    mean, variance = (moment.astype(np.float64) for moment in posterior_moments(model, sample, beta=beta))
+    moments = posterior_moments(model, sample, beta=beta)
+    mean, variance = (moment.astype(np.float64) for moment in moments)
     prior = model.network.prior
-    seen = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
+    use = usage(mean, np.log(variance), prior)
+    if isinstance(prior, Codebook):
+        codes, told = of_codes(prior, mean)
+        use = replace(use, mean_variance=codes.var(0))
+    else:
+        told = information(mean, np.log(variance), prior, seed=seed, density=_density_at(model, beta))
+    drawn = predictive(model, _some(cells, chosen, PREDICTIVE_CELLS), beta=beta, seed=seed)
     return Examination(
         beta=beta,
         n_cells=len(sample),
-        usage=usage(mean, np.log(variance), prior),
-        information=information(mean, np.log(variance), prior, seed=seed, density=_density_at(model, beta)),
+        usage=use,
+        information=told,
         gaps=gaps(model, _some(cells, chosen, GAP_CELLS), beta=beta, seed=seed),
         spectrum=spectrum(model, _some(cells, chosen, SPECTRUM_CELLS), beta=beta),
-        predictive=seen,
+        predictive=drawn,
         generalization=generalization(model, cells, beta=beta, seed=seed),
+        groups=group_use(model, moments),
         leak=batch_leak(model.written(mean), sample.codes[:, 0]) if sample.has_batch else None,
         correction=None
         if condition is None
@@ -117,7 +130,7 @@ def examine(
             beta=beta,
             seed=seed,
         ),
-        relative_scale=_relative_scale(model, seen.variance, beta),
+        relative_scale=_relative_scale(model, drawn.variance, beta),
         steps=_steps(model, cells),
     )
 

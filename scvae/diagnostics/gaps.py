@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..common.rng import torch_generator
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, log_likelihood_bound
 from ..kernels.context import working_on
+from ..model.latent.codebook import Codebook
 from ..model.latent.posterior import DiagonalNormal
+from ..model.objective import joint_of_values
 from ..model.refinement import best_posterior
 from ..model.vae import VAE
 
@@ -44,7 +46,7 @@ class Gaps:
     ----------
     amortization
         Objective with the best normal q of each cell minus the objective with the encoder's q (Cremer et al. 2018,
-        equation 4), both at the model's β.
+        equation 4), both at the model's β. For codes, the best code of each cell takes the place of the best normal q.
     variational
         Importance-weighted bound minus ELBO, both at β = 1 and with the encoder's q: at most log p(x) - ELBO.
     optimized_kl
@@ -62,7 +64,7 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
     For the amortization gap, the mean and log variance of each cell's q start at the encoder's output and follow the
     gradient of the objective (Adam, fresh noise at every step, two draws of opposite sign). The two posteriors are
     then compared with the same noise, which the optimisation has not used. The gap therefore cannot come from fitting
-    the noise, and it may be negative within its error.
+    the noise, and it may be negative within its error. The best of finitely many codes is found by decoding them all.
 
     Parameters
     ----------
@@ -82,8 +84,11 @@ def gaps(model: FittedModel, cells: Cells, *, beta: float | None = None, seed: i
         for i, (positions, batch) in enumerate(batches_of(model, cells, AT_ONCE, beta=beta)):
             with torch.no_grad():
                 before = network.encode(batch)
-            after = best_posterior(network, batch, before, beta=weight, seed=seed, steps=STEPS)
-            found = _gain(network, batch, before, after, beta=weight, seed=seed, turn=i)
+            if isinstance(network.prior, Codebook):
+                found = _gain_of_code(network, network.prior, batch, before)
+            else:
+                after = best_posterior(network, batch, before, beta=weight, seed=seed, steps=STEPS)
+                found = _gain(network, batch, before, after, beta=weight, seed=seed, turn=i)
             gain[positions], kl[positions] = (values.cpu().numpy() for values in found)
     bounds = {
         kind: log_likelihood_bound(model, cells, kind=kind, n_samples=BOUND_DRAWS, seed=seed, beta=beta)
@@ -108,6 +113,17 @@ def _gain(
         total -= network.log_likelihood(z_before, batch, none).per_row.double()
     kl = network.prior.kl(after, draws).double().sum(1)
     return total / JUDGE_DRAWS - beta * (kl - network.prior.kl(before, draws_before).double().sum(1)), kl
+
+
+@torch.no_grad()
+def _gain_of_code(
+    network: VAE, book: Codebook, batch: Batch, before: DiagonalNormal
+) -> tuple[Float[Tensor, " cells"], Float[Tensor, " cells"]]:
+    """Objective at the best code of each cell minus that at the encoder's; and -log p of the best code."""
+    log_weight, codes = book.values()
+    best, code = joint_of_values(network, batch, log_weight, codes).max(0)
+    own = network.log_likelihood(before.mean, batch, torch.zeros_like(before.mean[:, 0])).per_row.double()
+    return best - own - book.log_prob(before.mean).double(), -log_weight[code].double()
 
 
 def _gap(differences: Float[np.ndarray, " cells"]) -> Gap:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.decoding import Target, expression, posterior_draws
 from ..inference.fitted import FittedModel
 from ..kernels.context import working_on

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import log_likelihood_bound, posterior_moments
@@ -42,7 +42,7 @@ class RateDistortion:
     distortion
         D = -E_q[log p(x | z)].
     rate
-        R = KL(q(z | x) || N(0, I)).
+        R = KL(q(z | x) || p(z)).
     objective
         D + βR, which training minimises (Higgins et al. 2017; Alemi et al. 2018, equation 7).
     elbo

@@ -35,6 +35,8 @@ MOST = 2 / 3  # of the latent dimensions unused: fewer are spare
 KEPT = 0.5  # of the differences between conditions, or of those in corrected expression that counts show
 SIZEABLE = 0.1  # nats, root mean square over genes
 BEYOND_BATCHES = 3.0  # times the squared differences of batches within a condition
+TOLD_APART = 1.1  # groups: 0.1 nats, what a type of 2 % of the cells would tell
+MANY = {"code": "codes", "category": "categories"}
 PAST_Z = "the decoder sees the input past z"
 
 
@@ -67,6 +69,7 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
     """All findings, diseases first; a healthy model has only remarks, or none."""
     checks: tuple[Callable[[FittedModel, Examination], Finding | None], ...] = (
         _total_collapse,
+        _groups_collapsed,
         _encoder_ignores_its_input,
         _beta_too_large,
         _warm_up_missing,
@@ -79,12 +82,17 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
         _beta_not_attained,
         _encoder_falls_short,
         _partial_collapse,
+        _empty_groups,
         _calibration,
         _sees_the_input,
         _nothing_held_out,
     )
     found = [finding for check in checks if (finding := check(model, seen)) is not None]
     return tuple(sorted(found, key=lambda finding: finding.severity != "disease"))
+
+
+def _has_codes(seen: Examination) -> bool:
+    return seen.groups is not None and seen.groups.kind == "code"
 
 
 def _is_deaf(seen: Examination) -> bool:
@@ -119,6 +127,9 @@ def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
     if skip != "none":
         cause = f"{PAST_Z} (NetworkConfig.skip={skip!r}), and z costs KL"
         remedy = "leave NetworkConfig.skip at 'none'" + (", or set 'gated'" if skip == "plain" else "")
+    elif _has_codes(seen):
+        cause = "the data have no structure beyond depth and batch, or training failed before the codes differed"
+        remedy = "look at a PCA of the data first; then try more epochs, or NetworkConfig.latent='normal'"
     elif seen.beta > 1:
         cause = f"at β = {seen.beta:g}, each nat of KL must improve the fit by more than {seen.beta:g} nats"
         remedy = "fit again with β = 1, or fit a range with scvae.fit(adata, beta=(0.1, 10)) and choose β afterwards"
@@ -138,6 +149,27 @@ def _total_collapse(model: FittedModel, seen: Examination) -> Finding | None:
         ),
         cause=cause,
         remedy=remedy,
+    )
+
+
+def _groups_collapsed(model: FittedModel, seen: Examination) -> Finding | None:
+    use = seen.groups
+    if use is None or use.told_apart >= TOLD_APART or _is_collapsed(model, seen):
+        return None
+    n, one = len(use.n_cells), use.kind
+    many = MANY[one]
+    return Finding(
+        name=f"{many} collapsed",
+        severity="disease",
+        sentence=(
+            f"the {n} {many} tell {use.information:.2f} nats about a cell, no more than {use.told_apart:.1f} of equal "
+            f"size would; z holds {seen.information.kl:.1f}"
+        ),
+        cause=f"nearly all cells are in one {one}"
+        if use.perplexity < 2
+        else f"the {many} lie on each other, so that a cell is in all of them",
+        remedy="let the fit run to its end, with a smaller β or TrainingConfig(free_bits=0.1); if the data have no "
+        "types, set NetworkConfig.latent to 'normal'",
     )
 
 
@@ -172,7 +204,7 @@ def _beta_too_large(model: FittedModel, seen: Examination) -> Finding | None:
 
 
 def _warm_up_missing(model: FittedModel, seen: Examination) -> Finding | None:
-    if model.training_config.warmup != 0 or seen.beta == 0 or not _holds_little(model, seen):
+    if model.training_config.warmup != 0 or seen.beta == 0 or _has_codes(seen) or not _holds_little(model, seen):
         return None
     return Finding(
         name="warm-up missing",
@@ -365,7 +397,7 @@ def _encoder_falls_short(model: FittedModel, seen: Examination) -> Finding | Non
 def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
     """Unused dimensions are no fault if others are in use; nor are many at a large β, which is meant to empty them."""
     unused = model.n_latent - seen.usage.active
-    if unused == 0 or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
+    if unused == 0 or _has_codes(seen) or _is_collapsed(model, seen) or _encoder_is_at_fault(seen):
         return None
     is_wide = unused > MOST * model.n_latent and seen.beta <= 1 and not _holds_little(model, seen)
     return Finding(
@@ -382,6 +414,22 @@ def _partial_collapse(model: FittedModel, seen: Examination) -> Finding | None:
         "fills them"
         if model.network_config.skip == "none"
         else "leave NetworkConfig.skip at 'none', or use a smaller β",
+    )
+
+
+def _empty_groups(model: FittedModel, seen: Examination) -> Finding | None:
+    use = seen.groups
+    if use is None or use.empty == 0 or _is_collapsed(model, seen) or _groups_collapsed(model, seen):
+        return None
+    n, many = len(use.n_cells), MANY[use.kind]
+    setting = {"code": "n_codes", "category": "n_categories"}[use.kind]
+    return Finding(
+        name=f"empty {many}",
+        severity="disease" if use.empty > MOST * n else "remark",
+        sentence=f"{use.empty} of {n} {many} have none of the {seen.n_cells:,} cells; perplexity {use.perplexity:.1f}",
+        cause=f"these cells have fewer states than there are {many}",
+        remedy=f"fit with NetworkConfig.{setting}={max(2, n - use.empty)}; no fix is needed if these are some cells of "
+        "the fit only",
     )
 
 

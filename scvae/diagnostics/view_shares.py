@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..common.rng import torch_generator
-from ..data.intake import Cells
+from ..config import ViewLikelihood
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, posterior_of
-from ..inference.views import given_views
+from ..inference.views import every_view, given_views
 from ..kernels.context import working_on
+from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
+from .predictive import Predictive, predictive
 
 DRAWS = 38  # random stream
 MOST_CELLS, AT_ONCE = 1_000, 256
@@ -27,8 +31,8 @@ class ViewShare:
 
     Parameters
     ----------
-    name
-        Name of the measurement.
+    name, likelihood
+        Name of the measurement, and of its head.
     n_cells
         Number of cells with all measurements that were examined.
     log_likelihood
@@ -36,18 +40,26 @@ class ViewShare:
     rate
         Mean KL from the prior to the posterior of this measurement alone, for each dimension of the network, in nats.
     added
-        Mean KL from the posterior of the others to that of all, in nats: what it adds to the others.
+        Mean KL from the posterior of the others to that of all, in nats: what it adds to the others. NaN for codes,
+        between which there is no KL.
     distance
         Root mean square distance of the means by this measurement alone from those by all, relative to the spread of
         the latter over cells.
+    features
+        Names of its features.
+    predictive
+        Its values, and draws of the same cells.
     """
 
     name: str
+    likelihood: ViewLikelihood
     n_cells: int
     log_likelihood: float
     rate: Float[np.ndarray, " latent"]
     added: float
     distance: float
+    features: tuple[str, ...]
+    predictive: Predictive
 
 
 @torch.no_grad()
@@ -62,7 +74,8 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
         likelihoods = _log_likelihoods(model, cells, joint, beta, seed)
         spread = joint.mean.var(0, unbiased=False).sum()
         shares = []
-        for name, log_likelihood in zip(names, likelihoods, strict=True):
+        seen = every_view(model, cells)
+        for name, log_likelihood, (facing, turned) in zip(names, likelihoods, seen, strict=True):
             alone = _posterior(model, given_views(cells, model.schema, name), beta)
             others = [other for other in names if other != name]
             without = _posterior(model, given_views(cells, model.schema, others), beta)
@@ -70,11 +83,14 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
             shares.append(
                 ViewShare(
                     name=name,
+                    likelihood=facing.likelihood,
                     n_cells=len(cells),
                     log_likelihood=log_likelihood,
                     rate=model.network.prior.usage(alone).mean(0).cpu().numpy(),
                     added=float(_kl(joint, without).mean()),
                     distance=float((moved / spread).sqrt()),
+                    features=facing.schema.genes,
+                    predictive=predictive(facing, turned, beta=beta, seed=seed),
                 )
             )
     return tuple(shares)
@@ -82,7 +98,8 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
 
 def _posterior(model: FittedModel, cells: Cells, beta: float | None) -> DiagonalNormal:
     found = [posterior_of(model, batch, beta=beta) for _, batch in batches_of(model, cells, AT_ONCE, beta=beta)]
-    return DiagonalNormal(torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found]))
+    whole = DiagonalNormal(torch.cat([q.mean for q in found]), torch.cat([q.log_variance for q in found]))
+    return model.network.prior.inferred(whole)
 
 
 def _log_likelihoods(
@@ -103,5 +120,7 @@ def _kl(first: DiagonalNormal, second: DiagonalNormal) -> Float[Tensor, " cells"
     """KL(first || second) of each cell."""
     ratio = (first.log_variance - second.log_variance).exp()
     moved = (first.mean - second.mean).square() / second.variance
+    if isinstance(first, Rounded):
+        return torch.full_like(first.mean[:, 0], math.nan)
     kl: Tensor = 0.5 * (ratio + moved - 1.0 - ratio.log()).sum(1)
     return kl

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..common.checks import listing, warn
-from ..data.intake import Cells, read_query
+from ..data.cells import Cells
+from ..data.intake import read_query
 from ..data.joint import with_views
 from ..data.on_disk import Joined
 from ..data.schema import Schema

@@ -28,6 +28,7 @@ from ..kernels.context import computing
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE
 from .card import card_of
+from .coverage import Coverage
 from .density import Density
 from .known_labels import KnownLabels
 from .metric import Metric, MetricName
@@ -92,6 +93,9 @@ class FittedModel:
     view_libraries
         Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it; 1 for real
         values.
+    coverages
+        How often the intervals of each further measurement hold in the cells that the fit held out (see
+        `scvae.tl.impute`); None where they are too few, and empty for models saved before scvae counted.
 
     Examples
     --------
@@ -126,6 +130,7 @@ class FittedModel:
     reference: Reference | None = None
     licence: str | None = None
     view_libraries: tuple[LibrarySizes, ...] = ()
+    coverages: tuple[Coverage | None, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -387,6 +392,7 @@ class FittedModel:
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
             **({} if self.licence is None else {"licence": self.licence}),
             **({"view_libraries": [sizes.to_json() for sizes in self.view_libraries]} if self.view_libraries else {}),
+            **({"coverages": [found and found.to_json() for found in self.coverages]} if self.coverages else {}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:

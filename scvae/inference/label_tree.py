@@ -105,7 +105,7 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
     else:
         raise TypeError(
             f"hierarchy is a {type(hierarchy).__name__}; pass a dict or Series from child to parent, a nested dict, a "
-            "table or names of columns of adata.obs from coarse to fine, or 'learnt'"
+            "table or names of columns of adata.obs from coarse to fine, the path of an OBO file, or 'learnt'"
         )
     parents: dict[str, str | None] = {}
     for child, parent in ((spelling(child), None if parent is None else spelling(parent)) for child, parent in pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from ..data.labels import UNKNOWN
 from .label_confidence import curves, name_cells
 from .label_tree import LabelTree, flat_tree, learnt_tree, tree_of
+from .ontology import is_ontology, parents_in_ontology
 
 LEARNT = "learnt"
 
@@ -65,6 +67,8 @@ def tree_for(
         )
     if isinstance(hierarchy, str) and hierarchy == LEARNT:
         return learnt_tree(judges.probability, judges.truth, labels)
+    if isinstance(hierarchy, str | os.PathLike) and is_ontology(hierarchy):
+        return tree_of(parents_in_ontology(hierarchy, labels), labels)
     if isinstance(hierarchy, str):
         hierarchy = [hierarchy]
     if isinstance(hierarchy, list | tuple):

@@ -161,13 +161,21 @@ def importance_weighted(
 def enumerated(
     network: VAE, batch: Batch, log_prob: Float[Tensor, " values"], values: Float[Tensor, "values latent"]
 ) -> Float[Tensor, " cells"]:
-    """log p(x) = log sum_k p(z_k) p(x | z_k) of each cell. Memory does not grow with the number of values."""
-    total, done = torch.full_like(batch.library, -math.inf, dtype=torch.float64), 0
+    """log p(x) = log sum_k p(z_k) p(x | z_k) of each cell."""
+    return torch.logsumexp(joint_of_values(network, batch, log_prob, values), dim=0)
+
+
+@torch.no_grad()
+def joint_of_values(
+    network: VAE, batch: Batch, log_prob: Float[Tensor, " values"], values: Float[Tensor, "values latent"]
+) -> Float[Tensor, "values cells"]:
+    """log p(z_k) + log p(x | z_k), in float64. No more than `DRAWS_BUDGET` rows x genes are decoded at once."""
+    parts, done = [], 0
     for n in _passes(batch, len(values)):
         z = values[done : done + n, None].expand(n, len(batch), -1)
-        joint = _log_likelihood(network, z, batch).double() + log_prob[done : done + n, None].double()
-        total, done = torch.logaddexp(total, torch.logsumexp(joint, dim=0)), done + n
-    return total
+        parts.append(_log_likelihood(network, z, batch).double() + log_prob[done : done + n, None].double())
+        done += n
+    return torch.cat(parts)
 
 
 def _log_likelihood(network: VAE, z: Float[Tensor, "draws cells latent"], batch: Batch) -> Float[Tensor, "draws cells"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -95,5 +96,7 @@ def _draw(axes: Axes, found: dict[str, Any]) -> None:
     axes.set_ylim(0.0, HEADROOM * max(float(rates.max()), 1e-3))
     axes.set_xlabel("dimension of the network")
     axes.set_ylabel("KL by one view alone (nats)")
-    added = ", ".join(f"{name} {float(share['added']):.2f}" for name, share in found.items())
-    title(axes, f"nats that each adds to the others: {added}")
+    added = {name: float(share["added"]) for name, share in found.items()}
+    if not any(map(math.isnan, added.values())):  # as with codes
+        listed = ", ".join(f"{name} {nats:.2f}" for name, nats in added.items())
+        title(axes, f"nats that each adds to the others: {listed}")

@@ -14,7 +14,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import target_of, write_made
 from ..data.beta_range import evenly_spaced, given_betas
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
 from ..inference.cells import read_cells
 from ..inference.fitted import FittedModel, check_model

@@ -14,8 +14,8 @@ from ..common.distributed import process_group
 from ..common.keys import Keys, as_keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write
+from ..data.cells import Cells
 from ..data.covariates import widened, with_new_batches
-from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
 from ..inference.cells import read_cells, with_batch_key
 from ..inference.fitted import FittedModel, check_model

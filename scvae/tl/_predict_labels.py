@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def predict_labels(
     adata: AnnData,
     model: FittedModel,
     *,
-    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | None = None,
+    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
     max_error: float = 0.05,
     unknown_above: float = 0.7,
     probabilities: bool = False,
@@ -68,8 +69,10 @@ def predict_labels(
         or with lists as its innermost values); a table with a column for each level, from coarse to fine, as
         ``reference.obs[["lineage", "cell_type"]]``; names of such columns of `adata.obs`, or of labels in the model's
         file if `adata.obs` lacks them; or ``"learnt"`` for a tree that joins labels which are taken for each other in
-        held-out cells. A label that is not in the tree is a child of its root. None gives each cell its most probable
-        label.
+        held-out cells; or the path of an ontology in the OBO format (``"cl.obo"``, the Cell Ontology; needs
+        ``pip install 'scvae-torch[ontology]'``), whose names, ids or exact synonyms the labels must be. It is cut to
+        classes that part the labels; where two of them share some labels only, the larger is kept. A label that is not
+        in the tree is a child of its root. None gives each cell its most probable label.
     max_error
         With `hierarchy`: the largest expected share of wrong names among those given, in [0, 1].
     unknown_above
@@ -105,7 +108,8 @@ def predict_labels(
     Warns
     -----
     UserWarning
-        If too few labelled cells were held out of the training for any name at `max_error` (19 are needed for 0.05).
+        If too few labelled cells were held out of the training for any name at `max_error` (19 are needed for 0.05), or
+        an ontology lacks some labels.
 
     Raises
     ------
@@ -114,6 +118,8 @@ def predict_labels(
         MissingKeyError (also a KeyError) if a column does not exist. `adata` is then unchanged.
     TypeError
         If `hierarchy` has another form.
+    FileNotFoundError, ImportError
+        If `hierarchy` is the path of an ontology that does not exist, or obonet, which reads it, is not installed.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from ..common.checks import LISTED, check_adata, check_not_negative, check_positive_int, listing, warn
 from ..common.keys import can_be_key, check_slot_name
 from ..common.slots import target_of, write
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.cells import read_cells
 from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,8 @@ from ..common.checks import check_adata, check_obs_column, check_probability, li
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
-from ..data.intake import Cells
 from ..data.labels import UNKNOWN, labels_in
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_cells, read_new
@@ -37,7 +38,7 @@ def transfer_labels(
     reference: AnnData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
-    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | None = None,
+    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
     max_error: float = 0.05,
     unknown_above: float = 0.7,
     beta: float | None = None,

@@ -23,7 +23,8 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import evenly_spaced, given_betas
-from ..data.intake import Cells, DataKeys
+from ..data.cells import Cells
+from ..data.intake import DataKeys
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells
@@ -208,11 +209,8 @@ def tune_beta(
     check_choice(method, ("path", "sweep"), "method")
     if adata.n_obs < LEAST_CELLS:
         raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
-    if isinstance(network, NetworkConfig) and network.latent != "normal":
-        raise ValueError(
-            f"NetworkConfig.latent is {network.latent!r}, but tune_beta measures the rate from N(0, I); leave it at "
-            "'normal'"
-        )
+    if isinstance(network, NetworkConfig):
+        _check_network(network, method)
     labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
     covariate_keys = () if covariate_keys is None else covariate_keys
@@ -245,6 +243,21 @@ def tune_beta(
     record = {keys.beta_path: table.copy(), keys.judged_on: judged_on}
     write_results(adata, found.model, cells, keys, beta=recommended, more=record)
     return found
+
+
+def _check_network(network: NetworkConfig, method: Method) -> None:
+    """Refuses a latent whose rate β does not change, and a path of networks that know one β."""
+    if network.latent == "quantized":
+        raise ValueError(
+            "NetworkConfig.latent='quantized' has no β to tune: its rate has no gradient and is set by n_codes; fit "
+            "with several n_codes and compare scvae.tl.log_likelihood of held-out cells"
+        )
+    normal = NetworkConfig()
+    of_one = [name for name in ("latent", "prior", "skip") if getattr(network, name) != getattr(normal, name)]
+    if of_one and method == "path":
+        raise ValueError(
+            f"NetworkConfig.{of_one[0]}={getattr(network, of_one[0])!r} needs one β for each model; pass method='sweep'"
+        )
 
 
 def _label_codes(adata: AnnData, key: str) -> Int[np.ndarray, " cells"]:

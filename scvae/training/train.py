@@ -19,8 +19,8 @@ from ..common.progress import Bar, progress_bar
 from ..common.rng import torch_generators
 from ..config import TrainingConfig
 from ..data.batches import Batches, epoch_plan, split
+from ..data.cells import Cells
 from ..data.feeds import Feed, Resident, make_feed
-from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..model.blocks import BatchNorm, Dropout
 from ..model.latent.discrete import Discrete

@@ -10,6 +10,7 @@ from scvae.model.latent import codebook
 from scvae.model.latent.categorical import Categorical
 from scvae.model.latent.codebook import Codebook
 from scvae.model.latent.posterior import DiagonalNormal
+from scvae.model.objective import kl_penalty
 
 
 def drawn(*shape, seed=0, sd=1.0):
@@ -243,3 +244,22 @@ def test_a_step_that_is_not_finite_leaves_the_codes_alone():
     z[1, 0] = np.nan
     book.follow(z, torch.full((4,), 0.25).double(), drawn(4, 2))
     assert all(torch.equal(tensor, before[name]) for name, tensor in book.state_dict().items())
+
+
+def test_free_bits_also_hold_for_the_type():
+    """With all centres alike the type tells nothing; free bits then leave it and the unused dimensions alone."""
+    prior = categories()
+    with torch.no_grad():
+        prior.centre.zero_()
+        prior.log_variance.zero_()
+    summands = prior.kl(POSTERIOR, POSTERIOR.mean)
+    assert summands.shape == (6, 3)  # two dimensions and the type
+    np.testing.assert_allclose(summands[:, 2].detach(), 0.0, atol=1e-12)
+    prior = categories()
+    q = special.softmax(-by_hand(prior, POSTERIOR).detach().numpy(), 1)
+    np.testing.assert_allclose(
+        prior.kl(POSTERIOR, POSTERIOR.mean)[:, 2].detach(), np.log(3) - stats.entropy(q, axis=1), rtol=1e-9
+    )
+    of_type = prior.kl(POSTERIOR, POSTERIOR.mean).mean(0)[2:]
+    assert gradients(prior, kl_penalty(of_type, free_bits=2.0, capacity=None)).abs().max() == 0.0
+    assert gradients(prior, kl_penalty(of_type, free_bits=0.01, capacity=None)).abs().max() > 0.0

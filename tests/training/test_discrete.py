@@ -303,8 +303,6 @@ def test_free_bits_and_another_beta_go_with_categories():
     [
         ("codes", lambda adata, model: scvae.tl.prune(adata, model), "prune"),
         ("codes", lambda adata, model: scvae.tl.map_query(adata, model), "map_query"),
-        ("codes", lambda adata, model: scvae.tl.diagnose(adata, model), "diagnose"),
-        ("categories", lambda adata, model: scvae.tl.diagnose(adata, model), "diagnose"),
         ("codes", lambda adata, model: scvae.tl.log_likelihood(adata, model, kind="density"), "log_likelihood"),
         ("codes", lambda adata, model: scvae.tl.log_likelihood(adata, model, refine=2), "log_likelihood"),
         ("codes", lambda adata, model: scvae.tl.embed(adata, model, refine=2), "embed"),
@@ -328,10 +326,20 @@ def test_the_record_has_the_prior_in_written_coordinates():
     np.testing.assert_allclose(adata.uns["scvae"]["prior_mean"], model.written(centre.mean(0)), atol=0.1)
 
 
-@each_kind
-def test_tuning_refuses_groups(kind):
-    with pytest.raises(ValueError, match="tune_beta measures the rate from N"):
-        scvae.tune_beta(simulated(), network=NETWORKS[kind], method="sweep", betas=[0.5, 1], verbose=False)
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (CODES, "'quantized' has no β to tune"),
+        (CATEGORIES, "latent='categorical' needs one β for each model; pass method='sweep'"),
+        (NetworkConfig(prior="mixture"), "prior='mixture' needs one β for each model; pass method='sweep'"),
+        (NetworkConfig(skip="plain"), "skip='plain' needs one β for each model; pass method='sweep'"),
+    ],
+)
+def test_a_path_over_beta_is_refused_where_a_network_knows_one(network, said, digest):
+    before = digest(adata := simulated())
+    with pytest.raises(ValueError, match=re.escape(said)):
+        scvae.tune_beta(adata, network=network, betas=[0.5, 1], verbose=False)
+    assert digest(adata) == before
 
 
 def test_several_processes_are_refused(monkeypatch):

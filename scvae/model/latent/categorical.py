@@ -100,14 +100,21 @@ class Categorical(Discrete):
         """q(y | x)."""
         return torch.softmax(-self.kl_of_each(posterior).sum(-1), dim=1)
 
-    def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
-        """KL(q(y, z | x) || p(y, z)), the sum over categories; that of y is shared out among the dimensions."""
+    def kl(
+        self, posterior: DiagonalNormal, draws: Float[Tensor, "*draws cells latent"]
+    ) -> Float[Tensor, "cells summands"]:
+        """KL(q(y, z | x) || p(y, z)), the sum over categories: a summand for each dimension, and one for y."""
         each = self.kl_of_each(posterior)
-        return self._in_dimensions(each, torch.softmax(-each.sum(-1), dim=1))
+        return self._summands(each, torch.softmax(-each.sum(-1), dim=1))
+
+    def usage(self, posterior: DiagonalNormal) -> Float[Tensor, "cells latent"]:
+        """The same, with the KL of y shared out among the dimensions."""
+        summands = self.kl(posterior, posterior.mean)
+        return summands[:, :-1] + self.in_proportion(summands[:, -1], self.between)
 
     def rate(
         self, posterior: DiagonalNormal, draws: Float[Tensor, "cells latent"], noise: Float[Tensor, "cells noise"]
-    ) -> Float[Tensor, "cells latent"]:
+    ) -> Float[Tensor, "cells summands"]:
         """With a relaxation, in training, the KL of z at a relaxed draw of y."""
         if not self.n_noise or not self.training:
             return self.kl(posterior, draws)
@@ -117,16 +124,15 @@ class Categorical(Discrete):
         if self.relaxation == "straight_through":
             chosen = torch.nn.functional.one_hot(weight.argmax(1), len(self.centre)).to(weight)
             weight = weight + (chosen - weight).detach()
-        return self._in_dimensions(each, weight)
+        return self._summands(each, weight)
 
-    def _in_dimensions(
+    def _summands(
         self, each: Float[Tensor, "cells categories latent"], weight: Float[Tensor, "cells categories"]
-    ) -> Float[Tensor, "cells latent"]:
-        """KL of z with these weights of the categories, and KL of y."""
+    ) -> Float[Tensor, "cells summands"]:
+        """KL of z in each dimension with these weights of the categories, and KL of y."""
         log_q = torch.log_softmax(-each.sum(-1), dim=1)
-        of_type = (log_q.exp() * (log_q + math.log(len(self.centre)))).sum(1)
-        of_state = torch.einsum("ck,ckd->cd", weight, each)
-        return of_state + self.in_proportion(of_type, self.between)
+        of_type = (log_q.exp() * (log_q + math.log(len(self.centre)))).sum(1, keepdim=True)
+        return torch.cat([torch.einsum("ck,ckd->cd", weight, each), of_type], dim=1)
 
     def drop_dimensions(self, dropped: Bool[Tensor, " latent"]) -> None:
         self.centre = nn.Parameter(self.centre.detach()[:, ~dropped])
