@@ -78,6 +78,11 @@ class OverCorrection:
     confounded: bool
     excess: float
 
+    @property
+    def conditions_differ(self) -> bool:
+        """Whether the counts of the conditions differ by more than those of shuffled ones; also if confounded."""
+        return self.confounded or self.condition_size > self.chance
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sums:

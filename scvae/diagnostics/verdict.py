@@ -261,9 +261,7 @@ def _batch_leak(_model: FittedModel, seen: Examination) -> Finding | None:
 
 def _over_correction(_model: FittedModel, seen: Examination) -> Finding | None:
     found = seen.correction
-    if found is None or found.condition_size < SIZEABLE or not found.kept < KEPT:
-        return None
-    if not found.confounded and not found.condition_size > found.chance:
+    if found is None or not found.conditions_differ or found.condition_size < SIZEABLE or not found.kept < KEPT:
         return None
     name = repr(found.condition_key)
     kept = f"corrected expression keeps {max(found.kept, 0.0):.0%} of the differences between values of {name}"

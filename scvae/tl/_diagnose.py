@@ -139,7 +139,8 @@ class Diagnosis:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
         if seen.correction is not None:
             audit = seen.correction
-            rows["correction"] = f"{audit.kept:.0%} of differences by {audit.condition_key} kept"
+            kept = f"{audit.kept:.0%} of" if audit.conditions_differ else "no clear"
+            rows["correction"] = f"{kept} differences by {audit.condition_key}" + " kept" * audit.conditions_differ
             if np.isfinite(audit.removed).any():
                 rows["correction"] += f", {np.nanmedian(audit.removed):.0%} of those between batches removed"
         for view, fits in _by_view(self.heads).items():
