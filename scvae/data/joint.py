@@ -16,6 +16,7 @@ from ..config import View
 from ..kernels.csr import CSR
 from .cells import Cells
 from .intake import DataKeys, read_fit, read_query
+from .modalities import beside
 from .rows import DenseRows, Rows, SparseRows
 from .schema import RNA, Kind, Schema, ViewSchema
 from .views import ViewCells, speaking_of_view, table_of, typical_library
@@ -84,7 +85,7 @@ def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, 
     schema
         The schema of the fit.
     also
-        A second AnnData for some of the measurements, in place of the slots.
+        A second AnnData for some of the measurements, in place of the slots, or of a modality `beside` the cells.
 
     Raises
     ------
@@ -92,13 +93,14 @@ def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, 
         As `read_query`, with the name of the view; if `also` names another view, or a cell has no measurement at all.
     """
     unknown = [name for name in also or {} if name not in schema.view_names[1:]]
+    given = {name: mod for name, mod in beside(adata).items() if name in schema.view_names[1:]} | dict(also or {})
     if unknown:
         raise ValueError(
             f"also has {listing(unknown)}, but the views of the model are {listing(schema.view_names[1:])}"
         )
     if not schema.views:
         return cells
-    read = [_read(adata, view, (also or {}).get(view.name)) for view in schema.views]
+    read = [_read(adata, view, given.get(view.name)) for view in schema.views]
     return _joint(cells, read, schema.name, schema.view_names[1:])
 
 

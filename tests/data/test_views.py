@@ -186,6 +186,11 @@ def test_fit_refuses_views_that_cannot_be_used_and_changes_nothing(adata, digest
     assert digest(adata) == before
 
 
+def test_a_likelihood_of_proteins_that_does_not_exist_is_named_as_it_was_given(adata):
+    with pytest.raises(ValueError, match=r"^protein_likelihood must be one of 'nb'.*found 'normal'"):
+        scvae.fit(adata, protein_key="protein", protein_likelihood="normal")
+
+
 def test_a_view_is_checked_when_it_is_made():
     with pytest.raises(ValueError, match="found neither of them"):
         scvae.View()
