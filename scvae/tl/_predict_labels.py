@@ -15,7 +15,7 @@ from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_new
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
@@ -25,11 +25,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def predict_labels(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
