@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 
 PLACES = ("obs", "obsm", "obsp", "uns", "varm", "layers")
 OF_MODALITY = ("varm", "layers")  # the others are of the MuData
-_beside: ContextVar[tuple[AnnData | None, Mapping[str, AnnData]]] = ContextVar("beside", default=(None, {}))
+_beside: ContextVar[tuple[tuple[AnnData, Mapping[str, AnnData]], ...]] = ContextVar("beside", default=())
 
 
 def beside(adata: AnnData) -> Mapping[str, AnnData]:
     """The other modalities of the MuData that this AnnData is made of, within `modalities_of`; else none."""
-    of, others = _beside.get()
-    return others if of is adata else {}
+    return next((others for of, others in _beside.get() if of is adata), {})
 
 
 @contextmanager
@@ -49,7 +48,7 @@ def modalities_of(given: Any, first: str) -> Iterator[Any]:
     adata = _of_first(given, first)
     before = {place: dict(getattr(adata, place)) for place in PLACES}
     others = {name: modality for name, modality in given.mod.items() if name != first}
-    token = _beside.set((adata, others))
+    token = _beside.set((*_beside.get(), (adata, others)))
     try:
         yield adata
     finally:

@@ -152,12 +152,12 @@ def transfer_labels(
         known = _in_file(model, labels_key, reference_layer, beta)
         query = read_new(adata, model, layer, batch_key=batch_key)
     else:
-        model.beta_of(beta)
         with modalities_of(reference, model.schema.name) as labelled:
             codes, names = _labels_of(labelled, labels_key)
+            model.beta_of(beta)
+            query = read_new(adata, model, layer, batch_key=batch_key)
             with speaking_of("reference", layer="reference_layer"):
                 cells = read_cells(labelled, model, layer if reference_layer is None else reference_layer)
-        query = read_new(adata, model, layer, batch_key=batch_key)
         query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
         known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
     found = transfer(
