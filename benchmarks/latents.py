@@ -148,7 +148,7 @@ def with_doublets(cells: ad.AnnData, seed: int) -> ad.AnnData:
 
 def print_tables(rows: list[Row]) -> None:
     names, options = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "option"))
-    for score in SCORES:
+    for score in (score for score in SCORES if any(score in row for row in rows)):
         print(f"\n| {score} | " + " | ".join(names) + " | mean |\n" + "|---" * (len(names) + 2) + "|")
         for option in options:
             found = [

@@ -5,11 +5,12 @@ Usage: python benchmarks/views.py DATA_FOLDER [--tasks ...] [--methods ...] [--s
 The folder has hao_rna500.h5ad and hao_adt224.h5ad: 500 genes and 224 proteins of PBMC, of which 800 cells of two donors
 have both, 400 of a third donor RNA alone and 400 of a fourth proteins alone. The tasks heads and held_out also use
 citefuse500.h5ad there: 500 cells with 49 proteins, and the 1,000 of its 19,521 genes that vary most. `--peer-python` is
-an interpreter with scvi-tools, which runs TOTALVI as it comes.
+an interpreter with scvi-tools, whose TOTALVI runs as it comes, and muon.
 
 tasks
   both      the 800 cells with both: 15 neighbours, ARI and NMI (best over a grid of Leiden resolutions) of the
             embedding against the cell types, and how many of 15 neighbours are of the other donor, relative to chance
+  unstained 1,200 cells of three donors, of which one has no proteins: the same
   mosaic    all 1,600 cells, of which 800 lack one measurement: the same
   predict   the proteins (CLR) of each of the two donors, hidden, from its RNA, the other donor being known: correlation
             over cells (median over proteins), and how many values lie in the central 90 % interval
@@ -23,7 +24,9 @@ tasks
 methods
   nb, clr   scvae.fit(protein_key=), with NB counts or Gaussian CLR values
   rna, adt  scvae.fit of one of them alone (adt: CLR values; adt_nb: counts)
-  pca       30 principal components of log-normalised RNA beside those of CLR proteins, each of unit total variance
+  pca       30 principal components of log-normalised RNA beside CLR proteins, each of unit total variance (proteins of
+            cells without any are at their mean)
+  wnn       muon's weighted nearest neighbours of 30 principal components of each (Hao et al. 2021)
   ridge     ridge regression on log-normalised RNA (for the task predict), with normal intervals of its residuals
   totalvi   TOTALVI with its defaults, batch_key the donor (no intervals: it draws proteins in the cell's batch only)
 
@@ -49,23 +52,25 @@ import pandas as pd
 warnings.filterwarnings("ignore")
 RESULTS = Path(__file__).parent / "results" / "views"
 TASKS = {
-    "both": ("nb", "clr", "rna", "adt", "pca", "totalvi"),
-    "mosaic": ("nb", "clr", "totalvi"),
+    "both": ("nb", "clr", "rna", "adt", "pca", "wnn", "totalvi"),
+    "unstained": ("nb", "clr", "rna", "pca", "totalvi"),
+    "mosaic": ("nb", "clr"),
     "predict": ("nb", "clr", "ridge", "totalvi"),
     "held_out": ("nb", "clr", "ridge"),
     "heads": ("hao", "citefuse"),
     "simulated": ("both", "rna", "atac"),
     "seconds": ("nb", "clr", "rna", "adt", "adt_nb"),
 }
+PEERS = ("totalvi", "wnn")
 RESOLUTIONS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 NEIGHBOURS = 15
 
 
-def cells_of(folder: Path, *, every: bool) -> ad.AnnData:
+def cells_of(folder: Path, task: str) -> ad.AnnData:
     """RNA counts with obsm["adt"] and obsm["clr"]; NaN, or zeros in X, where a cell lacks one."""
     rna, adt = (ad.read_h5ad(folder / f"{name}.h5ad") for name in ("hao_rna500", "hao_adt224"))
     both = rna.obs_names.intersection(adt.obs_names)
-    names = rna.obs_names.union(adt.obs_names) if every else both
+    names = {"mosaic": rna.obs_names.union(adt.obs_names), "unstained": rna.obs_names}.get(task, both)
     obs = pd.concat([rna.obs, adt.obs.loc[adt.obs_names.difference(rna.obs_names)]]).loc[names].astype(str)
     counts = rna.to_df().reindex(names).fillna(0.0).astype(np.float32)
     cells = ad.AnnData(counts, obs=obs)
@@ -120,7 +125,7 @@ def embedding(method: str, cells: ad.AnnData, seed: int) -> np.ndarray:
     if method == "pca":
         from sklearn.decomposition import PCA
 
-        tables = (log_normalised(cells.X), cells.obsm["clr"].to_numpy())
+        tables = (log_normalised(cells.X), cells.obsm["clr"].fillna(cells.obsm["clr"].mean()).to_numpy())
         parts = [(values - values.mean(0)) / np.sqrt(values.var(0).sum()) for values in tables]
         return PCA(30, random_state=seed).fit_transform(np.hstack(parts))
     if method == "totalvi":
@@ -147,18 +152,45 @@ def totalvi(cells: ad.AnnData, seed: int) -> Any:
     return model
 
 
-def scores(latent: np.ndarray, cells: ad.AnnData) -> dict[str, float]:
+def wnn(cells: ad.AnnData, seed: int) -> tuple[np.ndarray, ad.AnnData]:
+    """Neighbours of each cell, and an AnnData with the graph."""
+    import muon
     import scanpy as sc
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    parts = {"rna": log_normalised(cells.X), "adt": cells.obsm["clr"].to_numpy()}
+    mdata = muon.MuData({name: ad.AnnData(values, cells.obs[[]]) for name, values in parts.items()})
+    for part in mdata.mod.values():
+        sc.pp.pca(part, n_comps=30, random_state=seed)
+        sc.pp.neighbors(part, n_neighbors=NEIGHBOURS, use_rep="X_pca", random_state=seed)
+    muon.pp.neighbors(mdata, n_neighbors=NEIGHBOURS, key_added="wnn", random_state=seed)
+    far = mdata.obsp["wnn_distances"].toarray()
+    place = np.argsort(np.where(far > 0, far, np.inf), axis=1)[:, :NEIGHBOURS]
+    graph = ad.AnnData(
+        np.zeros((cells.n_obs, 1), np.float32), obsp={"connectivities": mdata.obsp["wnn_connectivities"]}
+    )
+    graph.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"method": "umap"}}
+    return place, graph
+
+
+def neighbours(latent: np.ndarray) -> tuple[np.ndarray, ad.AnnData]:
+    """The same in an embedding."""
+    import scanpy as sc
     from sklearn.neighbors import NearestNeighbors
 
-    truth, batch = (cells.obs[name].to_numpy() for name in ("cell_type", "batch"))
     place = NearestNeighbors(n_neighbors=NEIGHBOURS + 1).fit(latent).kneighbors(return_distance=False)[:, 1:]
+    graph = ad.AnnData(np.zeros((len(latent), 1), np.float32), obsm={"z": latent})
+    sc.pp.neighbors(graph, n_neighbors=NEIGHBOURS, use_rep="z")
+    return place, graph
+
+
+def scores(place: np.ndarray, graph: ad.AnnData, cells: ad.AnnData) -> dict[str, float]:
+    import scanpy as sc
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    truth, batch = (cells.obs[name].to_numpy() for name in ("cell_type", "batch"))
     guess = [pd.Series(truth[row]).mode()[0] for row in place]
     shares = pd.Series(batch).value_counts(normalize=True)
     chance = 1.0 - shares[batch].to_numpy()
-    graph = ad.AnnData(np.zeros((len(latent), 1), np.float32), obsm={"z": latent})
-    sc.pp.neighbors(graph, n_neighbors=NEIGHBOURS, use_rep="z")
     clusters = []
     for resolution in RESOLUTIONS:
         sc.tl.leiden(graph, resolution=resolution, flavor="igraph", n_iterations=2, random_state=0)
@@ -281,7 +313,7 @@ def row_of(task: str, method: str, folder: Path, seed: int) -> dict[str, float]:
         found = recovery(method, seed)
         return found | {"seconds": time.perf_counter() - started}
     of_citefuse = task == "held_out" or method == "citefuse"
-    cells = citefuse(folder) if of_citefuse else cells_of(folder, every=task == "mosaic")
+    cells = citefuse(folder) if of_citefuse else cells_of(folder, task)
     if task == "heads":
         return heads(cells, seed) | {"seconds": time.perf_counter() - started}
     if task == "seconds":
@@ -293,8 +325,8 @@ def row_of(task: str, method: str, folder: Path, seed: int) -> dict[str, float]:
     if task in ("predict", "held_out"):
         return prediction(method, cells, seed) | {"seconds": time.perf_counter() - started}
     started = time.perf_counter()
-    latent = embedding(method, cells, seed)
-    return {"seconds": time.perf_counter() - started} | scores(latent, cells)
+    found = wnn(cells, seed) if method == "wnn" else neighbours(embedding(method, cells, seed))
+    return {"seconds": time.perf_counter() - started} | scores(*found, cells)
 
 
 def run(words: argparse.Namespace) -> None:
@@ -337,12 +369,12 @@ def main() -> None:
     words = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     if not words.table:
-        peer = words.peer_python != sys.executable and "totalvi" in (words.methods or ["totalvi"])
-        if peer:
-            options = ["--tasks", *words.tasks, "--methods", "totalvi", "--seeds", str(words.seeds)]
+        every = sorted({name for names in TASKS.values() for name in names})
+        peers = [name for name in words.methods or every if name in PEERS]
+        if words.peer_python != sys.executable and peers:
+            options = ["--tasks", *words.tasks, "--methods", *peers, "--seeds", str(words.seeds)]
             subprocess.run([words.peer_python, __file__, str(words.data), *options], check=True)
-            every = sorted({name for names in TASKS.values() for name in names})
-            words.methods = [name for name in words.methods or every if name != "totalvi"]
+            words.methods = [name for name in words.methods or every if name not in PEERS]
         run(words)
     table()
 

@@ -84,8 +84,8 @@ def learn_labels(
     MissingKeyError
         If the column does not exist.
     ValueError
-        If it holds numbers, has no cell with the value `unlabelled`, a label ``"unknown"``, nearly as many labels as
-        cells, or fewer than two labels.
+        If it holds numbers or no value at all, has no cell with the value `unlabelled`, a label ``"unknown"``, nearly
+        as many labels as cells, or fewer than two labels.
 
     Warns
     -----
@@ -94,6 +94,8 @@ def learn_labels(
     """
     column = check_obs_column(adata, key)
     where = f"adata.obs[{key!r}]"
+    if column.isna().all():
+        raise ValueError(f"{where} has no label: all values are missing; leave labels_key out, or label some cells")
     if not isinstance(column.dtype, pd.CategoricalDtype) and is_numeric_dtype(column) and not is_bool_dtype(column):
         raise ValueError(
             f"{where} has numbers ({column.dtype}), not names of types; if they are codes of types, make them text: "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from pandas.api.types import is_bool_dtype
 
-from ..common.checks import RAW, check_adata, check_layer, listing, missing_key, warn
+from ..common.checks import RAW, check_adata, check_layer, is_mudata, listing, missing_key, warn
 from ..common.files import as_path
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
@@ -26,7 +26,7 @@ from .destinations import is_store
 from .file_kinds import refuse_address, refuse_other_kinds, why_unreadable
 from .gene_names import better_match
 from .in_place import restore
-from .modalities import is_mudata, modalities_of
+from .modalities import modalities_of
 from .on_disk import Joined, on_disk
 from .turns import Reader, check_can_be_changed, is_open_here, turn
 
@@ -53,8 +53,6 @@ class Source:
         Names of the cells of each file.
     genes
         Names of the genes of each file, in its own order.
-    also
-        The other modalities of a MuData, by name; `adata` is then its first one.
     """
 
     adata: AnnData
@@ -62,7 +60,6 @@ class Source:
     files: tuple[Path, ...] = ()
     cells: tuple[pd.Index, ...] = ()
     genes: tuple[pd.Index, ...] = ()
-    also: Mapping[str, AnnData] = field(default_factory=dict)
 
 
 def are_paths(given: object) -> TypeGuard[Paths]:
@@ -114,8 +111,8 @@ def opened(
         yield replace(given, files=(), cells=(), genes=())
         return
     if first is not None and is_mudata(given):
-        with modalities_of(given, first) as (adata, also):
-            yield Source(check_adata(adata), also=also)
+        with modalities_of(given, first) as adata:
+            yield Source(check_adata(adata))
         return
     if not are_paths(given):
         yield Source(check_adata(given))

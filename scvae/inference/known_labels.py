@@ -23,7 +23,7 @@ class KnownLabels:
     temperature
         The logits of the classifier are divided by it.
     uniform
-        Share of a uniform distribution over the labels in the probabilities.
+        Share of the labels held out of the training that are taken to be random.
     place
         float32 posterior means, in the network's coordinates, of labelled cells of the training.
     label

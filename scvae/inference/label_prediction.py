@@ -1,10 +1,10 @@
 """Names for cells from the classifier of a model that was fitted with labels: probabilities and outlier scores.
 
-The probability of label c is (1 - u) softmax(logits / T)_c + u / C, with the temperature T (Guo et al. 2017, "On
-calibration of modern neural networks") and the share u of a uniform distribution that are most probable given the
-labels of cells held out of the training. A temperature alone cannot tell a few labels that are plainly wrong from
-doubts about all: with a tenth of the labels shuffled, it made every probability too small. Priors, log T ~ N(0, 0.5^2)
-and u ~ Beta(1, 20), keep a handful of cells from deciding much.
+The probability of label c is softmax(logits / T)_c, with a temperature T (Guo et al. 2017, "On calibration of modern
+neural networks") that is most probable given the labels of cells held out of the training. Some of these may be wrong:
+a label as given is c with probability (1 - u) softmax(logits / T)_c + u / C, with a share u that is drawn at random and
+follows with T. Without u, a few wrong labels would make every probability too small. Priors, log T ~ N(0, 0.5^2) and
+u ~ Beta(1, 10), keep a handful of cells from deciding much.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .posterior import EMBEDDING_CHUNK, posterior_moments
 
 CHOICE = 60  # random stream that draws the cells to keep
 MOST_KEPT = 5_000  # labelled cells, and held-out ones among them
-SPREAD, TRUST = 0.5, 20.0  # standard deviation of the prior of log T, and second parameter of that of u
+SPREAD, TRUST = 0.5, 10.0  # standard deviation of the prior of log T, and second parameter of that of u
 HOTTEST, MOST_UNIFORM = 20.0, 0.9  # largest T, which is the inverse of the smallest, and largest u
 STARTS = (0.01, 0.2)  # of u
 TINY = 1e-300
@@ -83,7 +83,7 @@ def logits_at(model: FittedModel, mean: Float[np.ndarray, "cells latent"]) -> Fl
 
 
 def calibration_of(logits: Float[np.ndarray, "cells labels"], truth: Int[np.ndarray, " cells"]) -> tuple[float, float]:
-    """The most probable temperature and uniform share; 1 and 0 without cells."""
+    """The most probable temperature and share of random labels; 1 and 0 without cells."""
     rows, n_labels = np.arange(len(truth)), logits.shape[1]
 
     def loss(parameters: Float[np.ndarray, "2"]) -> float:
@@ -129,7 +129,6 @@ def predict(
 
 
 def calibrated(known: KnownLabels, logits: Float[np.ndarray, "cells labels"]) -> Float[np.ndarray, "cells labels"]:
-    """Probabilities from logits by the formula of this module."""
-    sharp = softmax(logits.astype(np.float64) / known.temperature, axis=1)
-    probability: Float[np.ndarray, "cells labels"] = (1.0 - known.uniform) * sharp + known.uniform / logits.shape[1]
+    """Probabilities of the true labels from logits by the formula of this module."""
+    probability: Float[np.ndarray, "cells labels"] = softmax(logits.astype(np.float64) / known.temperature, axis=1)
     return probability

@@ -82,10 +82,13 @@ def named(
     probability: Float[np.ndarray, "cells labels"],
     is_off: Bool[np.ndarray, " cells"],
     max_error: float | None,
+    *,
+    random: float = 0.0,
 ) -> Named:
     """Names cells; those off the reference have none, and do not count among those that could have one.
 
-    Without `max_error`, each cell has the name of its most probable label.
+    Without `max_error`, each cell has the name of its most probable label. `random` is the share of the labels of the
+    judges that is wrong: they know of `probability` what is seen of it in labels as given.
     """
     if max_error is None or judges is None:
         node, sure, threshold = probability.argmax(1), probability.max(1), 0.0
@@ -93,11 +96,19 @@ def named(
     else:
         node, sure = np.full(len(probability), -1), tree.paths(probability)[1][:, 0]
         on = np.flatnonzero(~is_off)
-        found = name_cells(tree, judges.probability, judges.truth, probability[on], max_error)
-        node[on], sure[on], threshold = found.node, found.probability, found.threshold
+        found = name_cells(tree, judges.probability, judges.truth, as_given(probability[on], random), max_error)
+        node[on], threshold = found.node, found.threshold
+        has = np.flatnonzero(node >= 0)
+        sure[has] = (probability[has] @ tree.members.T)[np.arange(len(has)), node[has]]
     node = np.where(is_off, -1, node)
     label = np.where(node < 0, UNKNOWN, np.asarray(tree.names, dtype=object)[node])
     return Named(label, sure, np.where(node < 0, 0, tree.depth[node]), threshold)
+
+
+def as_given(probability: Float[np.ndarray, "cells labels"], random: float) -> Float[np.ndarray, "cells labels"]:
+    """Probabilities of the label that is given to a cell, if a share of the labels is drawn at random."""
+    given: Float[np.ndarray, "cells labels"] = (1.0 - random) * probability + random / probability.shape[1]
+    return given
 
 
 def confidence(tree: LabelTree, judges: Judges, names: Named, max_error: float) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def reference_of(
         layout = _layout_in(source, umap) if umap else None
         names = None if ids is False else packed(_names_of(adata))
         beta = model.beta_of(beta)
-        cells = read_cells(adata, model, layer, source.matrix, source.also)
+        cells = read_cells(adata, model, layer, source.matrix)
         mean, variance = posterior_moments(model, cells, beta=beta)
     written = model.written(mean)
     variance = variance if model.metric is None else model.metric.variances(variance)

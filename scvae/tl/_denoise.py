@@ -236,8 +236,7 @@ def denoise(
             seed=seed_of(rng),
             beta=model.beta_of(beta),
         )
-        further = {**source.also, **(also or {})}
-        cells = read_cells(cells_in, of_first, layer, source.matrix, further).turned(turn)
+        cells = read_cells(cells_in, of_first, layer, source.matrix, also).turned(turn)
         wanted = model.genes[columns]
         if place is not None:
             with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:

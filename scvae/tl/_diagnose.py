@@ -25,13 +25,14 @@ from ..diagnostics.over_correction import OverCorrection
 from ..diagnostics.predictive import Predictive
 from ..diagnostics.verdict import MANY, Finding, judge
 from ..diagnostics.view_shares import ViewShare, view_shares
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.obs_columns import groups_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 WIDTH = 110  # characters per line of the report
 DIMENSIONS_SHOWN = 12
@@ -150,8 +151,9 @@ class Diagnosis:
 
 
 @computing()
+@taking_mudata
 def diagnose(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     beta: float | None = None,

@@ -14,7 +14,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..diagnostics.abundance import Abundance, abundance
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.obs_columns import check_apart, donors_of, groups_of
 from ..inference.posterior import posterior_moments
@@ -22,11 +22,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def differential_abundance(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     groupby: str,

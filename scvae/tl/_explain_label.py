@@ -11,7 +11,7 @@ from ..common.checks import check_adata, check_obs_column, check_positive_int
 from ..common.keys import Keys, as_keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write_made
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_attribution import attribute, mean_input
 from ..inference.label_prediction import labels_of, logits_at
@@ -21,11 +21,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def explain_label(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     groupby: str | None = None,

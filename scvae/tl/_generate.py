@@ -18,6 +18,7 @@ from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
 from ..data.cells import Cells
 from ..data.libraries import LibrarySizes
+from ..data.modalities import modalities_of
 from ..data.schema import Categorical, Numeric
 from ..inference.cells import read_cells
 from ..inference.cloud import density_of
@@ -33,6 +34,7 @@ from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 CELLS, LATENT, VALUES, FURTHER = 52, 53, 54, 57  # random streams
 # Weight of the log library size relative to a column of z in the search for the cell whose covariates are copied:
@@ -64,7 +66,7 @@ def generate(
     model: FittedModel,
     *,
     n: int,
-    like: AnnData | None = None,
+    like: AnnData | MuData | None = None,
     batch: str | Sequence[str] | None = None,
     covariates: Mapping[str, Any] | None = None,
     beta: float | None = None,
@@ -157,8 +159,8 @@ def generate(
     if like is None:
         origin = _from_model(model, n, chosen, given, at, seed)
     else:
-        with speaking_of("like"):
-            like_cells = read_cells(check_adata(like), model, layer)
+        with speaking_of("like"), modalities_of(like, model.schema.name) as cells_like:
+            like_cells = read_cells(check_adata(cells_like), model, layer)
         origin = _from_cells(model, like_cells, n, chosen, given, at, seed)
     pieces = []
     further: list[list[Any]] = [[] for _ in model.schema.views]

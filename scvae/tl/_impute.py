@@ -16,8 +16,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..data.cells import Cells
-from ..data.modalities import modalities_of
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.coverage import Coverage
 from ..inference.fitted import FittedModel, check_model
 from ..inference.imputation import TABLES, central, predictions
@@ -33,6 +32,7 @@ LEAST_SAMPLES = 20
 
 
 @computing()
+@taking_mudata
 def impute(
     adata: AnnData | MuData,
     model: FittedModel,
@@ -143,38 +143,35 @@ def impute(
         raise ValueError("interval is 0; pass a probability between 0 and 1, e.g. 0.9")
     n_samples, seed = check_positive_int(n_samples, "n_samples", least=LEAST_SAMPLES), seed_of(rng)
     at = model.beta_of(beta)
-    with modalities_of(adata, model.schema.name) as (cells_in, found):
-        check_adata(cells_in)
-        check_replaceable(cells_in.uns, keys)
-        cells = read_cells(cells_in, model, layer, also={**found, **(also or {})})
-        known = cells.views[place]
-        wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
-        if len(wanted) == 0:
-            raise ValueError(
-                f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway"
-            )
-        _check_others(cells, wanted, place, view)
-        coverage = _coverage(model, place, at)
-        level = interval if coverage is None else _level(coverage, interval)
-        tables = _predicted(model, cells, wanted, place, level=level, n_samples=n_samples, seed=seed, beta=at)
-        target = target_of(cells_in, copy=copy)
-        features = model.schema.views[place].features
-        record: dict[str, Any] = {
-            "interval": interval,
-            "level": level,
-            "calibrated_on": 0 if coverage is None else coverage.n_cells,
-            "n_samples": n_samples,
-            "beta": at,
-            "seed": seed,
-            "n_cells": len(wanted),
-            "features": np.array(features, dtype=str),
-        }
-        framed = all(map(can_be_key, features))
-        slots = {
-            name: pd.DataFrame(table, cells_in.obs_names, list(features), copy=False) if framed else table
-            for name, table in zip(keys.imputed(view), tables, strict=True)
-        }
-        write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
+    check_adata(adata)
+    check_replaceable(adata.uns, keys)
+    cells = read_cells(adata, model, layer, also=also)
+    known = cells.views[place]
+    wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
+    if len(wanted) == 0:
+        raise ValueError(f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway")
+    _check_others(cells, wanted, place, view)
+    coverage = _coverage(model, place, at)
+    level = interval if coverage is None else _level(coverage, interval)
+    tables = _predicted(model, cells, wanted, place, level=level, n_samples=n_samples, seed=seed, beta=at)
+    target = target_of(adata, copy=copy)
+    features = model.schema.views[place].features
+    record: dict[str, Any] = {
+        "interval": interval,
+        "level": level,
+        "calibrated_on": 0 if coverage is None else coverage.n_cells,
+        "n_samples": n_samples,
+        "beta": at,
+        "seed": seed,
+        "n_cells": len(wanted),
+        "features": np.array(features, dtype=str),
+    }
+    framed = all(map(can_be_key, features))
+    slots = {
+        name: pd.DataFrame(table, adata.obs_names, list(features), copy=False) if framed else table
+        for name, table in zip(keys.imputed(view), tables, strict=True)
+    }
+    write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
     return target if copy else None
 
 

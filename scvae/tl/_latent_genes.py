@@ -13,7 +13,7 @@ from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.needs import check_without_skip
 from ..inference.views import check_view, facing
@@ -21,13 +21,15 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 ENDS = (0.05, 0.95)  # quantiles over cells between which a dimension is traversed
 
 
 @computing()
+@taking_mudata
 def latent_genes(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_genes: int = 20,

@@ -11,7 +11,7 @@ from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
-from ..inference.cells import read_new
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.nearest import nearest_cells as search
 from ..inference.needs import reference_of_model
@@ -20,11 +20,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def nearest_cells(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_neighbors: int = 10,

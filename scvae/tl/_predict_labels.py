@@ -15,21 +15,23 @@ from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_new
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
-from ..inference.naming import Judges, confidence, named, tree_for
+from ..inference.naming import Judges, as_given, confidence, named, tree_for
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def predict_labels(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
@@ -44,10 +46,11 @@ def predict_labels(
     """Labels cells by the classifier of a model that was fitted with ``labels_key``.
 
     The probability of a label is the softmax of the classifier's logits at the posterior mean, divided by a temperature
-    (Guo et al. 2017), mixed with a uniform distribution; both follow from the labels of cells that the fit held out of
-    the training. Cells off the reference are called unknown together with similar cells, by the score of
-    `scvae.tl.transfer_labels`, for which the model keeps the latent positions of up to 5,000 labelled cells. That score
-    is for types that no label stands for; the probability says which label, if it is one of them.
+    (Guo et al. 2017). The temperature is set by the labels of cells that the fit held out of the training, together
+    with the share of them that is wrong, so that the probability is that of the true label. Cells off the reference are
+    called unknown together with similar cells, by the score of `scvae.tl.transfer_labels`, for which the model keeps
+    the latent positions of up to 5,000 labelled cells. That score is for types that no label stands for; the
+    probability says which label, if it is one of them.
 
     With `hierarchy`, a cell gets the deepest name in a tree of labels of which the evidence is sure enough: its own
     type, else the parent, and so on, else ``"unknown"``. If the cells are exchangeable with those of the fit, at most a
@@ -137,13 +140,14 @@ def predict_labels(
     limit = check_probability(unknown_above, "unknown_above")
     max_error = check_probability(max_error, "max_error")
     known, labels = labels_of(model)
-    judges = Judges(calibrated(known, known.held_out), known.truth)
+    judges = Judges(as_given(calibrated(known, known.held_out), known.uniform), known.truth)
     tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
     cells = read_new(adata, model, layer, batch_key=batch_key)
     mean, _ = posterior_moments(model, cells)
     found = predict(model, known, mean, most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed))
     is_off = found.outlier > limit
-    names = named(tree, judges, found.probability, is_off, max_error if hierarchy is not None else None)
+    limited = max_error if hierarchy is not None else None
+    names = named(tree, judges, found.probability, is_off, limited, random=known.uniform)
     target = target_of(adata, copy=copy)
     table = pd.DataFrame(found.probability.astype(np.float32), index=adata.obs_names, columns=as_keys(labels))
     write_made(

@@ -13,7 +13,7 @@ from ..common.checks import LISTED, check_adata, check_not_negative, check_posit
 from ..common.keys import can_be_key, check_slot_name
 from ..common.slots import target_of, write
 from ..data.cells import Cells
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.contrast import Contrast
 from ..inference.differential import LEAST_CELLS, contrasts
 from ..inference.donor_contrasts import DonorContrast, donor_contrasts
@@ -27,13 +27,15 @@ from ..likelihoods import BackgroundMixture
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 REST = "rest"
 
 
 @computing()
+@taking_mudata
 def rank_genes(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     groupby: str,

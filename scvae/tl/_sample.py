@@ -16,7 +16,7 @@ from ..common.checks import check_positive_int
 from ..common.keys import Keys
 from ..common.rng import SeedLike, seed_of, torch_generator
 from ..data.batches import Batch
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.decoding import posterior_draws
 from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, further_slots, stacked
 from ..inference.fitted import FittedModel, check_model
@@ -26,13 +26,15 @@ from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 VALUES = 51  # random stream that draws values
 
 
 @computing()
+@taking_mudata
 def sample(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_samples: int = 1,

@@ -17,8 +17,9 @@ from ..common.slots import target_of, write_made
 from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
 from ..data.labels import UNKNOWN, labels_in
+from ..data.modalities import modalities_of
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, read_new
+from ..inference.cells import read_cells, read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.naming import confidence, named, tree_for
@@ -28,14 +29,16 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def transfer_labels(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
-    reference: AnnData | None = None,
+    reference: AnnData | MuData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
     hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
@@ -149,11 +152,12 @@ def transfer_labels(
         known = _in_file(model, labels_key, reference_layer, beta)
         query = read_new(adata, model, layer, batch_key=batch_key)
     else:
-        codes, names = _labels_of(reference, labels_key)
         model.beta_of(beta)
+        with modalities_of(reference, model.schema.name) as labelled:
+            codes, names = _labels_of(labelled, labels_key)
+            with speaking_of("reference", layer="reference_layer"):
+                cells = read_cells(labelled, model, layer if reference_layer is None else reference_layer)
         query = read_new(adata, model, layer, batch_key=batch_key)
-        with speaking_of("reference", layer="reference_layer"):
-            cells = read_cells(reference, model, layer if reference_layer is None else reference_layer)
         query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
         known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
     found = transfer(

@@ -113,7 +113,7 @@ class FusedStep:
         assert kernels is not None
         optimizer, of_measurements = self.optimizer, self.flat.of_measurements
         heads = [head for head, _ in measurements_of(self.network)]
-        of_each = zip(*(faces_of(batch) for batch in batches), strict=True)
+        of_each = zip(*(_faces(batch) for batch in batches), strict=True)
         values, beside = zip(*(_values(*part) for part in zip(heads, of_each, strict=True)), strict=True)
         cells = self._cells(batches, noises, beside)
         sizes = self._sizes(cells) | {"n_steps": len(batches), "steps_before": int(optimizer.steps)}
@@ -187,7 +187,7 @@ class FusedStep:
         """
         network = self.network
         conditions = torch.cat([network.conditions(batch) for batch in batches])
-        covariates = [*beside[1:], beside[0][:, :-1]]  # that each cell has the first one is not said
+        covariates = [*beside[1:], beside[0][:, :-1]]  # cells without the first one have its bias, too
         if network.encode_conditions:
             covariates.append(conditions[:, network.conditions.fitted])
         tensors = {
@@ -199,7 +199,7 @@ class FusedStep:
         return {"starts": np.cumsum([0, *map(len, batches)]), **_arrays(tensors)}
 
 
-def faces_of(batch: Batch) -> list[Batch]:
+def _faces(batch: Batch) -> list[Batch]:
     """The batch with each of its measurements in place of the first."""
     return [batch, *(batch.of_view(view) for view in batch.views)]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..common.checks import check_choice, listing
+from ..common.checks import check_choice, is_mudata, listing
 from ..config import View, ViewLikelihood
-from ..data.modalities import is_mudata
 from ..data.schema import RNA, Kind
 from ..data.sources import Source
 from ..data.views import check_views
@@ -30,6 +29,7 @@ def checked_views(
     if protein_key is None and protein_likelihood != "nb":
         raise ValueError("protein_likelihood has no effect without protein_key; leave it out")
     if protein_key is not None:
+        check_choice(protein_likelihood, (*KIND,), "protein_likelihood")
         if PROTEIN in views:
             raise ValueError(f"both protein_key and also[{PROTEIN!r}] are given; pass one of them")
         views[PROTEIN] = View(obsm=protein_key, likelihood=protein_likelihood)

@@ -39,7 +39,7 @@ def test_new_labels_come_after_those_that_are_known():
         (["a", "b"], "none", "unlabelled is 'none', which no cell of adata.obs\\['type'\\] has"),
         (["a", "b", "unknown"], None, "pass unlabelled='unknown'"),
         (["a", "a"], None, "at least two labels"),
-        ([np.nan, np.nan], None, "at least two labels"),
+        ([np.nan, np.nan], None, "has no label: all values are missing"),
         ([f"cell {i}" for i in range(60)], None, "60 different values in 60 cells"),
     ],
 )
@@ -54,6 +54,9 @@ def test_numbers_are_refused_and_a_missing_column_is_named():
     adata.obs["score"] = [0.5, 2.0]
     with pytest.raises(ValueError, match="has numbers"):
         learn_labels(adata, "score", None, 1.0)
+    adata.obs["nothing"] = np.nan  # not numbers
+    with pytest.raises(ValueError, match="has no label"):
+        learn_labels(adata, "nothing", None, 1.0)
     with pytest.raises(MissingKeyError, match="cell_type"):
         learn_labels(adata, "cell_type", None, 1.0)
 

@@ -149,7 +149,7 @@ def spoilt(adata, change):
             lambda a: a.obsm["protein"].__setitem__(NAMES, np.nan),
             {"obsm": "protein"},
             ValueError,
-            "no cell has the view 'protein'",
+            "view 'protein': no cell has it",
         ),
         (
             lambda a: a.obsm.__setitem__("protein", a.obsm["protein"].set_axis(["a", "a", "b", "c"], axis=1)),
@@ -184,6 +184,38 @@ def test_fit_refuses_views_that_cannot_be_used_and_changes_nothing(adata, digest
     with pytest.raises(error, match=message):
         scvae.fit(adata, also=also, verbose=False)
     assert digest(adata) == before
+
+
+def test_later_cells_may_all_lack_a_view_that_they_have_a_slot_for(adata, tmp_path):
+    options = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=2)}
+    model = scvae.fit(adata, protein_key="protein", **options)
+    without = adata.copy()
+    del without.obsm["protein"]
+    with pytest.warns(UserWarning, match="has no 'protein'"):
+        scvae.tl.embed(without, model)
+    for empty in (np.nan, 0.0):
+        adata.obsm["protein"].iloc[:] = empty
+        scvae.tl.embed(adata, model)
+        np.testing.assert_array_equal(adata.obsm["X_scvae"], without.obsm["X_scvae"])
+    adata.obsm["protein"] = adata.obsm["protein"].to_numpy()[:, :3]
+    with pytest.raises(ValueError, match=r"has 3 features without names, but the model has 4; pass a DataFrame"):
+        scvae.tl.embed(adata, model)
+
+
+def test_nullable_numbers_are_numbers_and_text_is_named(adata, counts):
+    nullable = pd.DataFrame(counts, adata.obs_names, NAMES).astype("Int64")
+    nullable.iloc[2] = pd.NA
+    adata.obsm["protein"] = nullable
+    cells = learned(adata)[1]
+    assert cells.views[0].present.tolist() == [i != 2 for i in range(adata.n_obs)]
+    adata.obsm["protein"] = pd.DataFrame(counts, adata.obs_names, NAMES).assign(note="good", other="bad")
+    with pytest.raises(TypeError, match=r"columns that do not hold numbers: 'note', 'other' \(type (object|str)\)"):
+        learned(adata)
+
+
+def test_a_likelihood_of_proteins_that_does_not_exist_is_named_as_it_was_given(adata):
+    with pytest.raises(ValueError, match=r"^protein_likelihood must be one of 'nb'.*found 'normal'"):
+        scvae.fit(adata, protein_key="protein", protein_likelihood="normal")
 
 
 def test_a_view_is_checked_when_it_is_made():

@@ -1,10 +1,13 @@
-"""The calibration of the classifier: a temperature of its logits, and a uniform share."""
+"""The calibration of the classifier: a temperature of its logits, and a share of random labels."""
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from scvae.inference.known_labels import KnownLabels
 from scvae.inference.label_prediction import calibrated, calibration_of
+from scvae.inference.label_tree import tree_of
+from scvae.inference.naming import Judges, as_given, named
 
 
 def labelled(n, factor, rng, wrong=0.0):
@@ -30,16 +33,44 @@ def test_few_cells_move_the_temperature_less_than_many():
     assert calibration_of(np.empty((0, 4)), np.empty(0, np.int64)) == pytest.approx((1.0, 0.0), abs=1e-4)
 
 
-def test_probabilities_are_a_mixture_of_the_softmax_and_a_uniform_distribution():
+@pytest.mark.parametrize("wrong", [0.0, 0.1, 0.3])
+def test_probabilities_are_those_of_the_true_label_when_some_labels_are_random(wrong):
+    rng = np.random.default_rng(2)
+    temperature, uniform = calibration_of(*labelled(20_000, 2.0, rng, wrong))
+    logits, truth = labelled(20_000, 2.0, rng)
+    probability = calibrated(known_with(temperature, uniform), logits)
+    right = probability.argmax(1) == truth
+    assert probability.max(1).mean() == pytest.approx(right.mean(), abs=0.015)
+
+
+def known_with(temperature, uniform):
     nothing = np.empty((0, 2), np.float32)
-    known = KnownLabels(
-        temperature=2.0,
-        uniform=0.1,
+    return KnownLabels(
+        temperature=temperature,
+        uniform=uniform,
         place=nothing,
         label=np.empty(0, np.int64),
         held_out=nothing,
         held_out_place=nothing,
         truth=np.empty(0, np.int64),
     )
-    found = calibrated(known, np.array([[2.0 * np.log(3.0), 0.0], [0.0, 0.0]]))
-    np.testing.assert_allclose(found, [[0.9 * 0.75 + 0.05, 0.9 * 0.25 + 0.05], [0.5, 0.5]])
+
+
+def test_probabilities_are_the_softmax_of_the_cooled_logits():
+    found = calibrated(known_with(2.0, 0.1), np.array([[2.0 * np.log(3.0), 0.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[0.75, 0.25], [0.5, 0.5]])
+
+
+def test_a_tree_is_judged_by_labels_as_given_and_gives_probabilities_of_true_ones():
+    """Half of the labels are random: no name would be given if the judges took them for errors of the classifier."""
+    rng, n = np.random.default_rng(3), 4_000
+    tree = tree_of({"a": "A", "b": "A", "c": "C", "d": "C"}, ["a", "b", "c", "d"])
+    logits, truth = labelled(n, 1.0, rng, wrong=0.5)
+    sharp = softmax(4.0 * logits, axis=1)
+    judges = Judges(as_given(sharp, 0.5), truth)
+    np.testing.assert_allclose(judges.probability.sum(1), 1.0)
+    found = named(tree, judges, sharp, np.zeros(n, bool), 0.4, random=0.5)
+    node = np.array([tree.names.index(name) if name != "unknown" else -1 for name in found.label])
+    has = np.flatnonzero(node >= 0)
+    assert len(has) > n / 2
+    np.testing.assert_allclose(found.probability[has], (sharp @ tree.members.T)[has, node[has]])
