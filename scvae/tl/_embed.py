@@ -127,7 +127,8 @@ def embed(
         for value, name in ((n_samples, "n_samples"), (refine, "refine"))
     )
     if refine:
-        refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
+        remedy = "leave refine out, because rounding has no gradient to follow"
+        refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",), remedy=remedy)
     with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys, first=model.schema.name) as source:
         check_replaceable(source.adata.uns, keys)
         further = {**source.also, **(also or {})}
