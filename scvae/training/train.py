@@ -189,7 +189,7 @@ def make_step(
         if network.views:
             raise ValueError(
                 f"several measurements of the cells are trained in one process, but there are {ranks().world}; start "
-                "one, or leave `also` out"
+                "one, or leave `also` and `protein_key` out"
             )
         return ParallelStep(network, optimizer, feed, config, interrupt)
     if not network.is_amortized:
