@@ -73,11 +73,13 @@ def group_slots(model: FittedModel, keys: Keys) -> dict[str, list[str]]:
     )
 
 
-def refuse_discrete(model: FittedModel, function: str, *, kinds: Sequence[str]) -> None:
+def refuse_discrete(
+    model: FittedModel, function: str, *, kinds: Sequence[str], remedy: str = "pass a model with latent='normal'"
+) -> None:
     """Raises ValueError if a model has a discrete latent of one of these kinds, which `function` does not know."""
     prior = discrete_of(model)
     if prior is not None and prior.kind in kinds:
         raise ValueError(
             f"the model was fitted with NetworkConfig(latent={model.network_config.latent!r}), which {function} does "
-            "not know; pass a model with latent='normal'"
+            f"not know; {remedy}"
         )

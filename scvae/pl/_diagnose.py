@@ -110,6 +110,13 @@ def _words(found: Mapping[str, Any]) -> list[str]:
     if "batch_accuracy" in found:
         told, chance = found["batch_accuracy"], found["batch_chance"]
         lines.append(f"Batch predicted from z: {told:.0%} correct, {chance:.0%} by chance.")
+    if "groups" in found:
+        use = found["groups"]
+        counts, many = np.asarray(use["n_cells"]), {"code": "codes", "category": "categories"}[use["kind"]]
+        lines.append(
+            f"{(counts > 0).sum()} of {len(counts)} {many} in use, perplexity {use['perplexity']:.1f}; they tell "
+            f"{use['information']:.2f} of at most {math.log(len(counts)):.2f} nats."
+        )
     fields = (np.atleast_1d(found["findings"][name]) for name in ("name", "severity", "sentence", "cause", "remedy"))
     for name, severity, sentence, cause, remedy in zip(*fields, strict=True):
         lines += _wrapped(f"{severity}: {name}. {sentence}. Cause: {cause}. Remedy: {remedy}.")
@@ -133,7 +140,7 @@ def _draw_rate(axes: Axes, found: Mapping[str, Any]) -> None:
     for place, (value, error, colour) in enumerate(parts):
         spread = float(found[error])
         axes.bar(place, value, yerr=spread, color=visible(colour, axes), ecolor=ink, width=0.6, capsize=3)
-    kl = float(np.sum(found["kl_per_dimension"]))
+    kl = float(found["rate"]) if "rate" in found else float(np.sum(found["kl_per_dimension"]))  # of earlier versions
     axes.bar(2, kl, color=ink, width=0.6)
     axes.set_xticks(range(3), ["I(x; z)", "KL(q(z) ‖ p(z))", "rate"], fontsize="small")
     cap, bound = float(found["information_cap"]), float(found["information_bound"])

@@ -91,8 +91,8 @@ def density(
     """Writes how densely the cells of the fit lie around each cell: low for rare and for odd cells.
 
     The density is that of `scvae.tl.fit_density`, at the posterior mean. Take it to look for cells that lie apart: it
-    tells held-out cells from artificial doublets of two types with an AUC of 0.79 (mean of nine data sets; pancreas4:
-    0.56). It cannot find an odd cell that the encoder places among others. A cell with few counts has a posterior mean
+    tells held-out cells from artificial doublets of two types with an AUC of 0.77 (mean of nine data sets; pancreas4:
+    0.54). It cannot find an odd cell that the encoder places among others. A cell with few counts has a posterior mean
     near the centre of the latent space, so compare cells of similar depth.
 
     Parameters

@@ -209,7 +209,8 @@ def diagnose(
             The same as strings, numbers and arrays: ``verdict``; ``findings``, one array per field; ``likelihood``;
             ``training`` (how it ended);
             ``kl_per_dimension``, ``mean_variance_per_dimension``, ``information_per_dimension`` (latent; of the
-            dimensions of the network, in which q has no correlations);
+            dimensions of the network, in which q has no correlations); ``rate``, the mean KL from the prior, which is
+            the sum of those of the dimensions for N(0, I) only;
             ``mutual_information``, ``marginal_kl``, ``density_kl`` (as ``marginal_kl``, from the density of the cells
             of the fit), ``amortization_gap``, ``variational_gap``, ``generalization_gap``, each with ``_error``;
             ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared`` (latent); from the
@@ -321,6 +322,7 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "varying_dimensions": seen.usage.varying,
         "effective_dimension": seen.usage.effective,
         "information_per_dimension": told.per_dimension,
+        "rate": told.kl,
         "mutual_information": told.mutual_information,
         "mutual_information_error": told.mutual_information_error,
         "information_bound": told.upper_bound,

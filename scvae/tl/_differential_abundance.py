@@ -61,9 +61,9 @@ def differential_abundance(
     groupby
         Column of `adata.obs` with the group (the condition) of each cell.
     sample_key
-        Column of `adata.obs` with the donor of each cell; at least two donors in each of the two groups. With three
-        donors in each, a population that doubles is not found if donors differ by 0.3 in log frequency; with ten, a
-        sixth of its neighbourhoods is, at 5 %. None was called in 106 splits of real donors into halves.
+        Column of `adata.obs` with the donor of each cell; at least two donors in each of the two groups. If donors
+        differ by 0.4 in log frequency, a population that doubles is called at 5 % in 2 % of its neighbourhoods with
+        three donors in each group, and in 25 % with ten. Where none grew, 2 % of 2,000 simulated repeats had a call.
     group, reference
         The two groups to compare. None for `reference` is the first group of the column, None for `group` the other one
         of two groups.

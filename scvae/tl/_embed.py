@@ -127,7 +127,8 @@ def embed(
         for value, name in ((n_samples, "n_samples"), (refine, "refine"))
     )
     if refine:
-        refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",))
+        remedy = "leave refine out, because rounding has no gradient to follow"
+        refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",), remedy=remedy)
     schema = model.schema
     layer_read = schema.layer_of(layer)
     with opened(adata, layer_read, to_change=not copy, keys=keys, first=schema.name, slots=schema.slots) as source:

@@ -102,7 +102,8 @@ def prune(
     if epochs is not None:
         epochs = check_positive_int(epochs, "epochs")
     model.beta_of(beta)
-    refuse_discrete(model, "scvae.tl.prune", kinds=("code",))
+    remedy = "a code has no dimensions of its own: fit with a smaller n_latent"
+    refuse_discrete(model, "scvae.tl.prune", kinds=("code",), remedy=remedy)
     cells = with_labels(read_cells(adata, model, layer), adata, model.schema)
     if cells.fingerprint() != model.trained_on:
         raise ValueError(

@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from scipy import special, stats
 
 import scvae
@@ -57,10 +58,16 @@ def test_a_model_that_tells_the_types_apart_is_healthy_and_says_how_groups_are_u
     assert row in repr(diagnosis)
     assert use.told_apart > 3  # of four types
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    stored = ad.read_h5ad(tmp_path / "cells.h5ad").uns["scvae"]["diagnosis"]["groups"]
+    stored = ad.read_h5ad(tmp_path / "cells.h5ad").uns["scvae"]["diagnosis"]
+    parts = stored["mutual_information"] + stored["marginal_kl"]
+    assert stored["rate"] == pytest.approx(parts, abs=1e-6)
+    stored = stored["groups"]
     assert stored["kind"] == {"codes": "code", "categories": "category"}[kind]
     np.testing.assert_array_equal(stored["n_cells"], use.n_cells)
-    assert len(scvae.pl.diagnose(adata, show=False)) == 6
+    axes = scvae.pl.diagnose(adata, show=False)
+    assert axes[1].patches[2].get_height() == pytest.approx(parts, abs=1e-6)  # the rate is the sum of its parts
+    told = f"they tell {use.information:.2f} of at most"
+    assert any(told in text.get_text() for text in axes[0].figure.figure.findobj(Text))
 
 
 def test_gaps_of_codes_are_those_of_all_codes_decoded():
