@@ -143,7 +143,8 @@ def predict_labels(
     cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     warn_of_absent(adata, model.schema, None)
     mean, _ = posterior_moments(model, cells)
-    found = predict(model, known, mean, most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed))
+    peers = most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed)
+    found = predict(model, known, mean, peers, cells.group)
     is_off = found.outlier > limit
     limited = max_error if hierarchy is not None else None
     names = named(tree, judges, found.probability, is_off, limited, random=known.uniform)
