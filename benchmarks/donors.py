@@ -1,7 +1,7 @@
-"""Donors as the sample: false discoveries and power of scvae.tl.rank_genes and scvae.tl.differential_abundance.
+"""Donors as the sample: false discoveries and power of scvae.tl.rank_genes (abundance: donors_abundance.py).
 
-Usage: python benchmarks/donors.py [--only genes_null genes_power abundance_null abundance_power] [--data FOLDER]
-       [--seeds 4] [--peer-python PYTHON] [--table]
+Usage: python benchmarks/donors.py [--only genes_null genes_power] [--data FOLDER] [--seeds 4] [--peer-python PYTHON]
+       [--table]
 
 genes_null: donors of one study and one condition are split into halves at random, up to 100 times for each set
 (pancreas4: each study with at least four donors, in each type of which four donors have ten cells;
@@ -9,20 +9,15 @@ glioblastoma_panobinostat: vehicle and panobinostat apart). In hao_rna500 and ba
 libraries, each donor's cells are split at random, which makes three pairs. No gene differs by design, and a call is
 false. (XIST and genes of the Y chromosome are left out: some splits are those by sex.)
 Measures the share of genes called and the share of splits with any call.
-genes_power: DONORS donors a group, 20 to 150 cells of each, 1,000 genes, of which a tenth change 1.5 to 4 times; donors
-differ in log mean with the variances VARIANCES. Measures the share of false calls and the power.
+genes_power: DESIGNS say how many donors there are in a group and with which variances they differ in log mean, 20 to
+150 cells of each, 1,000 genes, of which a tenth change 1.5 to 4 times. In paired designs each donor has cells of both
+sides, levels of donors have a variance of 0.5, and the change differs between donors with twice the variance. Measures
+the share of false calls and the power. There are half as many seeds from 12 donors on, and no tests of cells.
 
 Beside scvae with donors as the sample: scvae and Wilcoxon (scanpy, with correction for ties) with cells as the sample,
-t-tests on log sums of each donor, and, if --peer-python names an interpreter with pydeseq2, PyDESeq2 on sums of each
-donor (Wald test, its defaults).
-
-abundance_null: splits of donors as above, at most ten for each study or condition, over all its cells, with the donor
-as batch and without. Measures the share of neighbourhoods called and of splits with any call.
-abundance_power: ABUNDANCE_DONORS donors a group with 150 to 400 cells each, in eight populations. Frequencies differ
-between donors with a standard deviation of 0.3 in log frequency; one is 1.5 or 2 times as frequent in one group. Cells
-lie around eight points in ten dimensions, which stand for the posterior means. Measures the share of the grown
-population that is called with the right sign, and that of other cells called as grown.
-Beside it: t-tests of the log frequencies of donors on the same neighbourhoods, with the same weighted rate.
+t-tests on log sums of each donor, and, if --peer-python names an interpreter with pydeseq2 and scvi-tools, PyDESeq2 on
+sums of each donor (Wald test, its defaults, the donor in the design if it is paired), and for the first splits of some
+sets SCVI's differential expression (mode "change").
 
 Rows are written to benchmarks/results/donors/PART.json. --table only prints the existing rows.
 """
@@ -48,12 +43,25 @@ from scipy import sparse, stats
 
 RESULTS = Path(__file__).parent / "results" / "donors"
 LEVELS = (0.05, 0.1)
-DONORS, VARIANCES = (3, 6), (0.0, 0.1, 0.5)
-ABUNDANCE_DONORS = (3, 5, 10)
+DESIGNS = (
+    (2, 0.1, False),
+    (3, 0.0, False),
+    (3, 0.1, False),
+    (3, 0.5, False),
+    (6, 0.0, False),
+    (6, 0.1, False),
+    (6, 0.5, False),
+    (12, 0.1, False),
+    (12, 0.5, False),
+    (30, 0.1, False),
+    (3, 0.1, True),
+    (6, 0.1, True),
+)  # donors a group, variance, paired
+MANY_DONORS, OWN = 12, 0.5  # from which on there are half as many seeds; variance of the levels of paired donors
 N_GENES, CHANGED, FOLD = 1_000, 0.1, (1.5, 4.0)
 CELLS = (20, 150)
 OF_SEX = ("XIST", "RPS4Y1", "EIF1AY", "DDX3Y", "UTY", "KDM5D", "USP9Y", "TXLNGY", "ZFY")
-PERMUTATIONS, PEER_SPLITS, LEAST_DONORS, LEAST_CELLS = 100, 3, 4, 10
+PERMUTATIONS, PEER_SPLITS, SCVI_SPLITS, LEAST_DONORS, LEAST_CELLS = 100, 5, 3, 4, 10
 PEER = """
 import sys, warnings, numpy as np, pandas as pd
 from pathlib import Path
@@ -107,7 +115,20 @@ class Peer:
             return [np.load(path.with_suffix(".npy")) for path in paths]
 
 
-def simulate(seed: int, n_donors: int, variance: float) -> ad.AnnData:
+def scvi_rates(python: str, adata: ad.AnnData, splits: list[np.ndarray]) -> np.ndarray:
+    """False discovery rates of SCVI, splits x genes."""
+    with tempfile.TemporaryDirectory() as folder:
+        train, query, out = (str(Path(folder, name)) for name in ("train.h5ad", "query.h5ad", "out.npz"))
+        ad.AnnData(adata.X, obs=adata.obs[[]], var=adata.var[[]]).write_h5ad(train)
+        obs = pd.DataFrame({f"split_{i}": split for i, split in enumerate(splits)}, index=adata.obs_names)
+        ad.AnnData(adata.X, obs=obs, var=adata.var[[]]).write_h5ad(query)
+        script = str(Path(__file__).parent / "_scvi_peer.py")
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([python, script, "differences", train, query, out], check=True, env=environment)
+        return np.load(out)["values"]
+
+
+def simulate(seed: int, n_donors: int, variance: float, *, paired: bool = False) -> ad.AnnData:
     rng = np.random.default_rng(seed)
     cells = rng.integers(*CELLS, 2 * n_donors)
     donor = np.repeat(np.arange(2 * n_donors), cells)
@@ -116,10 +137,15 @@ def simulate(seed: int, n_donors: int, variance: float) -> ad.AnnData:
     change = np.where(changes, rng.choice([-1, 1], N_GENES) * np.log(rng.uniform(*FOLD, N_GENES)), 0.0)
     eta = rng.normal(0, 1.5, N_GENES) + np.sqrt(variance) * rng.normal(size=(2 * n_donors, N_GENES))[donor]
     eta += treated[:, None] * change + rng.normal(size=(len(donor), 2)) @ rng.normal(0, 0.3, (2, N_GENES))
+    if paired:
+        eta += np.sqrt(OWN) * rng.normal(size=(n_donors, N_GENES))[donor % n_donors]
     theta = 2.0 * np.exp(0.6 * rng.normal(size=N_GENES))
     mean = np.exp(eta) / np.exp(eta).sum(1, keepdims=True) * rng.lognormal(np.log(1_500), 0.4, len(donor))[:, None]
     obs = pd.DataFrame(
-        {"condition": np.where(treated, "treated", "control"), "donor": [f"d{i:02d}" for i in donor]},
+        {
+            "condition": np.where(treated, "treated", "control"),
+            "donor": [f"d{i % n_donors if paired else i:02d}" for i in donor],
+        },
         index=[f"cell_{i}" for i in range(len(donor))],
     )
     counts = rng.poisson(mean * rng.gamma(theta, 1.0 / theta, mean.shape)).astype(np.float32)
@@ -208,12 +234,13 @@ def at_random(n: int) -> Iterator[np.ndarray]:
 def genes_null(data: Path, _seeds: int, python: str | None) -> Iterator[Row]:
     import scvae
 
-    peer, asked = Peer(python), []
+    peer, asked, by_scvi = Peer(python), [], set()
     for name, adata, sample_key, splits in null_problems(data):
         if adata.n_vars > 1_000:
             scvae.tl.highly_variable_genes(adata, n_top_genes=1_000)
             adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()  # noqa: PLW2901
         model = scvae.fit(adata, rng=0, verbose=False)
+        splits = list(splits)  # noqa: PLW2901
         for number, split in enumerate(splits):
             adata.obs["side"] = pd.Categorical(np.where(split, "b", "a"))
             row = {"set": name, "split": number, "genes": adata.n_vars}
@@ -222,6 +249,12 @@ def genes_null(data: Path, _seeds: int, python: str | None) -> Iterator[Row]:
                 asked.append(row | {"number": peer.add(counts, side, block)})
             for method, rate in rates_of(adata, model, sample_key, by_cells=number < 10).items():
                 yield row | {"method": method} | {f"called_{level}": int((rate <= level).sum()) for level in LEVELS}
+        study = ", ".join(name.split(", ")[:2])
+        if python and study not in by_scvi:
+            by_scvi.add(study)
+            for number, rate in enumerate(scvi_rates(python, adata, splits[:SCVI_SPLITS])):
+                row = {"set": name, "split": number, "genes": adata.n_vars, "method": "SCVI, cells"}
+                yield row | {f"called_{level}": int((rate <= level).sum()) for level in LEVELS}
     found = peer.answers()
     for row in asked:
         rate = found[row.pop("number")]
@@ -232,15 +265,18 @@ def genes_power(_data: Path, seeds: int, python: str | None) -> Iterator[Row]:
     import scvae
 
     peer, asked = Peer(python), []
-    for n_donors, variance, seed in itertools.product(DONORS, VARIANCES, range(seeds)):
-        adata = simulate(seed, n_donors, variance)
+    problems = [
+        (*design, seed) for design in DESIGNS for seed in range(seeds if design[0] < MANY_DONORS else seeds // 2)
+    ]
+    for n_donors, variance, paired, seed in problems:
+        adata = simulate(seed, n_donors, variance, paired=paired)
         model = scvae.fit(adata, rng=seed, verbose=False)
         adata.obs["side"] = pd.Categorical(np.where(adata.obs["condition"] == "treated", "b", "a"))
         changes = adata.var["changes"].to_numpy()
-        row = {"donors": n_donors, "variance": variance, "seed": seed}
+        row = {"donors": f"{n_donors} pairs" if paired else n_donors, "variance": variance, "seed": seed}
         if python:
             asked.append((row, peer.add(*sums_of(adata, "side", "donor")), changes))
-        for method, rate in rates_of(adata, model, "donor").items():
+        for method, rate in rates_of(adata, model, "donor", by_cells=n_donors < MANY_DONORS).items():
             yield row | {"method": method} | score(rate, changes)
     found = peer.answers()
     for row, number, changes in asked:
@@ -258,106 +294,6 @@ def score(rate: np.ndarray, changes: np.ndarray) -> Row:
     longest = np.flatnonzero(false <= LEVELS[0])
     row["power_at_true_0.05"] = float(changes[order][: longest[-1] + 1].sum() / changes.sum()) if len(longest) else 0.0
     return row
-
-
-def t_test(embedding: np.ndarray, centre: np.ndarray, n_neighbors: int, donor: np.ndarray, side: np.ndarray) -> Rates:
-    """Log frequencies of donors in the same neighbourhoods; `side` has one value for each donor."""
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=n_neighbors).fit(embedding)
-    distance, index = search.kneighbors(embedding[centre])
-    counts = np.stack([(donor[index] == d).sum(1) for d in range(len(side))])
-    logs = np.log((counts + 0.5) / np.bincount(donor)[:, None])
-    found = stats.ttest_ind(logs[side], logs[~side])
-    order = np.argsort(found.pvalue, kind="stable")
-    weight = 1.0 / np.maximum(distance[:, -1], 1e-30)
-    ratio = weight.sum() * found.pvalue[order] / np.cumsum(weight[order])
-    rate = np.empty(len(order))
-    rate[order] = np.minimum(np.minimum.accumulate(ratio[::-1])[::-1], 1.0)
-    return {"rate": rate, "sign": np.sign(logs[side].mean(0) - logs[~side].mean(0))}
-
-
-def abundance_problems(folder: Path) -> Iterator[tuple[str, ad.AnnData, str]]:
-    pancreas = ad.read_h5ad(folder / "pancreas4.h5ad")
-    for study in sorted(set(pancreas.obs["Dataset"])):
-        yield f"pancreas4, {study}", pancreas[pancreas.obs["Dataset"] == study].copy(), "donor_id"
-    tumours = ad.read_h5ad(folder / "glioblastoma_panobinostat.h5ad")
-    for condition in sorted(set(tumours.obs["condition"])):
-        yield f"glioblastoma, {condition}", tumours[tumours.obs["condition"] == condition].copy(), "patient_id"
-
-
-def abundance_null(data: Path, _seeds: int, _python: str | None) -> Iterator[Row]:
-    import scvae
-
-    for name, adata, sample_key in abundance_problems(data):
-        if adata.n_vars > 1_000:
-            scvae.tl.highly_variable_genes(adata, n_top_genes=1_000)
-            adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()  # noqa: PLW2901
-        sizes = adata.obs[sample_key].value_counts()
-        donors = sorted(sizes.index[sizes >= LEAST_CELLS])
-        adata = adata[adata.obs[sample_key].isin(donors)].copy()  # noqa: PLW2901
-        for batch_key in (None, sample_key):
-            model = scvae.fit(adata, batch_key=batch_key, rng=0, verbose=False)
-            names = np.array(donors)
-            codes = np.searchsorted(names, adata.obs[sample_key].astype(str))
-            for number, split in enumerate(itertools.islice(halves(adata.obs[sample_key], donors), 10)):
-                adata.obs["side"] = pd.Categorical(np.where(split, "b", "a"))
-                scvae.tl.differential_abundance(adata, model, groupby="side", sample_key=sample_key)
-                found = adata.uns["scvae"]["abundance"]
-                centre = adata.obs_names.get_indexer(found["centre"])
-                side = np.array([split[codes == d][0] for d in range(len(donors))])
-                other = t_test(adata.obsm["X_scvae"], centre, int(found["n_neighbors"]), codes, side)
-                row = {"set": name + (", donor as batch" if batch_key else ""), "split": number, "genes": len(centre)}
-                for method, rate in (("scvae", found["fdr"]), ("t-test", other["rate"])):
-                    yield row | {"method": method} | {f"called_{level}": int((rate <= level).sum()) for level in LEVELS}
-
-
-def abundance_power(_data: Path, seeds: int, _python: str | None) -> Iterator[Row]:
-    from scvae.diagnostics.abundance import abundance
-
-    for n_donors, fold, seed in itertools.product(ABUNDANCE_DONORS, (1.5, 2.0), range(4 * seeds)):
-        rng = np.random.default_rng(seed)
-        points = rng.normal(0, 3, (8, 10))
-        share = np.maximum(rng.dirichlet(np.full(8, 3.0)), 0.04)
-        donor = np.repeat(np.arange(2 * n_donors), rng.integers(150, 400, 2 * n_donors))
-        in_group = np.arange(2 * n_donors) < n_donors
-        frequency = share * np.exp(0.3 * rng.normal(size=(2 * n_donors, 8)))
-        frequency[in_group, 1] *= fold
-        kind = np.concatenate(
-            [rng.choice(8, (donor == d).sum(), p=frequency[d] / frequency[d].sum()) for d in range(2 * n_donors)]
-        )
-        embedding = points[kind] + rng.normal(size=(len(kind), 10))
-        found = abundance(
-            embedding,
-            np.where(in_group[donor], 0, 1),
-            donor,
-            np.zeros(len(donor), int),
-            donors=[str(d) for d in range(2 * n_donors)],
-            batches=[""],
-            n_neighbors=None,
-            seed=seed,
-        )
-        other = t_test(embedding, found.centre, found.n_neighbors, donor, in_group)
-        grown = kind[found.centre] == 1
-        row = {"donors": n_donors, "fold": fold, "seed": seed}
-        ours = {"rate": found.fdr, "sign": np.sign(found.log_odds)}
-        for method, of in (("scvae", ours), ("t-test", other)):
-            scores = {}
-            for level in LEVELS:
-                called = (of["rate"] <= level) & (of["sign"] > 0)
-                scores |= {
-                    f"power_{level}": float(called[grown].mean()),
-                    f"false_{level}": float(called[~grown].mean()),
-                }
-            yield row | {"method": method} | scores
-
-
-def print_abundance(rows: list[Row]) -> None:
-    columns = [f"{name}_{level}" for level in LEVELS for name in ("power", "false")]
-    print("\n| donors a group | fold | method | called at 0.05 | of other cells | called at 0.1 | of other cells |")
-    print("|---|---|---|---|---|---|---|")
-    for (n, fold, method), part in pd.DataFrame(rows).groupby(["donors", "fold", "method"], sort=False):
-        print(f"| {n} | {fold} | {method} | " + " | ".join(f"{part[c].mean():.3f}" for c in columns) + " |")
 
 
 def print_null(rows: list[Row]) -> None:
@@ -387,14 +323,10 @@ def print_power(rows: list[Row]) -> None:
 PARTS = {
     "genes_null": genes_null,
     "genes_power": genes_power,
-    "abundance_null": abundance_null,
-    "abundance_power": abundance_power,
 }
 PRINTERS = {
     "genes_null": print_null,
     "genes_power": print_power,
-    "abundance_null": print_null,
-    "abundance_power": print_abundance,
 }
 
 

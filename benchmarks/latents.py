@@ -1,7 +1,7 @@
 """Options of the latent space against the default: likelihood, drawn cells, embedding and seconds, in one table.
 
 Usage: python benchmarks/latents.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...]
-    [--options OPTION ...] [--table]
+    [--options OPTION ...] [--table | --seconds]
 
 EVALUATE.py and REFERENCE_FOLDER are those of benchmarks/quality.py; so are the data sets, their genes and the split.
 Each model is fitted to four fifths of the cells. Of the rest, and of new cells:
@@ -20,6 +20,7 @@ all cells, which the density does not change, are those of EVALUATE.py; without 
 out.
 
 Rows are written to benchmarks/results/latents.json; rows of other sets and seeds are kept. --table only prints them.
+--seconds prints processor seconds of fits, with the density, and neither scores nor writes.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def with_doublets(cells: ad.AnnData, seed: int) -> ad.AnnData:
 
 def print_tables(rows: list[Row]) -> None:
     names, options = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "option"))
-    for score in SCORES:
+    for score in (score for score in SCORES if any(score in row for row in rows)):
         print(f"\n| {score} | " + " | ".join(names) + " | mean |\n" + "|---" * (len(names) + 2) + "|")
         for option in options:
             found = [
@@ -171,12 +172,13 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+")
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seconds", action="store_true")
     arguments = parser.parse_args()
     of_set = argparse.ArgumentParser()
     of_set.add_argument("--batch")
     of_set.add_argument("--time")
     listed = [shlex.split(line) for line in (arguments.reference / "datasets.txt").read_text().splitlines() if line]
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() and not arguments.seconds else []
     rows = {tuple(row[key] for key in KEYS): row for row in kept}
     spec = importlib.util.spec_from_file_location("evaluate", arguments.evaluate)
     assert spec is not None
@@ -197,7 +199,11 @@ def main() -> None:
                 started = time.process_time()
                 network = scvae.NetworkConfig(**OPTIONS[option])
                 model = scvae.fit(cells, batch_key=options.batch, network=network, rng=seed, verbose=False)
-                made = rows_of(option, model, cells, held_out, seed, time.process_time() - started)
+                seconds = time.process_time() - started
+                if arguments.seconds:
+                    rows[option, name, seed] = {"option": option, "set": name, "seconds": seconds}
+                    continue
+                made = rows_of(option, model, cells, held_out, seed, seconds)
                 made[0] |= group_scores(cells, network.latent)
                 made[0] |= embedding_scores(evaluate, model, whole, options.batch, options.time)
                 for row in made:

@@ -50,6 +50,8 @@ KEYWORDS = (
     "labels_key",
     "unlabelled",
     "label_weight",
+    "protein_key",
+    "protein_likelihood",
     "method",
 )
 
@@ -112,7 +114,8 @@ def _fit(given: argparse.Namespace) -> None:
     keys = Keys(given.key_added)
     keywords = _keywords(given)
     layer = getattr(given, "layer", None)
-    with results_of(given.input, given.output, layer, force=given.force, is_writer=_is_first()) as results:
+    slots = [key for key in [getattr(given, "protein_key", None)] if key is not None]
+    with results_of(given.input, given.output, layer, slots, force=given.force, is_writer=_is_first()) as results:
         try:
             model = fit(results.cells, **keywords)
         except NotWrittenError as error:
@@ -133,6 +136,7 @@ def _fit(given: argparse.Namespace) -> None:
     rows = {
         "cells": f"{results.n_cells:,}",
         "genes": f"{len(model.genes):,}",
+        **{view.name: f"{len(view.features):,} features, {view.likelihood}" for view in model.schema.views},
         "seconds": f"{outcome.seconds:.1f} ({outcome.epochs} epochs)",
         "held-out ELBO": f"{outcome.held_out_elbo:.1f} nats per cell",
         "active dimensions": f"{outcome.active_dimensions} of {model.n_latent}",
@@ -263,8 +267,10 @@ def _embed(given: argparse.Namespace) -> None:
     model = load(given.model)
     keys = Keys(given.key_added)
     layer = getattr(given, "layer", model.schema.layer)
-    with results_of(given.input, given.output, None if layer == "X" else layer, force=given.force) as results:
-        embed(results.cells, model, beta=given.beta, layer=layer or "X", key_added=given.key_added)
+    read = None if layer == "X" else layer
+    with results_of(given.input, given.output, read, model.schema.slots, force=given.force) as results:
+        options = {"beta": given.beta, "views": given.views, "key_added": given.key_added}
+        embed(results.cells, model, layer=layer or "X", **options)
         results.take(lambda adata: _results(adata, keys))
     _print_rows({"cells": f"{results.n_cells:,}", "embedding": f"{results.place}, obsm[{keys.mean!r}]"})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,12 +150,19 @@ class Results:
 
 @contextmanager
 def results_of(
-    inputs: list[Path], output: Path | None, layer: str | None, *, force: bool, is_writer: bool = True
+    inputs: list[Path],
+    output: Path | None,
+    layer: str | None,
+    slots: Sequence[str],
+    *,
+    force: bool,
+    is_writer: bool = True,
 ) -> Iterator[Results]:
     """Opens the input of a command, and writes its results if the block ends without an error.
 
     For one h5ad file, results go to a copy of it; for other inputs, to a file of the cells without values. Without an
-    output, the command itself writes them into the inputs. Only one of several processes is the writer.
+    output, the command itself writes them into the inputs. Only one of several processes is the writer. Of several
+    files, these slots of `obsm` are read, too.
     """
     from ..data import sources
 
@@ -175,7 +182,7 @@ def results_of(
         if is_writer:
             write_copy(inputs[0], output, results.found, force=force)
         return
-    with sources.opened(inputs, layer) as source:
+    with sources.opened(inputs, layer, slots=slots) as source:
         results = Results(source, source.adata, str(output))
         yield results
         if is_writer:

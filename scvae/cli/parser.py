@@ -72,6 +72,10 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_sources(parser)
     model = add_settings(parser)
+    model.add_argument("--protein-key", metavar="SLOT", help="slot of obsm with proteins of the same cells to fit, too")
+    model.add_argument(
+        "--protein-likelihood", metavar="NAME", help="nb, nb_mixture, poisson, or gaussian for log or CLR values"
+    )
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with cell types to listen to")
     model.add_argument("--unlabelled", metavar="NAME", help="value of that column in cells without a label")
     model.add_argument("--label-weight", metavar="W", type=float, help="weight of the labels in the objective")
@@ -120,8 +124,11 @@ def _add_embed(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--model", metavar="FILE", type=as_path, required=True, help="model that scvae fit saved")
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to embed at")
+    parser.add_argument(
+        "--views", metavar="NAME", nargs="+", help="for a model of several measurements: those to embed by, e.g. rna"
+    )
     add_key_added(parser)
-    parser.set_defaults(beta=None)
+    parser.set_defaults(beta=None, views=None)
 
 
 def _add_label(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -194,9 +201,7 @@ def _add_diagnose(commands: argparse._SubParsersAction[Parser]) -> None:
     add_layer(parser, "layer with the data, X for X, raw for raw (default: as in the fit)")
     parser.add_argument("--beta", metavar="BETA", type=float, help="for a model with a range of β: the β to examine")
     parser.add_argument("--n-cells", metavar="N", type=int, help="largest number of cells to examine")
-    parser.add_argument(
-        "--compare-heads", action="store_true", help="also fit nb, zinb and poisson, and report which fits best"
-    )
+    parser.add_argument("--compare-heads", action="store_true", help="also fit other heads, and report which fits best")
     parser.add_argument(
         "--condition-key",
         metavar="COLUMN",

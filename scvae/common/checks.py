@@ -12,11 +12,14 @@ from contextvars import ContextVar
 from numbers import Integral, Real
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+
+if TYPE_CHECKING:
+    from mudata import MuData
 
 LISTED = 10  # names shown in a message
 PART_OF = {
@@ -119,6 +122,17 @@ def check_adata(adata: object) -> AnnData:
                 f"adata has no {what} (shape {adata.n_obs} x {adata.n_vars}); check what filtered them out"
             )
     return adata
+
+
+def check_slots(adata: object) -> None:
+    """Checks that this is an AnnData, as `check_adata` does, or a MuData, which has `obs`, `obsm` and `uns`, too."""
+    if not is_mudata(adata):
+        check_adata(adata)
+
+
+def is_mudata(given: object) -> TypeGuard[MuData]:
+    """Whether this is a MuData, without importing mudata, which need not be installed."""
+    return any(kind.__name__ == "MuData" and kind.__module__.startswith("mudata") for kind in type(given).__mro__)
 
 
 def is_raw(adata: AnnData, layer: str | None) -> bool:

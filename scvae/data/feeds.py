@@ -22,7 +22,7 @@ from ..kernels.context import give_way
 from ..kernels.csr import CSR
 from ..kernels.selection import SelectedRows
 from .batches import Batch, Batches, Shuffle, WindowedPlan, chunks
-from .intake import Cells
+from .cells import Cells
 from .rows import DenseRows, SparseRows
 from .stored_rows import USUAL_BATCH, StoredRows
 

@@ -55,8 +55,10 @@ class Match(NamedTuple):
         place = "adata.var_names" if self.column is None else f"adata.var[{self.column!r}]"
         if not self.alike:
             return f"adata.var_names = {place}.astype(str)"
+        change = ALIKE[self.alike][1]
+        needed = "import re; " if "re." in change else ""
         return (
-            f"key = {ALIKE[self.alike][1]}; known = {{key(gene): gene for gene in model.genes}}; "
+            f"{needed}key = {change}; known = {{key(gene): gene for gene in model.genes}}; "
             f"adata.var_names = [known.get(key(name), name) for name in {place}.astype(str)]"
         )
 

@@ -14,7 +14,9 @@ from jaxtyping import Bool
 from ..common.checks import listing
 from ..config import View
 from ..kernels.csr import CSR
-from .intake import Cells, DataKeys, read_fit, read_query
+from .cells import Cells
+from .intake import DataKeys, read_fit, read_query
+from .modalities import beside
 from .rows import DenseRows, Rows, SparseRows
 from .schema import RNA, Kind, Schema, ViewSchema
 from .views import ViewCells, speaking_of_view, table_of, typical_library
@@ -61,6 +63,8 @@ def learn_views(
         where = f"mod.{'X' if view.layer is None else f'layers[{view.layer!r}]'}" if view.mod is not None else ""
         with speaking_of_view(key, where or f"obsm[{view.obsm!r}]"):
             table, present = table_of(adata, key, view)
+            if not present.any():
+                raise ValueError(f"no cell has it: it is NaN, or not measured, in all {adata.n_obs:,}")
             alone, some = read_fit(table, DataKeys(layer=view.layer), kind=kinds[key], memory=math.inf)
             found = _placed(some, present)
             if found.present.sum() < FEWEST:
@@ -83,7 +87,7 @@ def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, 
     schema
         The schema of the fit.
     also
-        A second AnnData for some of the measurements, in place of the slots.
+        A second AnnData for some of the measurements, in place of the slots, or of a modality `beside` the cells.
 
     Raises
     ------
@@ -91,32 +95,46 @@ def with_views(cells: Cells, adata: AnnData, schema: Schema, also: Mapping[str, 
         As `read_query`, with the name of the view; if `also` names another view, or a cell has no measurement at all.
     """
     unknown = [name for name in also or {} if name not in schema.view_names[1:]]
+    given = {
+        name: mod
+        for name, mod in beside(adata).items()
+        if name in schema.view_names[1:] and mod.obs_names.isin(adata.obs_names).any()
+    } | dict(also or {})
     if unknown:
         raise ValueError(
             f"also has {listing(unknown)}, but the views of the model are {listing(schema.view_names[1:])}"
         )
     if not schema.views:
         return cells
-    read = [_read(adata, view, (also or {}).get(view.name)) for view in schema.views]
+    read = [_read(adata, view, given.get(view.name)) for view in schema.views]
     return _joint(cells, read, schema.name, schema.view_names[1:])
 
 
 def _read(adata: AnnData, view: ViewSchema, mod: AnnData | None) -> ViewCells:
     if mod is None and view.obsm not in adata.obsm:
-        n, n_features = adata.n_obs, len(view.features)
-        absent = np.zeros(n, dtype=bool)
-        if view.kind == "real":
-            rows: Rows = DenseRows(np.broadcast_to(np.float32(0.0), (n, n_features)))
-        else:
-            rows = SparseRows(np.zeros(n + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), n_features)
-        return ViewCells(rows, np.ones(n, dtype=np.float32), absent)
+        return _absent(adata.n_obs, view)
     where = f"obsm[{view.obsm!r}]" if mod is None else "X"
     measured = view.measured if view.measured in adata.obs else None
     with speaking_of_view(view.name, where):
         names = None if mod is not None or isinstance(adata.obsm[view.obsm], pd.DataFrame) else view.features
+        if names is not None and (width := adata.obsm[view.obsm].shape[-1]) != len(names):
+            raise ValueError(
+                f"{where} has {width:,} features without names, but the model has {len(names):,}; pass a DataFrame, "
+                "whose columns are matched by name"
+            )
         place = View(obsm=view.obsm, names=names, measured=measured) if mod is None else View(mod=mod)
         table, present = table_of(adata, view.name, place)
-        return _placed(read_query(table, view.alone), present)
+        return _placed(read_query(table, view.alone), present) if present.any() else _absent(adata.n_obs, view)
+
+
+def _absent(n: int, view: ViewSchema) -> ViewCells:
+    """The measurement of cells that all lack it."""
+    rows: Rows = SparseRows(
+        np.zeros(n + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), len(view.features)
+    )
+    if view.kind == "real":
+        rows = DenseRows(np.broadcast_to(np.float32(0.0), (n, len(view.features))))
+    return ViewCells(rows, np.ones(n, dtype=np.float32), np.zeros(n, dtype=bool))
 
 
 def _placed(some: Cells, present: Bool[np.ndarray, " cells"]) -> ViewCells:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,27 +13,30 @@ import scipy.sparse as sp
 from anndata import AnnData
 from jaxtyping import Int
 
-from ..common.checks import listing
+from ..common.checks import is_mudata, listing
 from .containers import readable
 
 if TYPE_CHECKING:
     from mudata import MuData
 
 
-PLACES = ("obs", "obsm", "varm", "uns")
+PLACES = ("obs", "obsm", "obsp", "uns", "varm", "layers")
+OF_MODALITY = ("varm", "layers")  # the others are of the MuData
+_beside: ContextVar[tuple[AnnData | None, Mapping[str, AnnData]]] = ContextVar("beside", default=(None, {}))
 
 
-def is_mudata(given: object) -> TypeGuard[MuData]:
-    """Whether this is a MuData, without importing mudata, which need not be installed."""
-    return any(kind.__name__ == "MuData" and kind.__module__.startswith("mudata") for kind in type(given).__mro__)
+def beside(adata: AnnData) -> Mapping[str, AnnData]:
+    """The other modalities of the MuData that this AnnData is made of, within `modalities_of`; else none."""
+    of, others = _beside.get()
+    return others if of is adata else {}
 
 
 @contextmanager
-def modalities_of(given: Any, first: str) -> Iterator[tuple[Any, dict[str, AnnData]]]:
-    """The AnnData of the modality `first` of a MuData, with all its cells, and the other modalities, by name.
+def modalities_of(given: Any, first: str) -> Iterator[Any]:
+    """The AnnData of the modality `first` of a MuData, with all its cells; the others are `beside` it.
 
-    After the block, what it has added to `obs`, `obsm` and `uns`, changed or removed is so in the MuData, and `varm` in
-    the modality. Anything but a MuData is given as it is, without others.
+    After the block, what it has added to `obs`, `obsm`, `obsp` and `uns`, changed or removed is so in the MuData, and
+    `varm` and `layers` in the modality. Anything but a MuData is given as it is, without others.
 
     Raises
     ------
@@ -40,20 +44,26 @@ def modalities_of(given: Any, first: str) -> Iterator[tuple[Any, dict[str, AnnDa
         If there is no such modality, or if it lacks cells and its values are dense, so that they cannot be empty.
     """
     if not is_mudata(given):
-        yield given, {}
+        yield given
         return
     adata = _of_first(given, first)
     before = {place: dict(getattr(adata, place)) for place in PLACES}
-    yield adata, {name: modality for name, modality in given.mod.items() if name != first}
+    others = {name: modality for name, modality in given.mod.items() if name != first}
+    token = _beside.set((adata, others))
+    try:
+        yield adata
+    finally:
+        _beside.reset(token)
+    rows = given.obs_names.get_indexer(given.mod[first].obs_names)
     for place in PLACES:
-        target = getattr(given.mod[first] if place == "varm" else given, place)
+        target = getattr(given.mod[first] if place in OF_MODALITY else given, place)
         found = getattr(adata, place)
         for key in before[place]:
             if key not in found and key in target:
                 del target[key]
         for key, value in found.items():
             if key not in before[place] or not _is_same(value, before[place][key]):
-                target[key] = value
+                target[key] = value[rows] if place == "layers" else value
 
 
 def _is_same(value: Any, earlier: Any) -> bool:
@@ -71,29 +81,39 @@ def _of_first(mdata: MuData, first: str) -> AnnData:
         obs[key] = modality.obs[key].reindex(mdata.obs_names)
     obsm = {key: value for key, value in mdata.obsm.items() if key not in mdata.mod}
     same = np.array_equal(place, np.arange(modality.n_obs))
-    matrices = {None: modality.X, **dict(modality.layers)}
-    placed = {
-        layer: matrix if same or matrix is None else _placed(matrix, place, first) for layer, matrix in matrices.items()
-    }
+    placed = {None: modality.X, **dict(modality.layers)}
+    if not same:
+        lacking = int(np.sum(place < 0))
+        rows = {layer: readable(matrix, first) for layer, matrix in placed.items() if matrix is not None}
+        if lacking and None in rows and not _are_whole(rows[None]):
+            raise ValueError(
+                f"the first modality, {first!r}, lacks {lacking:,} cells, and its values are real, so that these cells "
+                "cannot be told by empty rows; name a modality of counts first, or one that all cells have"
+            )
+        # real values that lack cells, as denoised ones, stay in the modality alone
+        placed = {layer: _placed(row, place) for layer, row in rows.items() if not lacking or _are_whole(row)}
     adata = AnnData(
-        X=placed.pop(None), obs=obs, var=modality.var.copy(), obsm=obsm, varm=dict(modality.varm), uns=dict(mdata.uns)
+        X=placed.pop(None, None),
+        obs=obs,
+        var=modality.var.copy(),
+        obsm=obsm,
+        varm=dict(modality.varm),
+        uns=dict(mdata.uns),
     )
     for layer, matrix in placed.items():
         adata.layers[layer] = matrix
     return adata
 
 
-def _placed(matrix: Any, place: Int[np.ndarray, " cells"], name: str) -> Any:
+def _are_whole(matrix: Any) -> bool:
+    values = matrix.data if sp.issparse(matrix) else matrix
+    return not np.issubdtype(values.dtype, np.floating) or bool((values == np.rint(values)).all())
+
+
+def _placed(matrix: Any, place: Int[np.ndarray, " cells"]) -> Any:
     """The rows of the cells that have a place, and empty ones for the others."""
-    rows = readable(matrix, name)
     if (place >= 0).all():
-        return rows[place]
-    values = rows.data if sp.issparse(rows) else rows
-    if np.issubdtype(values.dtype, np.floating) and (values != np.rint(values)).any():
-        raise ValueError(
-            f"the first modality, {name!r}, lacks {np.sum(place < 0):,} cells, and its values are real, so that these "
-            "cells cannot be told by empty rows; name a modality of counts first, or one that all cells have"
-        )
-    rows = sp.csr_matrix(rows)
+        return matrix[place]
+    rows = sp.csr_matrix(matrix)
     empty = sp.csr_matrix((1, rows.shape[1]), dtype=rows.dtype)
     return sp.vstack([rows, empty], format="csr")[np.where(place >= 0, place, rows.shape[0])]

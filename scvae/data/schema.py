@@ -154,6 +154,11 @@ class Schema:
         return (self.name, *(view.name for view in self.views))
 
     @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of `obsm` with the further measurements."""
+        return tuple(view.obsm for view in self.views)
+
+    @property
     def categoricals(self) -> tuple[Categorical, ...]:
         """All categorical columns in the order of `codes`: the batch first, then the covariates."""
         return self.categorical if self.batch is None else (self.batch, *self.categorical)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 from pandas.api.types import is_bool_dtype
 
-from ..common.checks import RAW, check_adata, check_layer, listing, warn
+from ..common.checks import RAW, check_adata, check_layer, is_mudata, listing, missing_key, warn
 from ..common.files import as_path
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
@@ -25,7 +26,7 @@ from .destinations import is_store
 from .file_kinds import refuse_address, refuse_other_kinds, why_unreadable
 from .gene_names import better_match
 from .in_place import restore
-from .modalities import is_mudata, modalities_of
+from .modalities import modalities_of
 from .on_disk import Joined, on_disk
 from .turns import Reader, check_can_be_changed, is_open_here, turn
 
@@ -52,8 +53,6 @@ class Source:
         Names of the cells of each file.
     genes
         Names of the genes of each file, in its own order.
-    also
-        The other modalities of a MuData, by name; `adata` is then its first one.
     """
 
     adata: AnnData
@@ -61,7 +60,6 @@ class Source:
     files: tuple[Path, ...] = ()
     cells: tuple[pd.Index, ...] = ()
     genes: tuple[pd.Index, ...] = ()
-    also: Mapping[str, AnnData] = field(default_factory=dict)
 
 
 def are_paths(given: object) -> TypeGuard[Paths]:
@@ -73,7 +71,13 @@ def are_paths(given: object) -> TypeGuard[Paths]:
 
 @contextmanager
 def opened(
-    given: object, layer: str | None, *, to_change: bool = False, keys: Keys | None = None, first: str | None = None
+    given: object,
+    layer: str | None,
+    *,
+    to_change: bool = False,
+    keys: Keys | None = None,
+    first: str | None = None,
+    slots: Sequence[str] = (),
 ) -> Iterator[Source]:
     """The source for an AnnData, for files (open during the block), or for a source, of which only the AnnData is kept.
 
@@ -89,6 +93,8 @@ def opened(
         Slots of these results, whose record must not replace something else.
     first
         The first modality of a MuData; None if a MuData cannot be given.
+    slots
+        Slots of `obsm` to read from files, into memory, where they have them.
 
     Raises
     ------
@@ -105,8 +111,8 @@ def opened(
         yield replace(given, files=(), cells=(), genes=())
         return
     if first is not None and is_mudata(given):
-        with modalities_of(given, first) as (adata, also):
-            yield Source(check_adata(adata), also=also)
+        with modalities_of(given, first) as adata:
+            yield Source(check_adata(adata))
         return
     if not are_paths(given):
         yield Source(check_adata(given))
@@ -115,7 +121,7 @@ def opened(
     for path in files if to_change else ():
         check_can_be_changed(path)
     with ExitStack() as stack:
-        found = [_opened(path, stack, keys) for path in files]
+        found = [_opened(path, stack, keys, slots) for path in files]
         for path, adata in zip(files, found, strict=True):
             check_adata(adata)
             try:
@@ -125,7 +131,7 @@ def opened(
         if len(files) == 1:
             yield Source(found[0], None, files, (found[0].obs_names,), (found[0].var_names,))
         else:
-            yield _joined(files, found, layer)
+            yield _joined(files, found, layer, slots)
 
 
 def listed(given: Paths) -> tuple[Path, ...]:
@@ -166,6 +172,28 @@ def listed(given: Paths) -> tuple[Path, ...]:
     return tuple(files)
 
 
+def entry_of_obsm(source: Source, key: str) -> Any:
+    """An entry of `obsm`, of the cells of all files one after another.
+
+    Raises
+    ------
+    MissingKeyError
+        If the AnnData or a file does not have it.
+    """
+    from anndata.io import read_elem
+
+    if not source.files:
+        if key not in source.adata.obsm:
+            raise missing_key("adata.obsm", key, list(source.adata.obsm))
+        return source.adata.obsm[key]
+    with ExitStack() as stack:
+        groups = [_group(path, stack) for path in source.files]
+        for path, group in zip(source.files, groups, strict=True):
+            if key not in _keys(group, "obsm"):
+                raise missing_key(f"obsm of {path}", key, _keys(group, "obsm"))
+        return np.concatenate([np.asarray(read_elem(group["obsm"][key])) for group in groups])
+
+
 def small(source: Source) -> AnnData:
     """The cells with their columns and results, without values and genes."""
     adata = source.adata
@@ -173,8 +201,8 @@ def small(source: Source) -> AnnData:
     return AnnData(obs=adata.obs.copy(), obsm=obsm, uns=dict(adata.uns))
 
 
-def _opened(path: Path, stack: ExitStack, keys: Keys | None) -> AnnData:
-    """Names and columns of a file, with its matrices left on disk."""
+def _opened(path: Path, stack: ExitStack, keys: Keys | None, slots: Sequence[str]) -> AnnData:
+    """Names and columns of a file, and these slots of `obsm`, with its matrices left on disk."""
     from anndata.io import read_elem
 
     if path.is_file():
@@ -185,7 +213,8 @@ def _opened(path: Path, stack: ExitStack, keys: Keys | None) -> AnnData:
             refuse_other_kinds(group, path)
             warnings.simplefilter("ignore")  # of anndata on repeated names, which `intake` checks
             raw = {"X": _matrix(group["raw/X"]), "var": read_elem(group["raw/var"])} if "raw/var" in group else None
-            adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]), raw=raw)
+            obsm = {slot: read_elem(group[f"obsm/{slot}"]) for slot in slots if slot in _keys(group, "obsm")}
+            adata = AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]), raw=raw, obsm=obsm)
             places = {None: "X"} | {name: f"layers/{name}" for name in _keys(group, "layers")}
             for layer, place in places.items():
                 if place not in group:
@@ -226,7 +255,7 @@ def _group(path: Path, stack: ExitStack) -> Any:
     return stack.enter_context(h5py.File(file, "r"))
 
 
-def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) -> Source:
+def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None, slots: Sequence[str]) -> Source:
     """Several files as one: the genes that all share, in the order of the first, and the cells, concatenated."""
     names = [pd.Index(adata.var_names.astype(str)) for adata in found]
     shared = _shared(files, [adata.var for adata in found], names)
@@ -250,6 +279,9 @@ def _joined(files: tuple[Path, ...], found: list[AnnData], layer: str | None) ->
     matrix = Joined(tuple(parts), len(genes), found[0])
     raw = {"X": matrix, "var": pd.DataFrame(index=genes)} if layer == RAW else None
     adata = AnnData(obs=_columns_of_cells(files, found), var=_columns_of_genes(files, found, shared), raw=raw)
+    for slot in slots:
+        if any(slot in each.obsm for each in found):
+            adata.obsm[slot] = _slot_of_cells(slot, files, found)
     return Source(adata, matrix, files, tuple(each.obs_names for each in found), tuple(names))
 
 
@@ -284,12 +316,12 @@ def _better(files: tuple[Path, ...], tables: list[pd.DataFrame], names: list[pd.
 
 
 def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataFrame:
-    """Columns that all files have, and the file; cells are named as in `anndata.concat(..., index_unique="-")`."""
+    """Columns that all files have, and the file."""
     common = [key for key in found[0].obs if all(key in adata.obs for adata in found) and key != FILE]
     frames = []
     for path, adata in zip(files, found, strict=True):
         frame = adata.obs[common].copy()
-        frame.index = [f"{name}-{path.stem}" for name in adata.obs_names]
+        frame.index = _names_of_cells(path, adata)
         frame[FILE] = path.stem
         frames.append(frame)
     joined = pd.concat(frames)
@@ -301,6 +333,48 @@ def _columns_of_cells(files: tuple[Path, ...], found: list[AnnData]) -> pd.DataF
         elif any(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
             joined[key] = joined[key].astype("category")  # concatenation loses categories that differ between files
     return joined
+
+
+def _slot_of_cells(slot: str, files: tuple[Path, ...], found: list[AnnData]) -> Any:
+    """A slot of `obsm` with the features that all files with this slot share; the cells of other files lack it.
+
+    They have rows of NaN in it, or empty ones in a sparse matrix.
+    """
+    having = [adata for adata in found if slot in adata.obsm]
+    values = [adata.obsm[slot] for adata in having]
+    if all(isinstance(each, pd.DataFrame) for each in values):
+        tables = values
+    elif any(isinstance(each, pd.DataFrame) for each in values) or len({each.shape[1] for each in values}) > 1:
+        kinds = (
+            f"{each.shape[1]} features{' with names' if isinstance(each, pd.DataFrame) else ''}" for each in values
+        )
+        raise ValueError(
+            f"obsm[{slot!r}] differs between the files ({', '.join(kinds)}); write it as a DataFrame in all of them, "
+            "whose columns are matched by name"
+        )
+    elif all(map(sp.issparse, values)):
+        n = values[0].shape[1]
+        return sp.vstack([adata.obsm.get(slot, sp.csr_matrix((adata.n_obs, n))) for adata in found], format="csr")
+    else:
+        tables = [pd.DataFrame(each.toarray() if sp.issparse(each) else each) for each in values]
+    shared = pd.concat(tables, join="inner", ignore_index=True)
+    n_most = max(table.shape[1] for table in tables)
+    if shared.shape[1] < n_most:
+        warn(
+            f"{shared.shape[1]:,} features of obsm[{slot!r}] are in all files that have it and are used; up to "
+            f"{n_most - shared.shape[1]:,} features of a file are left out"
+        )
+    place = np.full(sum(adata.n_obs for adata in found), -1)
+    there = np.repeat([slot in adata.obsm for adata in found], [adata.n_obs for adata in found])
+    place[there] = np.arange(len(shared))
+    whole = shared.reindex(place)
+    whole.index = pd.Index(np.concatenate([_names_of_cells(*each) for each in zip(files, found, strict=True)]))
+    return whole if isinstance(values[0], pd.DataFrame) else whole.to_numpy()
+
+
+def _names_of_cells(path: Path, adata: AnnData) -> list[str]:
+    """As in `anndata.concat(..., index_unique="-")`."""
+    return [f"{name}-{path.stem}" for name in adata.obs_names]
 
 
 def _columns_of_genes(files: tuple[Path, ...], found: list[AnnData], shared: pd.Index) -> pd.DataFrame:

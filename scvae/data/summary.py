@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels.csr import CSR
 from .batches import chunks
-from .intake import Cells
+from .cells import Cells
 
 CHUNK = 1024  # cells
 

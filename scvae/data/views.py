@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from jaxtyping import Bool, Float, Int
-from pandas.api.types import is_bool_dtype
+from pandas.api.types import is_bool_dtype, is_extension_array_dtype, is_numeric_dtype
 
 from ..common.checks import check_obs_column, listing, missing_key, reworded
 from ..common.keys import check_slot_name
@@ -94,6 +94,7 @@ def speaking_of_view(name: str, where: str) -> AbstractContextManager[None]:
     def about(text: str) -> str:
         text = re.sub(r"(?<![\w.'\[])(?:adata\.)?X\b", where, text)
         text = re.sub(r"\bgene(s?)\b", r"feature\1", text)
+        text = re.sub(r"\bpass likelihood=('\w+')", r"pass likelihood=\1 for this view", text)
         return f"view {name!r}: {text}"
 
     return reworded(about)
@@ -107,7 +108,7 @@ def table_of(adata: AnnData, name: str, view: View) -> tuple[AnnData, Bool[np.nd
     MissingKeyError
         If the slot, the column or the names do not exist.
     TypeError, ValueError
-        If they are not what they should be, or no cell has the view.
+        If they are not what they should be.
     """
     table, present = _of_mod(adata, view.mod) if view.mod is not None else _of_obsm(adata, str(view.obsm), view.names)
     if view.measured is not None:
@@ -119,8 +120,6 @@ def table_of(adata: AnnData, name: str, view: View) -> tuple[AnnData, Bool[np.nd
             )
         measured = column.to_numpy(dtype=bool)
         table, present = table[measured[present]], present & measured
-    if not present.any():
-        raise ValueError(f"no cell has the view {name!r}: it is NaN, or not measured, in all {adata.n_obs:,}")
     return table, present
 
 
@@ -149,8 +148,7 @@ def _of_obsm(adata: AnnData, key: str, names: Sequence[str] | str | None) -> tup
         if names is not None:
             raise ValueError(f"obsm[{key!r}] is a DataFrame, whose columns name its features; leave names out")
         columns: Sequence[object] = list(values.columns)
-        is_sparse = bool(columns) and all(isinstance(dtype, pd.SparseDtype) for dtype in values.dtypes)
-        values = values.sparse.to_coo().tocsr() if is_sparse else values.to_numpy()
+        values = _numbers(values, key)
     else:
         columns = _names_of(adata, names, values.shape[1] if values.ndim == 2 else 0, key)
     if not sp.issparse(values):
@@ -170,6 +168,20 @@ def _of_obsm(adata: AnnData, key: str, names: Sequence[str] | str | None) -> tup
             f"obsm[{key!r}] has {listing(twice, 5)} more than once; features are matched by name, so rename them"
         )
     return AnnData(X=values, obs=pd.DataFrame(index=adata.obs_names[present]), var=var), present
+
+
+def _numbers(table: pd.DataFrame, key: str) -> sp.csr_matrix | np.ndarray:
+    if len(table.columns) and all(isinstance(dtype, pd.SparseDtype) for dtype in table.dtypes):
+        return table.sparse.to_coo().tocsr()
+    others = [column for column, dtype in zip(table.columns, table.dtypes, strict=True) if not is_numeric_dtype(dtype)]
+    if others:
+        raise TypeError(
+            f"obsm[{key!r}] has columns that do not hold numbers: {listing(others, 5)} (type "
+            f"{table.dtypes.iloc[list(table.columns).index(others[0])]}); leave them out, or convert them"
+        )
+    if any(is_extension_array_dtype(dtype) for dtype in table.dtypes):  # with missing values of their own
+        return table.to_numpy(np.float64, na_value=np.nan)
+    return table.to_numpy()
 
 
 def _names_of(adata: AnnData, names: Sequence[str] | str | None, n: int, key: str) -> Sequence[object]:

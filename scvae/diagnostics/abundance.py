@@ -16,13 +16,12 @@ from jaxtyping import Bool, Float, Int
 from ..common.rng import numpy_generator
 from ..inference.donor_design import Design, design_of
 from ..inference.donors import Units, difference, weighted_fdr
-from .neighbours import nearest
+from ..inference.nearest import nearest_cells
 
-CENTRES = 55  # stream of the random numbers that choose the centres
+CENTRES = 62  # stream of the random numbers that choose the centres
 PER_UNIT = 5  # cells of a neighbourhood for each donor and side, as Milo advises
 FEWEST, LARGEST = 30, 0.1  # cells of a neighbourhood: at least, and at most as a share of all cells
 MOST_CENTRES, CENTRE_SHARE = 1_000, 0.05  # all cells if there are few, else a share of them
-UNUSUAL = 0.1  # as in `scvae.inference.donors`, but neighbourhoods overlap, so that few of them are independent
 SMOOTHED = 5  # centres that a cell takes its value from
 TINY = np.finfo(np.float64).tiny
 
@@ -107,10 +106,10 @@ def abundance(
         n_neighbors = max(min(max(FEWEST, PER_UNIT * n_units), int(LARGEST * n)), 2)
     if n_neighbors > n:
         raise ValueError(f"n_neighbors is {n_neighbors}, but {n:,} cells are compared; pass a smaller number")
-    found = nearest(embedding[cells], n_neighbors)
     n_centres = min(n, max(MOST_CENTRES, int(CENTRE_SHARE * n)))
-    centre = np.sort(numpy_generator(seed, CENTRES).permutation(n)[:n_centres])
-    within = unit[cells][found.index[centre]]
+    centre = cells[np.sort(numpy_generator(seed, CENTRES).permutation(n)[:n_centres])]
+    distance, index = nearest_cells(embedding[cells], embedding[centre], n_neighbors)
+    within = unit[cells][index]
     count = np.stack([(within == u).sum(1) for u in range(n_units)]).astype(float)
     exposure = np.repeat(np.bincount(unit[cells], minlength=n_units)[:, None].astype(float), n_centres, axis=1)
     of = difference(
@@ -120,13 +119,12 @@ def abundance(
             spread=np.zeros_like(count),
             on_side=design.on_side,
             block=design.block,
-        ),
-        unusual=UNUSUAL,
+        )
     )
-    fdr = weighted_fdr(of.log_p, 1.0 / np.maximum(found.distance[centre, -1], TINY))
-    around = _nearest_centres(embedding[cells], centre)
+    fdr = weighted_fdr(of.log_p, 1.0 / np.maximum(distance[:, -1], TINY))
+    around = nearest_cells(embedding[centre], embedding[cells], SMOOTHED)[1]
     return Abundance(
-        centre=cells[centre],
+        centre=centre,
         log_odds=of.estimate,
         error=of.error,
         p_value=np.exp(of.log_p),
@@ -155,16 +153,3 @@ def _unit_of(
     ):
         unit[kept & (donor == of_donor) & (on_side == int(not is_group)) & (weight[batch] > 0)] = number
     return unit
-
-
-def _nearest_centres(
-    embedding: Float[np.ndarray, "cells latent"], centre: Int[np.ndarray, " centres"]
-) -> Int[np.ndarray, "cells smoothed"]:
-    """Numbers of the centres nearest to each cell, nearest first."""
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(SMOOTHED, len(centre))).fit(np.asarray(embedding[centre], np.float64))
-    around: Int[np.ndarray, "cells smoothed"] = search.kneighbors(
-        np.asarray(embedding, np.float64), return_distance=False
-    )
-    return around

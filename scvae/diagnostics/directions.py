@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, posterior_moments
 from ..kernels.context import working_on
 from ..likelihoods.binary import BernoulliTable
 from ..likelihoods.continuous import GaussianTable
 from ..likelihoods.counts import ZeroInflatedTable
+from ..likelihoods.mixture import BackgroundTable
 from ..model.vae import VAE
 from .jacobian import slope
 
@@ -56,6 +57,8 @@ def natural(network: VAE, z: Float[Tensor, "cells latent"], batch: Batch) -> Flo
         return table.logit
     if isinstance(table, GaussianTable):
         return table.mean
+    if isinstance(table, BackgroundTable):  # whose means are counts, not proportions
+        return table.mean.log()
     law = table.base if isinstance(table, ZeroInflatedTable) else table
     log_mean: Tensor = law.log_mean  # type: ignore[attr-defined]
     return log_mean - log_mean.mean(1, keepdim=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import n_aside
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import posterior_moments
 from ..likelihoods import Gaussian

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.schema import Kind
 from ..kernels.csr import CSR
 

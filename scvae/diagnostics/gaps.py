@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.rng import torch_generator
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, log_likelihood_bound
 from ..kernels.context import working_on

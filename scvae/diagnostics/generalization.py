@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..common.rng import numpy_generator, torch_generator
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of
 from ..kernels.context import working_on

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..data.batches import split
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 
 Role = Literal["held out of the fit", "trained on", "other cells than those of the fit"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import batches_of

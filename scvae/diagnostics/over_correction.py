@@ -7,22 +7,24 @@ products of the halves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.decoding import Target, expression, posterior_draws
 from ..inference.fitted import FittedModel
 from ..kernels.context import working_on
 from ..likelihoods.base import dense
 from .neighbours import as_igraph, graph_of, leiden, nearest
 
-HALVES = 38  # stream of the random numbers that split the cells
+HALVES, SHUFFLED = 38, 61  # streams of the random numbers that split the cells and shuffle the conditions
+SHUFFLES = 19  # so that a condition without an effect is larger than all of them in 1 of 20 cases
 RESOLUTION = 0.5  # of the groups of similar cells
 FEWEST_CELLS = 10  # of a side in each half
 FEWEST_COUNTS = 50.0  # of a gene in a group of cells
@@ -48,6 +50,8 @@ class OverCorrection:
         Root mean square of the log differences between conditions in the counts, in nats.
     corrected_size
         The same in corrected expression.
+    chance
+        The largest `condition_size` of 19 shuffles of the conditions within batches; NaN if confounded.
     kept
         Share of the differences between conditions that corrected expression keeps (slope of the corrected ones on
         those of the counts); NaN if there are none.
@@ -67,11 +71,17 @@ class OverCorrection:
     group: Int[np.ndarray, " cells"]
     condition_size: float
     corrected_size: float
+    chance: float
     kept: float
     backed: float
     tracked: float
     confounded: bool
     excess: float
+
+    @property
+    def conditions_differ(self) -> bool:
+        """Whether the counts of the conditions differ by more than those of shuffled ones; also if confounded."""
+        return self.confounded or self.condition_size > self.chance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +124,14 @@ def over_correction(
         Seed of the clusters and halves.
     """
     group = leiden(as_igraph(graph_of(nearest(embedding))), resolution=RESOLUTION, seed=seed)
-    sums = _summed(model, cells, condition, group, beta=beta, seed=seed)
+    used = np.flatnonzero(condition >= 0)
+    batches, batch = np.unique(cells.group, return_inverse=True)
+    half = numpy_generator(seed, HALVES).permutation(len(cells)) % 2
+    shape = (2, len(batches), int(condition.max()) + 1, int(group.max()) + 1)
+    of_cell = np.stack([half, batch, condition, group])[:, used]
+    counts = _counts(cells, used)
+    sums = _summed(counts, cells.library[used], of_cell, shape)
+    sums = replace(sums, corrected=_corrected(model, cells, used, of_cell, shape, batches, beta))
     confounded = not bool(((sums.n_cells.sum((0, 3)) > 0).sum(1) > 1).any())
     n_batches, _, n_groups = sums.n_cells.shape[1:]
     removed = np.full((n_batches, n_groups), np.nan)
@@ -124,21 +141,29 @@ def over_correction(
             one, two, corrected = found
             square = float((one * two).mean())
             removed[place] = 1.0 - float((corrected * (one + two) / 2).mean()) / square if square > TINY else np.nan
-    products, shown = np.zeros(4), []
+    products, shown = np.zeros(3), []
     compared = _of_conditions(sums, range(n_groups), confounded=confounded)
     if not compared:  # each group has one condition: then all cells together
+        of_cell[3], shape = 0, (*shape[:3], 1)
         compared = _of_conditions(_together(sums), range(1), confounded=confounded)
     for one, two, corrected in compared:
         mean = (one + two) / 2
-        products += [(one * two).sum(), (corrected * mean).sum(), (corrected**2).sum(), len(one)]
+        products += [(corrected * mean).sum(), (corrected**2).sum(), len(one)]
         shown.append((mean - corrected, mean))
-    counts2, both, corrected2, n = products
+    both, corrected2, n = products
+    counts2 = sum(float((one * two).sum()) for one, two, _ in compared)
+    chance = float("nan")
+    if not confounded:
+        rng = numpy_generator(seed, SHUFFLED)
+        shuffled = (_summed(counts, cells.library[used], _shuffled(of_cell, rng), shape) for _ in range(SHUFFLES))
+        chance = max(_size(_of_conditions(of, range(shape[3]), confounded=False)) for of in shuffled)
     return OverCorrection(
         condition_key=condition_key,
         removed=removed,
         group=group,
-        condition_size=float(np.sqrt(max(counts2, 0.0) / max(n, 1.0))),
+        condition_size=_size(compared),
         corrected_size=float(np.sqrt(corrected2 / max(n, 1.0))),
+        chance=chance,
         kept=float(both / counts2) if counts2 > TINY else float("nan"),
         backed=float(both / corrected2) if corrected2 > TINY else float("nan"),
         tracked=_correlation(*map(np.concatenate, zip(*shown, strict=True))) if shown else float("nan"),
@@ -147,37 +172,62 @@ def over_correction(
     )
 
 
+def _counts(cells: Cells, used: Int[np.ndarray, " used"]) -> sp.csr_array:
+    """The counts of the used cells, used x genes."""
+    size = max(1, AT_ONCE // cells.rows.n_genes)
+    parts = [dense(cells.batch(used[part]).x).double().cpu().numpy() for part in chunks(len(used), size)]
+    return sp.csr_array(sp.vstack([sp.csr_array(part) for part in parts]))
+
+
 def _summed(
+    counts: sp.csr_array,
+    library: Float[np.ndarray, " used"],
+    of_cell: Int[np.ndarray, "4 used"],
+    shape: tuple[int, int, int, int],
+) -> _Sums:
+    """The sums of the counts; those of corrected values are 0. `of_cell`: half, batch, condition and group."""
+    place, n_places = np.ravel_multi_index(tuple(of_cell), shape), int(np.prod(shape))
+    members = sp.csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(n_places, len(place)))
+    return _Sums(
+        counts=(members @ counts).toarray().reshape(*shape, -1),
+        library=np.bincount(place, library.astype(float), n_places).reshape(shape),
+        corrected=np.zeros((*shape[1:], counts.shape[1])),
+        n_cells=np.bincount(place, minlength=n_places).reshape(shape),
+    )
+
+
+def _corrected(
     model: FittedModel,
     cells: Cells,
-    condition: Int[np.ndarray, " cells"],
-    group: Int[np.ndarray, " cells"],
-    *,
+    used: Int[np.ndarray, " used"],
+    of_cell: Int[np.ndarray, "4 used"],
+    shape: tuple[int, int, int, int],
+    batches: Int[np.ndarray, " batches"],
     beta: float,
-    seed: int,
-) -> _Sums:
-    half = numpy_generator(seed, HALVES).permutation(len(cells)) % 2
-    batches, batch = np.unique(cells.group, return_inverse=True)
-    shape = (2, len(batches), int(condition.max()) + 1, int(group.max()) + 1)
-    kept = condition >= 0
-    place = np.ravel_multi_index((half, batch, np.where(kept, condition, 0), group), shape)
-    n_places, n_genes = int(np.prod(shape)), cells.rows.n_genes
-    counts, corrected = np.zeros((n_places, n_genes)), np.zeros((n_places, n_genes))
-    used = np.flatnonzero(kept)
-    for part in chunks(len(used), max(1, AT_ONCE // n_genes)):
-        np.add.at(counts, place[used[part]], dense(cells.batch(used[part]).x).double().cpu().numpy())
+) -> Float[np.ndarray, "batches conditions groups genes"]:
+    """Sums of corrected values."""
+    place = np.ravel_multi_index(tuple(of_cell[1:]), shape[1:])
+    sums = np.zeros((int(np.prod(shape[1:])), cells.rows.n_genes))
     target = Target(batches=tuple(int(b) for b in batches), library=1.0)
     with torch.no_grad(), working_on(model.device):
-        for drawn in posterior_draws(model, cells, n_samples=0, seed=0, beta=beta):
+        for drawn in posterior_draws(model, cells.taken(used), n_samples=0, seed=0, beta=beta):
             (values,) = expression(model, drawn, target)
-            here = kept[drawn.positions]
-            np.add.at(corrected, place[drawn.positions[here]], values.double().cpu().numpy()[here])
-    return _Sums(
-        counts=counts.reshape(*shape, n_genes),
-        library=np.bincount(place[kept], cells.library[kept].astype(float), n_places).reshape(shape),
-        corrected=corrected.reshape(*shape, n_genes).sum(0),
-        n_cells=np.bincount(place[kept], minlength=n_places).reshape(shape),
-    )
+            np.add.at(sums, place[drawn.positions], values.double().cpu().numpy())
+    return sums.reshape(*shape[1:], -1)
+
+
+def _shuffled(of_cell: Int[np.ndarray, "4 used"], rng: np.random.Generator) -> Int[np.ndarray, "4 used"]:
+    """The same with the conditions shuffled among the cells of each batch."""
+    half, batch, condition, group = of_cell
+    mixed = np.empty_like(condition)
+    mixed[np.lexsort((rng.random(len(batch)), batch))] = condition[np.argsort(batch, kind="stable")]
+    return np.stack([half, batch, mixed, group])
+
+
+def _size(compared: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    """Root mean square of what both halves of the counts agree on."""
+    total = sum(float((one * two).sum()) for one, two, _ in compared)
+    return float(np.sqrt(max(total, 0.0) / max(sum(len(one) for one, _, _ in compared), 1)))
 
 
 def _of_batch(sums: _Sums, batch: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..common.rng import torch_generator
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of
 from ..kernels.context import working_on

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..common.rng import numpy_generator
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import log_likelihood_bound, posterior_moments

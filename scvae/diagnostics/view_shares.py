@@ -11,13 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..common.rng import torch_generator
-from ..data.intake import Cells
+from ..config import ViewLikelihood
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.posterior import batches_of, posterior_of
-from ..inference.views import given_views
+from ..inference.views import every_view, given_views
 from ..kernels.context import working_on
 from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
+from .predictive import Predictive, predictive
 
 DRAWS = 38  # random stream
 MOST_CELLS, AT_ONCE = 1_000, 256
@@ -29,8 +31,8 @@ class ViewShare:
 
     Parameters
     ----------
-    name
-        Name of the measurement.
+    name, likelihood
+        Name of the measurement, and of its head.
     n_cells
         Number of cells with all measurements that were examined.
     log_likelihood
@@ -43,14 +45,21 @@ class ViewShare:
     distance
         Root mean square distance of the means by this measurement alone from those by all, relative to the spread of
         the latter over cells.
+    features
+        Names of its features.
+    predictive
+        Its values, and draws of the same cells.
     """
 
     name: str
+    likelihood: ViewLikelihood
     n_cells: int
     log_likelihood: float
     rate: Float[np.ndarray, " latent"]
     added: float
     distance: float
+    features: tuple[str, ...]
+    predictive: Predictive
 
 
 @torch.no_grad()
@@ -65,7 +74,8 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
         likelihoods = _log_likelihoods(model, cells, joint, beta, seed)
         spread = joint.mean.var(0, unbiased=False).sum()
         shares = []
-        for name, log_likelihood in zip(names, likelihoods, strict=True):
+        seen = every_view(model, cells)
+        for name, log_likelihood, (facing, turned) in zip(names, likelihoods, seen, strict=True):
             alone = _posterior(model, given_views(cells, model.schema, name), beta)
             others = [other for other in names if other != name]
             without = _posterior(model, given_views(cells, model.schema, others), beta)
@@ -73,11 +83,14 @@ def view_shares(model: FittedModel, cells: Cells, *, beta: float | None, seed: i
             shares.append(
                 ViewShare(
                     name=name,
+                    likelihood=facing.likelihood,
                     n_cells=len(cells),
                     log_likelihood=log_likelihood,
                     rate=model.network.prior.usage(alone).mean(0).cpu().numpy(),
                     added=float(_kl(joint, without).mean()),
                     distance=float((moved / spread).sqrt()),
+                    features=facing.schema.genes,
+                    predictive=predictive(facing, turned, beta=beta, seed=seed),
                 )
             )
     return tuple(shares)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..common.checks import listing, warn
-from ..data.intake import Cells, read_query
+from ..data.cells import Cells
+from ..data.intake import read_query
 from ..data.joint import with_views
+from ..data.modalities import beside, modalities_of
 from ..data.on_disk import Joined
 from ..data.schema import Schema
 from .fitted import FittedModel
@@ -16,6 +19,24 @@ from .needs import check_without_skip
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+Tool = TypeVar("Tool", bound=Callable[..., Any])
+
+
+def taking_mudata(tool: Tool) -> Tool:
+    """The tool of cells and a model, which then also takes a MuData with the modalities of the model.
+
+    What it writes is where muon users look (see `modalities_of`).
+    """
+
+    @functools.wraps(tool)
+    def taking(adata: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(model, FittedModel):  # which the tool refuses
+            return tool(adata, model, *arguments, **options)
+        with modalities_of(adata, model.schema.name) as cells:
+            return tool(cells, model, *arguments, **options)
+
+    return cast(Tool, taking)
 
 
 def read_cells(
@@ -38,10 +59,17 @@ def read_cells(
     return cells
 
 
+def read_new(adata: AnnData, model: FittedModel, layer: str | None, *, batch_key: str | None) -> Cells:
+    """Cells whose batch is in the column `batch_key`; warns of further measurements of the model that they lack."""
+    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
+    warn_of_absent(adata, model.schema, None)
+    return cells
+
+
 def warn_of_absent(adata: AnnData, schema: Schema, also: Mapping[str, AnnData] | None) -> None:
     """Warns of further measurements of the model that the cells lack, perhaps because their slot has another name."""
     for view in schema.views:
-        if view.obsm not in adata.obsm and view.name not in (also or {}):
+        if view.obsm not in adata.obsm and view.name not in {*(also or {}), *beside(adata)}:
             warn(
                 f"adata.obsm has no {view.obsm!r} (it has {listing(adata.obsm)}), so these cells are embedded without "
                 f"the view {view.name!r}; rename the slot if they have this measurement"

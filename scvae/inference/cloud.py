@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks, split
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.context import working_on
 from .density import Density
 from .fitted import FittedModel

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..common.checks import listing
 from ..common.rng import numpy_generator
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..likelihoods import Distribution
 from .fitted import FittedModel
 from .posterior import batches_of, posterior_of

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.batches import Batch, chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.context import working_on
 from ..likelihoods.base import dense
 from ..likelihoods.counts import NegativeBinomial, ZeroInflated

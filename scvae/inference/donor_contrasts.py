@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..data.intake import Cells
+from ..data.cells import Cells
 from .contrast import Contrast, Side, overdispersion
 from .differential import LEAST_CELLS, Strata, Sums, mean_proportion, side_of, sums_of
 from .donor_design import Design, DesignError, design_of

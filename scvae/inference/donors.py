@@ -14,6 +14,10 @@ tau is unknown, and a few donors say little about it. As in Smyth (2004), all fe
 prior on a grid of values, which EM fits to the restricted likelihoods of all features. The p-value of a feature is the
 mean, over its posterior of tau, of that of the signed root of the likelihood ratio. Such a mixture of normal
 distributions has the heavy tails of a moderated t.
+
+Features vary together: genes belong to programmes, and neighbourhoods overlap. If each were an observation of its own,
+the prior would follow the accidents of a few. So the residuals say how many independent features amount to the same
+(`_dependence`), and the prior has one pseudo-observation, spread evenly over the grid, beside these.
 """
 
 from __future__ import annotations
@@ -27,12 +31,12 @@ from scipy.special import log_ndtr, ndtri_exp
 from .contrast import TINY, nb_log_density
 
 SPREADS = np.geomspace(0.03, 3.0, 16)  # standard deviations of donors in nats; below the first, they hardly differ
-UNUSUAL = 0.02  # pseudo-observations of the prior of tau, as a fraction of the features, spread evenly over the grid
 EM_ROUNDS, TOLERANCE = 200, 1e-4
 ROUNDS = 8  # of scoring at each tau; they start where the tau before ended
 LONGEST_STEP = 3.0  # nats, of one round
 LEAST = 0.5  # expected count of one side of a block: without a count, its level would have no bound
 HALF = 0.5  # count added before logarithms are taken
+EFFECTIVE = 400  # grid of the number of independent features
 MANY = 10.0  # expected counts beyond which a ratio gets little more certain
 LOG_2 = float(np.log(2.0))
 
@@ -85,11 +89,8 @@ class Difference:
     donor_sd: Float[np.ndarray, " features"]
 
 
-def difference(units: Units, *, unusual: float = UNUSUAL) -> Difference:
-    """Compares the two sides; each feature needs a count, and the units more than one for each block and one more.
-
-    `unusual` is the number of pseudo-observations of the prior of tau, as a fraction of the features.
-    """
+def difference(units: Units) -> Difference:
+    """Compares the two sides; each feature needs a count, and the units more than one for each block and one more."""
     sides = 2 * units.block + units.on_side
     members = np.equal.outer(np.unique(units.block), units.block).astype(float)
     of_side = np.equal.outer(sides, sides).astype(float)
@@ -103,7 +104,7 @@ def difference(units: Units, *, unusual: float = UNUSUAL) -> Difference:
         null, _, _, without, _ = _fitted(units, members, floor, null, sd, effect=False)
         likelihood[k] = restricted
         log_p[k] = LOG_2 + log_ndtr(-np.sqrt(2.0 * np.maximum(with_effect - without, 0.0)))
-    share = _posterior(likelihood, unusual)
+    share = _posterior(likelihood, _dependence(*_residuals(start, units)))
     mean = (share * estimate).sum(0)
     largest = log_p.max(0)
     log_mean_p = np.minimum(largest + np.log((share * np.exp(log_p - largest)).sum(0)), 0.0)
@@ -154,19 +155,50 @@ def _fitted(
 
 
 def _posterior(
-    log_likelihood: Float[np.ndarray, "grid features"], unusual: float
+    log_likelihood: Float[np.ndarray, "grid features"], dependence: float
 ) -> Float[np.ndarray, "grid features"]:
-    """Posterior of tau for each feature, with the prior that EM fits to all of them."""
+    """Posterior of tau for each feature, with the prior that EM fits to all of them.
+
+    `dependence` is the number of pseudo-observations of the prior, as a fraction of the features.
+    """
     density = np.exp(log_likelihood - log_likelihood.max(0))
     prior = np.full(len(density), 1.0 / len(density))
     for _ in range(EM_ROUNDS):
         taken = (prior[:, None] * density / (prior @ density)).mean(1)
-        before, prior = prior, (taken + unusual / len(prior)) / (1.0 + unusual)
+        before, prior = prior, (taken + dependence / len(prior)) / (1.0 + dependence)
         if np.abs(prior - before).max() < TOLERANCE:
             break
     joint = prior[:, None] * density
     share: Float[np.ndarray, "grid features"] = joint / joint.sum(0)
     return share
+
+
+def _residuals(
+    log_ratio: Float[np.ndarray, "units features"], units: Units
+) -> tuple[Float[np.ndarray, "units features"], int]:
+    """What the blocks and sides leave of each feature, with a sum of squares of 1, and the degrees of freedom."""
+    effects = np.column_stack([np.equal.outer(units.block, np.unique(units.block)), units.on_side]).astype(float)
+    basis = np.linalg.qr(effects)[0]
+    left = log_ratio - basis @ (basis.T @ log_ratio)
+    return left / np.sqrt(np.maximum((left**2).sum(0), TINY)), len(left) - effects.shape[1]
+
+
+def _dependence(residuals: Float[np.ndarray, "units features"], d: int) -> float:
+    """1 over the number of independent features: pseudo-observations of the prior of tau for each feature.
+
+    p features whose residuals, with d degrees of freedom, have correlations rho say as much about variances as
+    n = p^2 / sum rho^2 independent ones, since squares of normal variables have the correlation rho^2. The mean square
+    of the sample correlations exceeds 1 / d, its value without correlation, by 2 m / (d^2 n) on average, and scatters
+    nearly like chi^2 with m = (d - 1) (d + 2) / 2 degrees of freedom. This gives the posterior of n, with a prior even
+    in log n from 1 to p, and so the mean of 1 / n.
+    """
+    n_features, m = residuals.shape[1], (d - 1) * (d + 2) / 2
+    mean_square = float(((residuals @ residuals.T) ** 2).sum()) / n_features**2
+    excess = max(mean_square - 1.0 / d, 0.0) * d * d / 2.0
+    number = np.geomspace(1.0, n_features, EFFECTIVE)
+    log_share = 0.5 * (m * np.log(number) - number * excess)
+    share = np.exp(log_share - log_share.max())
+    return float((share / number).sum() / share.sum())
 
 
 def size_factors(

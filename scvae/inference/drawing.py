@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..common.keys import can_be_key
 from ..data.batches import Batch
 from ..data.schema import Kind
 from .decoding import decode
@@ -39,8 +40,19 @@ def stacked(pieces: list[Values], kind: Kind) -> Values:
     return whole
 
 
+def further_slots(model: FittedModel, drawn: list[list[Values]], names: pd.Index) -> dict[str, Any]:
+    """The tables of the further measurements of cells with these names, where the model finds them again."""
+    slots: dict[str, Any] = {}
+    for view, pieces in zip(model.schema.views, drawn, strict=True):
+        values: Any = stacked(pieces, view.kind)
+        values = values.toarray() if sp.issparse(values) else values
+        framed = all(map(can_be_key, view.features))
+        slots[view.obsm] = pd.DataFrame(values, index=names, columns=list(view.features)) if framed else values
+    return slots
+
+
 def drawn_cells(
-    model: FittedModel, values: Values, obs: pd.DataFrame, *, obsm: dict[str, np.ndarray], uns: dict[str, Any]
+    model: FittedModel, values: Values, obs: pd.DataFrame, *, obsm: dict[str, Any], uns: dict[str, Any]
 ) -> AnnData:
     """An AnnData of drawn cells that the model can read: values in `X`, and in the layer of the fit if it used one."""
     from anndata import AnnData

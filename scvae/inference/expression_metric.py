@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..common.distributed import ranks
 from ..common.rng import numpy_generator
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.context import working_on
 from ..likelihoods import Distribution
 from ..likelihoods.binary import BernoulliTable

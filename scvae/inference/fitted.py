@@ -28,6 +28,7 @@ from ..kernels.context import computing
 from ..model.latent.discrete import Discrete
 from ..model.vae import VAE
 from .card import card_of
+from .coverage import Coverage
 from .density import Density
 from .known_labels import KnownLabels
 from .metric import Metric, MetricName
@@ -36,6 +37,9 @@ from .reference import Reference
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
+
+    from ..data.sources import Paths
 
 FORMAT = "scvae model"
 ROUNDING = 1e-6  # a β outside the range by at most this relative error, as from exp(log β), counts as its end
@@ -89,6 +93,9 @@ class FittedModel:
     view_libraries
         Library sizes of each further measurement (`schema.views`) in the cells of the fit that have it; 1 for real
         values.
+    coverages
+        How often the intervals of each further measurement hold in the cells that the fit held out (see
+        `scvae.tl.impute`); None where they are too few, and empty for models saved before scvae counted.
 
     Examples
     --------
@@ -123,6 +130,7 @@ class FittedModel:
     reference: Reference | None = None
     licence: str | None = None
     view_libraries: tuple[LibrarySizes, ...] = ()
+    coverages: tuple[Coverage | None, ...] = ()
 
     @property
     def genes(self) -> pd.Index:
@@ -265,8 +273,8 @@ class FittedModel:
         path: str | os.PathLike[str],
         *,
         overwrite: bool = True,
-        reference: AnnData | None = None,
-        labels: Sequence[str] | str = (),
+        reference: AnnData | MuData | Paths | None = None,
+        labels: Sequence[str] | str | None = (),
         umap: bool | str = False,
         ids: bool | None = None,
         layer: str | None = None,
@@ -288,7 +296,8 @@ class FittedModel:
         overwrite
             Whether an existing file may be replaced.
         reference
-            Cells with raw data, as in the fit; usually those of the fit. Not changed.
+            Cells with raw data, as in the fit; usually those of the fit: AnnData, MuData with the modalities of the
+            model, or paths of h5ad files or zarr stores, whose values stay on disk. Not changed.
         labels
             Columns of `reference.obs` with labels, from coarse to fine if there are several. A label takes a byte per
             cell, two with more than 127 names.
@@ -332,7 +341,7 @@ class FittedModel:
                 raise FileExistsError(f"{place} exists; pass overwrite=True to replace it.")
         if card and path.suffix == CARD:
             raise ValueError(f"{path} would be the model and its card; end its name in .safetensors")
-        labels = (labels,) if isinstance(labels, str) else tuple(labels)
+        labels = (labels,) if isinstance(labels, str) else tuple(labels or ())
         asked = {"labels": labels, "umap": umap, "ids": ids, "layer": layer, "beta": beta}
         if reference is None:
             _refuse_without_reference(asked)
@@ -383,6 +392,7 @@ class FittedModel:
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
             **({} if self.licence is None else {"licence": self.licence}),
             **({"view_libraries": [sizes.to_json() for sizes in self.view_libraries]} if self.view_libraries else {}),
+            **({"coverages": [found and found.to_json() for found in self.coverages]} if self.coverages else {}),
         }
         tensors = dict(self.network.state_dict())
         if self.metric is not None:
@@ -396,10 +406,10 @@ class FittedModel:
         write_tensors(path, tensors, FORMAT, record)
 
 
-def _with_reference(model: FittedModel, adata: AnnData, asked: dict[str, Any]) -> FittedModel:
+def _with_reference(model: FittedModel, given: AnnData | MuData | Paths, asked: dict[str, Any]) -> FittedModel:
     from .reference_cells import reference_of  # which reads cells with a model, and so stands above this module
 
-    return replace(model, reference=reference_of(model, adata, **asked))
+    return replace(model, reference=reference_of(model, given, **asked))
 
 
 def _refuse_without_reference(asked: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..common.rng import numpy_generator, torch_generator
 from ..data.batches import Batch
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.libraries import LibrarySizes
 from .decoding import Drawn, posterior_draws
 from .fitted import FittedModel
 from .views import facing
 
 MEASURED, VALUES = 55, 56  # random streams: how cells are measured, and their values
+TABLES = 6.0  # in memory per draw: means, values, and what sorting takes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +80,25 @@ def predictions(
             means.append(law.mean)
             values.append(law.sample(generator))
         yield Predicted(drawn.positions, torch.stack(means), torch.stack(values))
+
+
+def central(
+    values: Float[Tensor, "draws cells features"], levels: Float[Tensor, " levels"]
+) -> Iterator[tuple[Float[Tensor, "cells features"], Float[Tensor, "cells features"]]]:
+    """Ends of the central interval of each level.
+
+    They are the quantiles of the draws by which a further draw is in the interval with this probability, whatever their
+    number: the k-th smallest of n is that of probability k / (n + 1).
+    """
+    ordered, n = values.sort(dim=0).values, len(values)
+
+    def quantile(probability: Float[Tensor, ""]) -> Float[Tensor, "cells features"]:
+        place = (probability * (n + 1) - 1).clamp(0, n - 1)
+        below = int(place)
+        return torch.lerp(ordered[below], ordered[min(below + 1, n - 1)], (place - below).to(ordered.dtype))
+
+    for level in levels:
+        yield quantile(0.5 - level / 2), quantile(0.5 + level / 2)
 
 
 def _as_measured(drawn: Drawn, libraries: LibrarySizes, rng: np.random.Generator, *, has_library: bool) -> Batch:

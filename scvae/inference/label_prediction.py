@@ -17,7 +17,7 @@ from scipy.special import softmax
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks, split
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..kernels.context import working_on
 from .fitted import FittedModel
 from .known_labels import KnownLabels

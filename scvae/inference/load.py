@@ -14,6 +14,7 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..kernels.context import computing
 from ..model.vae import make_model
+from .coverage import Coverage
 from .density import Density
 from .fitted import FORMAT, METRIC, FittedModel, range_of
 from .known_labels import KnownLabels
@@ -93,4 +94,5 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         reference=reference,
         licence=record.get("licence"),
         view_libraries=tuple(LibrarySizes.from_json(sizes) for sizes in record.get("view_libraries", ())),
+        coverages=tuple(map(Coverage.from_json, record.get("coverages", ()))),
     )

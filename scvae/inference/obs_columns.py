@@ -25,12 +25,18 @@ FEWEST_CELLS = 2  # on average, of a donor: a column with a value for each cell 
 def groups_of(adata: AnnData, key: str) -> tuple[Int[np.ndarray, " cells"], list[str]]:
     """Group of each cell in a column of `adata.obs`, -1 for none, and the names of the groups in order.
 
+    Whole numbers are names, also where missing values have made them floating-point numbers.
+
     Raises
     ------
     ValueError
-        If the column holds numbers that are no categories, or dates (MissingKeyError if there is none).
+        If the column has no values, or numbers that are no categories, or dates (MissingKeyError if there is none).
     """
     column = check_obs_column(adata, key)
+    if column.isna().all():
+        raise ValueError(f"adata.obs[{key!r}] has no values; pass a column of categories")
+    if is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
     if (is_float_dtype(column) and not is_bool_dtype(column)) or is_datetime64_any_dtype(column):
         raise ValueError(f"adata.obs[{key!r}] has type {column.dtype}; pass a column of categories")
     categories = column.astype("category").cat.remove_unused_categories()

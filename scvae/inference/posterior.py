@@ -15,8 +15,8 @@ from torch import Tensor
 from ..common.distributed import ALONE, Alone, Ranks
 from ..common.rng import numpy_generator, torch_generator
 from ..data.batches import Batch, Batches, chunks
+from ..data.cells import Cells
 from ..data.feeds import single_pass
-from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..kernels.team import in_order
 from ..model.latent.codebook import Rounded

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ..common.checks import check_adata, check_obs_column, listing, missing_key, plain, speaking_of
+from ..common.checks import MissingKeyError, check_obs_column, listing, plain, speaking_of
 from ..data.labels import labels_in
+from ..data.sources import Paths, Source, entry_of_obsm, opened
 from .cells import read_cells
 from .fitted import FittedModel
 from .posterior import posterior_moments
@@ -20,6 +21,7 @@ from .reference import Reference, packed
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 USUAL = "X_umap"  # where scanpy keeps it
 MOST_BYTES = 100  # of a cell, up to which its name is kept unasked
@@ -28,7 +30,7 @@ N_NEIGHBOURS, MIN_DIST = 15, 0.5  # scanpy's defaults for a UMAP
 
 def reference_of(
     model: FittedModel,
-    adata: AnnData,
+    given: AnnData | MuData | Paths,
     *,
     labels: Sequence[str],
     umap: bool | str,
@@ -37,13 +39,13 @@ def reference_of(
     beta: float | None,
 ) -> Reference:
     """The reference of some cells; see `FittedModel.save` for the arguments and errors."""
-    with speaking_of("reference"):
-        check_adata(adata)
+    with speaking_of("reference"), opened(given, model.schema.layer_of(layer), first=model.schema.name) as source:
+        adata = source.adata
         columns = {key: labels_in(check_obs_column(adata, key), f"adata.obs[{key!r}]") for key in labels}
-        layout = _layout_in(adata, umap) if umap else None
+        layout = _layout_in(source, umap) if umap else None
         names = None if ids is False else packed(_names_of(adata))
         beta = model.beta_of(beta)
-        cells = read_cells(adata, model, layer)
+        cells = read_cells(adata, model, layer, source.matrix)
         mean, variance = posterior_moments(model, cells, beta=beta)
     written = model.written(mean)
     variance = variance if model.metric is None else model.metric.variances(variance)
@@ -65,17 +67,18 @@ def _names_of(adata: AnnData) -> pd.Index:
     return names
 
 
-def _layout_in(adata: AnnData, umap: bool | str) -> Float[np.ndarray, "cells 2"] | None:
+def _layout_in(source: Source, umap: bool | str) -> Float[np.ndarray, "cells 2"] | None:
     """The coordinates in an entry of obsm; None if the usual one does not exist."""
     umap = plain(umap)
     key = USUAL if umap is True else umap
     if not isinstance(key, str):
         raise TypeError(f"umap is {umap!r}; pass True, False or the name of an entry of adata.obsm")
-    if key not in adata.obsm:
+    try:
+        found = np.asarray(entry_of_obsm(source, key), dtype=np.float32)
+    except MissingKeyError:
         if umap is True:
             return None
-        raise missing_key("adata.obsm", key, list(adata.obsm))
-    found = np.asarray(adata.obsm[key], dtype=np.float32)
+        raise
     if found.ndim != 2 or found.shape[1] != 2 or not np.isfinite(found).all():
         raise ValueError(
             f"adata.obsm[{key!r}] of shape {found.shape} is no UMAP, which has two finite coordinates for each cell; "

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.checks import check_choice, listing
 from ..config import ViewLikelihood
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.schema import Schema, ViewSchema
 from ..model.turned import TurnedVAE
 from .fitted import FittedModel

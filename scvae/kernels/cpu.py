@@ -23,7 +23,15 @@ from .count_terms import log_factorial, nb_count
 from .layers import add
 from .native import fetch_add, multiply, vector
 from .polynomials import ONE, exp, log1p
-from .records import ROWS_IN_HEAD, BernoulliHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
+from .records import (
+    ROWS_IN_HEAD,
+    BernoulliHead,
+    GaussianHead,
+    JointHead,
+    NegativeBinomialHead,
+    PoissonHead,
+    ZeroInflatedHead,
+)
 
 SEEN = np.float32(1.0)  # marks a count; it cannot be the log-probability of a zero, which is never positive
 PIECE = 256  # rows of a product that a thread takes at a time
@@ -299,6 +307,44 @@ def _bernoulli_zeros(logits, weight, log_p):
         logits[g] = -weight * (r if logits[g] >= 0 else e * r)
 
 
+def _gaussian_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                    log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
+    """Normal log density per row of the standardised values `counts`, of which all are stored, as in `_nb_block`.
+
+    theta_gradient is that of log_free_scale.
+    """
+    n_genes = logits.shape[1]
+    log_p = vector(room, 0, n_genes)
+    for i in range(first, last):
+        _gaussian_row(
+            counts[indptr[i] : indptr[i + 1]], head.precision, head.share, head.constant, weight[i], logits[i],
+            bias, log_p, bias_gradient, theta_gradient[0],
+        )  # fmt: skip
+        log_probability[i] = _sum(log_p)
+
+
+@njit(forceinline=True, fastmath=STRICT, **INNER)
+def _gaussian_row(values, precision, share, constant, weight, logits, bias, log_p, bias_gradient, theta_gradient):
+    for g in range(values.size):
+        gap = values[g] - (logits[g] + bias[g])
+        pull = gap * precision[g]
+        log_p[g] = -(constant[g] + np.float32(0.5) * gap * pull)
+        logits[g] = weight * pull
+        bias_gradient[g] += weight * pull
+        theta_gradient[g] += weight * share[g] * (gap * pull - ONE)
+
+
+def _joint_block(head, logits, bias, indptr, indices, counts, library, group, weight, first, last, want_gradient,
+                 log_probability, bias_gradient, theta_gradient, room):  # fmt: skip
+    """That of the head's kind."""
+    if head.is_real:
+        log_prob_block(head.real, logits, bias, indptr, indices, counts, library, group, weight, first, last,
+                       want_gradient, log_probability, bias_gradient, theta_gradient, room)  # fmt: skip
+    else:
+        log_prob_block(head.counts, logits, bias, indptr, indices, counts, library, group, weight, first, last,
+                       want_gradient, log_probability, bias_gradient, theta_gradient, room)  # fmt: skip
+
+
 @njit(forceinline=True, fastmath=STRICT, **INNER)
 def log1p_row(values, scale, out):
     """out[j] = log(1 + scale * values[j])."""
@@ -334,6 +380,8 @@ BLOCKS = {
     ZeroInflatedHead: _zinb_block,
     PoissonHead: _poisson_block,
     BernoulliHead: _bernoulli_block,
+    GaussianHead: _gaussian_block,
+    JointHead: _joint_block,
 }
 
 

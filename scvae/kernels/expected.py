@@ -1,22 +1,44 @@
-"""E log1p(scale * count) under each head of counts, for the CPU kernels: the encoder's input of an expected cell."""
+"""The encoder's input of a cell, and of an expected one under each head, for the CPU kernels."""
 
 import numpy as np
 from numba import njit
 from numba.extending import overload
 
 from .compiling import INNER, PART, STRICT
-from .cpu import softmax_row
+from .cpu import log1p_row, softmax_row
 from .layers import add
 from .polynomials import ONE, exp, log1p
-from .records import NegativeBinomialHead, PoissonHead, ZeroInflatedHead
+from .records import GaussianHead, JointHead, NegativeBinomialHead, PoissonHead, ZeroInflatedHead
 
 TINY = np.float32(np.finfo(np.float32).eps)  # least probability of a count above zero
+
+
+def input_row(head, values, scale, out):
+    """out = log1p(scale * counts), or scale * real values."""
+    raise NotImplementedError("kernels call this; Python does not")
+
+
+@overload(input_row, jit_options=PART)
+def _input_row(head, values, scale, out):
+    return _joint_input if head.instance_class is JointHead else _log1p_input
+
+
+def _log1p_input(head, values, scale, out):
+    log1p_row(values, scale, out)
+
+
+def _joint_input(head, values, scale, out):
+    if head.is_real:
+        for j in range(values.size):
+            out[j] = scale * values[j]
+    else:
+        log1p_row(values, scale, out)
 
 
 def expected_log1p_row(head, logits, bias, group, library, scale, out):
     """E log1p(scale * count) of one cell under `head`: see `scvae.likelihoods.counts.expected_log1p`.
 
-    Adds the bias to the logits.
+    Adds the bias to the logits. Of real values, scale * the expected standardised value.
     """
     raise NotImplementedError("kernels call this; Python does not")
 
@@ -45,6 +67,18 @@ def _poisson_expected(head, logits, bias, group, library, scale, out):
     _poisson_expected_row(out, np.float32(factor * library), scale)
 
 
+def _gaussian_expected(head, logits, bias, group, library, scale, out):
+    for g in range(out.size):
+        out[g] = scale * (logits[g] + bias[g])
+
+
+def _joint_expected(head, logits, bias, group, library, scale, out):
+    if head.is_real:
+        expected_log1p_row(head.real, logits, bias, group, library, scale, out)
+    else:
+        expected_log1p_row(head.counts, logits, bias, group, library, scale, out)
+
+
 @njit(forceinline=True, fastmath=STRICT, **INNER)
 def _nb_expected_row(out, factor, theta, inverse_theta, scale):
     for g in range(out.size):
@@ -71,4 +105,10 @@ def _poisson_expected_row(out, factor, scale):
         out[g] = above_zero * log1p(scale * mean / above_zero)[0]
 
 
-EXPECTED = {NegativeBinomialHead: _nb_expected, ZeroInflatedHead: _zinb_expected, PoissonHead: _poisson_expected}
+EXPECTED = {
+    NegativeBinomialHead: _nb_expected,
+    ZeroInflatedHead: _zinb_expected,
+    PoissonHead: _poisson_expected,
+    GaussianHead: _gaussian_expected,
+    JointHead: _joint_expected,
+}

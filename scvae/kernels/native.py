@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import get_cython_function_address, intrinsic, overload
 from numba.np import arrayobj
 
 from .compiling import INNER
@@ -69,6 +69,24 @@ def vector(typing_context, flat, start, n):
 def matrix(typing_context, flat, start, n_rows, n_columns):
     """As `vector`, for a matrix stored row by row."""
     return types.Array(_kind(flat), 2, "C")(flat, types.intp, types.intp, types.intp), _view
+
+
+def item_of(items, i):
+    """items[i] of a tuple of equal types; with one item, the compiler knows which."""
+    raise NotImplementedError("kernels call this; Python does not")
+
+
+@overload(item_of, inline="always")  # a call would return arrays without counting its references to them
+def _item_of(items, i):
+    return _only if len(items) == 1 else _one_of_several
+
+
+def _only(items, i):
+    return items[0]
+
+
+def _one_of_several(items, i):
+    return items[i]
 
 
 @intrinsic

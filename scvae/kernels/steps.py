@@ -17,9 +17,9 @@ from .compiling import INNER, PART, kernel
 from .count_terms import fill_count_tables
 from .cpu_sparse import add_columns
 from .layers import ONE, ZERO, adam, add, add_rows, clear
-from .native import fetch, fetch_add, float64s, int32s, int64s, matrix, multiply, vector, wait_for
+from .native import fetch, fetch_add, float64s, int32s, int64s, item_of, matrix, multiply, vector, wait_for
 from .pairs import n_chosen
-from .records import END, NegativeBinomialHead, ZeroInflatedHead
+from .records import END, GaussianHead, JointHead, PoissonHead
 
 GENES = 256  # genes of a piece
 PER_STEP = 3  # phases
@@ -36,26 +36,36 @@ def _is_finite(numbers):
 
 
 @njit(forceinline=True, **INNER)
-def _small_gradients(step, n_pieces, job):
+def _small_gradients(step, n_pieces, jobs, heads):
     """Phase 2, last piece: gradients of the small parameters, and log p and KL of the step. Whether all are finite."""
+    job = jobs[0]
     small, starts = vector(job.gradients, 0, job.n_small), int64s(job.starts, step, 2)
     clear(small)
     add_rows(matrix(job.of_small, 0, n_pieces, job.n_small), small)
     n_all = starts[1] - starts[0]
-    log_probability, of_kl = float64s(job.log_probability, 0, n_all), float64s(job.kl, 0, n_all)
-    log_prob, kl = 0.0, 0.0
+    of_kl, log_prob, kl = float64s(job.kl, 0, n_all), 0.0, 0.0
     for i in range(n_all):
-        log_prob += log_probability[i]
         kl += of_kl[i]
+    for v in range(len(heads)):
+        log_prob += _of_measurement(n_all, jobs[v])
     statistics = float64s(job.statistics, 3 * step, 3)
     statistics[0], statistics[1] = log_prob / n_all, kl / n_all
+    return _is_finite(small) and math.isfinite(log_prob) and math.isfinite(kl)
+
+
+@njit(forceinline=True, **INNER)
+def _of_measurement(n_all, job):
+    """Fills the means of the dispersions of a measurement; returns its log p of all cells of a step."""
     theta, centres = matrix(job.values, job.theta_place, job.n_theta, job.n_genes), vector(job.centres, 0, job.n_theta)
     for k in range(theta.shape[0]):
         total = 0.0
         for g in range(theta.shape[1]):
             total += theta[k, g]
         centres[k] = np.float32(total / theta.shape[1])
-    return _is_finite(small) and math.isfinite(log_prob) and math.isfinite(kl)
+    log_probability, log_prob = float64s(job.log_probability, 0, n_all), 0.0
+    for i in range(n_all):
+        log_prob += log_probability[i]
+    return log_prob
 
 
 @njit(forceinline=True, **INNER)
@@ -114,7 +124,7 @@ def refresh(head, job, first, n):
 
 @overload(refresh, jit_options=PART)
 def _refresh(head, job, first, n):
-    return _refresh_tables if head.instance_class in (NegativeBinomialHead, ZeroInflatedHead) else _no_tables
+    return TABLES.get(head.instance_class, _refresh_tables)
 
 
 def _no_tables(head, job, first, n):
@@ -127,6 +137,25 @@ def _refresh_tables(head, job, first, n):
         for g in range(first, first + n):
             head.theta[k, g] = np.float32(math.exp(theta[k, g]))
         fill_count_tables(head.theta, head.inverse_theta, head.logs, head.drops, k, first, first + n)
+
+
+def _refresh_real(head, job, first, n):
+    free, floor = vector(job.values, job.theta_place, job.n_genes), head.floor * head.floor
+    for g in range(first, first + n):
+        square = np.float32(math.exp(np.float32(2.0) * free[g]))
+        head.precision[g] = ONE / (floor + square)
+        head.share[g] = square / (floor + square)
+        head.constant[g] = np.float32(0.5 * math.log(2.0 * math.pi * (floor + square))) + head.log_spread[g]
+
+
+def _refresh_joint(head, job, first, n):
+    if head.is_real:
+        refresh(head.real, job, first, n)
+    else:
+        refresh(head.counts, job, first, n)
+
+
+TABLES = {PoissonHead: _no_tables, GaussianHead: _refresh_real, JointHead: _refresh_joint}
 
 
 @njit(forceinline=True, **INNER)
@@ -148,21 +177,38 @@ def n_counters(n_steps: int) -> int:
     return 2 * LINE * (PER_STEP * n_steps + 1) + n_steps + LINE
 
 
+@njit(forceinline=True, **INNER)
+def _place_of(piece, jobs, heads):
+    """The measurement whose genes a piece has, and the first of them."""
+    v = 0
+    while v + 1 < len(heads) and piece >= _n_blocks(jobs[v].n_genes):
+        piece -= _n_blocks(jobs[v].n_genes)
+        v += 1
+    return v, GENES * piece
+
+
+@njit(forceinline=True, **INNER)
+def _n_blocks(n_genes):
+    return (n_genes + GENES - 1) // GENES
+
+
 @kernel
-def train_steps(counters, jobs, head, kind):
+def train_steps(counters, jobs, heads, kind):
     """Updates the parameters in place, once for each step, and fills the statistics.
 
     Parameters
     ----------
     jobs
-        One record: see `scvae.kernels.records.JOB`.
-    head
-        Room for the tables of the head.
+        A record for each measurement of the cells: see `scvae.kernels.records.JOB`.
+    heads
+        For each measurement, room for the tables of its head.
     kind
-        `Pairs` if the steps have the consistency term, else `NoPairs`.
+        See `scvae.kernels.records.Kind`.
     """
     job = jobs[0]
-    n_steps, n_genes, n_blocks = job.n_steps, job.n_genes, (job.n_genes + GENES - 1) // GENES
+    n_steps, n_blocks = job.n_steps, 0
+    for v in range(len(heads)):
+        n_blocks += _n_blocks(jobs[v].n_genes)
     failed = 2 * LINE * (PER_STEP * n_steps + 1)  # place of the counters of failures, one per step
     thread = fetch_add(counters, failed + n_steps, 1)
     at, pairs_at = int64s(job.room_at, 0, END + 2), int64s(job.pairs_at, 0, END + 2)
@@ -171,10 +217,11 @@ def train_steps(counters, jobs, head, kind):
     done, rate, root = job.steps_before, ZERO, ZERO
 
     while True:
-        first = GENES * fetch_add(counters, 0, 1)
-        if first >= n_genes:
+        piece = fetch_add(counters, 0, 1)
+        if piece >= n_blocks:
             break
-        refresh(head, job, first, min(GENES, n_genes - first))
+        v, first = _place_of(piece, jobs, heads)
+        refresh(item_of(heads, v), jobs[v], first, min(GENES, jobs[v].n_genes - first))
         fetch_add(counters, LINE, 1)
     wait_for(counters, LINE, n_blocks)
 
@@ -186,7 +233,7 @@ def train_steps(counters, jobs, head, kind):
             piece = fetch_add(counters, phase, 1)
             if piece >= n_pieces:
                 break
-            cells_of_step(piece, step, room, at, pairs, pairs_at, job, head, kind)
+            cells_of_step(piece, step, room, at, pairs, pairs_at, jobs, heads, kind)
             fetch_add(counters, phase + LINE, 1)
         wait_for(counters, phase + LINE, n_pieces)
 
@@ -196,10 +243,10 @@ def train_steps(counters, jobs, head, kind):
             if piece > n_blocks:
                 break
             if piece == n_blocks:
-                finite = _small_gradients(step, n_pieces, job)
+                finite = _small_gradients(step, n_pieces, jobs, heads)
             else:
-                first = GENES * piece
-                finite = _gene_gradients(first, min(GENES, n_genes - first), step, n_pieces, job)
+                v, first = _place_of(piece, jobs, heads)
+                finite = _gene_gradients(first, min(GENES, jobs[v].n_genes - first), step, n_pieces, jobs[v])
             if not finite:
                 fetch_add(counters, failed + step, 1)
             fetch_add(counters, phase + LINE, 1)
@@ -215,14 +262,16 @@ def train_steps(counters, jobs, head, kind):
         root = np.float32(1.0 / math.sqrt(1.0 - math.pow(0.999, done)))
         while True:
             piece = fetch_add(counters, phase, 1)
-            if piece > n_blocks:
+            if piece >= n_blocks + 2:
                 break
-            if piece == n_blocks:
-                adam(0, job.n_small, job, rate, root, ZERO, ZERO)
+            if piece >= n_blocks:
+                n_prior, of_prior = job.n_components * (2 * job.n_latent + 1), piece > n_blocks
+                first, n = (0, n_prior) if of_prior else (n_prior, job.n_small - n_prior)
+                adam(first, n, job, job.prior_rate * rate if of_prior else rate, root, ZERO, ZERO)
             else:
-                first = GENES * piece
-                n = min(GENES, n_genes - first)
-                _move_genes(first, n, rate, root, job)
-                refresh(head, job, first, n)
+                v, first = _place_of(piece, jobs, heads)
+                n = min(GENES, jobs[v].n_genes - first)
+                _move_genes(first, n, rate, root, jobs[v])
+                refresh(item_of(heads, v), jobs[v], first, n)
             fetch_add(counters, phase + LINE, 1)
-        wait_for(counters, phase + LINE, n_blocks + 1)
+        wait_for(counters, phase + LINE, n_blocks + 2)

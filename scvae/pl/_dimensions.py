@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ..common.checks import check_adata, missing_key
+from ..common.checks import check_slots, missing_key
 from ..common.keys import Keys
 from ._contrast import visible
 from ._figure import COLOURS, GREY, INK, title
@@ -31,7 +31,7 @@ def moments(adata: AnnData, keys: Keys) -> tuple[Float[np.ndarray, "cells latent
     ValueError
         If they differ in shape.
     """
-    check_adata(adata)
+    check_slots(adata)
     for key in (keys.mean, keys.variance):
         if key not in adata.obsm:
             raise missing_key("adata.obsm", key, list(adata.obsm))

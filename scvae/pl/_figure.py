@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..common.checks import MissingKeyError, check_adata, missing_key
+from ..common.checks import MissingKeyError, check_slots, missing_key
 from ..common.files import as_path, written_whole
 from ..common.keys import Keys
 
@@ -36,7 +36,7 @@ def stored(adata: AnnData, keys: Keys, entry: str, writer: str) -> Any:
     MissingKeyError
         If the record or the entry is missing; the message names the `writer` that creates it.
     """
-    check_adata(adata)
+    check_slots(adata)
     if keys.uns not in adata.uns:
         raise missing_key("adata.uns", keys.uns, list(adata.uns))
     found = adata.uns[keys.uns]

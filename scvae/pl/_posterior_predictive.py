@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from ..common.checks import listing
 from ..common.keys import Keys
 from ._contrast import visible
 from ._figure import COLOURS, INK, given_axes, hand_over, new_axes, shortened, stored, title
@@ -27,6 +28,7 @@ INTERVAL = 0.9  # probability of the intervals that `coverage` refers to
 def posterior_predictive(
     adata: AnnData,
     *,
+    view: str | None = None,
     key_added: str = "scvae",
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
@@ -44,6 +46,8 @@ def posterior_predictive(
     ----------
     adata
         Cells with ``uns["<key_added>"]["diagnosis"]``, as written by `scvae.tl.diagnose`.
+    view
+        For a model of several measurements, the one to draw, over the cells that have all; None for the first.
     key_added
         The `key_added` passed to `scvae.tl.diagnose`.
     ax
@@ -65,7 +69,7 @@ def posterior_predictive(
     MissingKeyError
         If there is no diagnosis.
     ValueError
-        If `ax` does not have three axes.
+        If `ax` does not have three axes, or the diagnosis has no such `view`.
 
     Examples
     --------
@@ -79,6 +83,8 @@ def posterior_predictive(
     """
     keys = Keys(key_added)
     found = stored(adata, keys, keys.diagnosis, "scvae.tl.diagnose(adata, model)")
+    if view is not None:
+        found = _of_view(found, view)
     left, middle, right = new_axes(3, 3, width=11.0, height=3.7) if ax is None else given_axes(ax, 3)
     names = draw_variances(left, found)
     if found["likelihood"] == "gaussian":
@@ -90,6 +96,18 @@ def posterior_predictive(
     keep_apart(left, names)
     keep_apart(middle, more_names)
     return hand_over((left, middle, right), left, drawn_into=ax, show=show, save=save)
+
+
+def _of_view(found: Mapping[str, Any], view: str) -> Mapping[str, Any]:
+    views = found.get("views", {})
+    if "ranks" not in views.get(view, {}):
+        raise ValueError(
+            f"the diagnosis has no draws of the view {view!r}; it has those of {listing(views)}"
+            if views
+            else f"view is {view!r}, but the model of this diagnosis has one measurement; leave it out"
+        )
+    chosen: Mapping[str, Any] = views[view]
+    return chosen
 
 
 def draw_variances(axes: Axes, found: Mapping[str, Any]) -> list[Annotation]:

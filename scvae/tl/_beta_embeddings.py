@@ -14,9 +14,9 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import target_of, write_made
 from ..data.beta_range import evenly_spaced, given_betas
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..diagnostics.rate_distortion import rate_and_distortion, to_judge_on
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import posterior_moments
 from ..kernels.context import computing
@@ -24,6 +24,7 @@ from ._layouts import aligned_layouts
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 N_BETAS = 17  # the nine of tune_beta and one between each two
 LEAST_CELLS = 10  # fewest cells for a neighbour graph
@@ -31,8 +32,9 @@ SHOWN = 41  # random stream that draws the cells
 
 
 @computing()
+@taking_mudata
 def beta_embeddings(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     betas: Sequence[float] | np.ndarray | None = None,

@@ -20,8 +20,9 @@ from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
-from ..data.intake import Cells, read_columns
+from ..data.intake import read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
 from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
@@ -217,7 +218,8 @@ def denoise(
     model = facing(of_first, turn)
     if all_genes:
         _check_alone(genes=genes, interval=interval, path=path, view=None if turn is None else view)
-    with opened(adata, of_first.schema.layer_of(layer), first=of_first.schema.name) as source:
+    schema = of_first.schema
+    with opened(adata, schema.layer_of(layer), first=schema.name, slots=schema.slots) as source:
         cells_in = source.adata
         check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)
@@ -234,8 +236,7 @@ def denoise(
             seed=seed_of(rng),
             beta=model.beta_of(beta),
         )
-        further = {**source.also, **(also or {})}
-        cells = read_cells(cells_in, of_first, layer, source.matrix, further).turned(turn)
+        cells = read_cells(cells_in, of_first, layer, source.matrix, also).turned(turn)
         wanted = model.genes[columns]
         if place is not None:
             with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:

@@ -9,18 +9,25 @@ from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import write_made
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.cloud import density_of, log_densities
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def fit_density(
-    adata: AnnData, model: FittedModel, *, beta: float | None = None, layer: str | None = None, rng: SeedLike = 0
+    adata: AnnData | MuData,
+    model: FittedModel,
+    *,
+    beta: float | None = None,
+    layer: str | None = None,
+    rng: SeedLike = 0,
 ) -> FittedModel:
     """Fits the density of cells in latent space, in place of the one that the model has from its fit.
 
@@ -72,8 +79,14 @@ def fit_density(
 
 
 @computing()
+@taking_mudata
 def density(
-    adata: AnnData, model: FittedModel, *, beta: float | None = None, layer: str | None = None, key_added: str = "scvae"
+    adata: AnnData | MuData,
+    model: FittedModel,
+    *,
+    beta: float | None = None,
+    layer: str | None = None,
+    key_added: str = "scvae",
 ) -> None:
     """Writes how densely the cells of the fit lie around each cell: low for rare and for odd cells.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,17 @@ from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.over_correction import OverCorrection
+from ..diagnostics.predictive import Predictive
 from ..diagnostics.verdict import MANY, Finding, judge
 from ..diagnostics.view_shares import ViewShare, view_shares
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.obs_columns import groups_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 WIDTH = 110  # characters per line of the report
 DIMENSIONS_SHOWN = 12
@@ -47,7 +49,7 @@ class Diagnosis:
     measured
         All measurements.
     heads
-        How well nb, zinb and poisson fit, best first; empty unless `compare_heads` was set.
+        How well each head fits, best first, measurement by measurement; empty unless `compare_heads` was set.
     n_cells
         Number of cells passed.
     training
@@ -132,23 +134,26 @@ class Diagnosis:
             rows[f"view {share.name!r}"] = (
                 f"log-likelihood {share.log_likelihood:.1f}; alone tells {share.rate.sum():.2f} of z"
                 f"{'' if codes else f', adds {share.added:.2f} to the others'}; alone {share.distance:.0%} of the "
-                "spread away"
+                f"spread away; 90 % intervals cover {share.predictive.coverage:.0%} of the values"
             )
         if seen.leak is not None:
             rows["batch predicted from z"] = f"{seen.leak.accuracy:.0%} correct, {seen.leak.chance:.0%} by chance"
         if seen.correction is not None:
             audit = seen.correction
-            rows["correction"] = f"{audit.kept:.0%} of differences by {audit.condition_key} kept"
+            kept = f"{audit.kept:.0%} of" if audit.conditions_differ else "no clear"
+            rows["correction"] = f"{kept} differences by {audit.condition_key}" + " kept" * audit.conditions_differ
             if np.isfinite(audit.removed).any():
                 rows["correction"] += f", {np.nanmedian(audit.removed):.0%} of those between batches removed"
-        if self.heads:
-            rows["heads, held out"] = "; ".join(_head(fit) for fit in self.heads)
+        for view, fits in _by_view(self.heads).items():
+            of_view = "" if view is None else f" of {view!r}"
+            rows[f"heads{of_view}, held out"] = "; ".join(_head(fit) for fit in fits)
         return rows
 
 
 @computing()
+@taking_mudata
 def diagnose(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     beta: float | None = None,
@@ -175,8 +180,10 @@ def diagnose(
         Largest number of cells to examine, drawn at random (fewer in the expensive parts). Their number also caps the
         estimate of the mutual information at log n.
     compare_heads
-        Whether to fit nb, zinb and poisson with the model's settings and compare the log-likelihoods of held-out cells.
-        Takes three fits.
+        Whether to fit other heads with the model's settings and compare the log-likelihoods of held-out cells: for
+        counts nb, zinb and poisson, which takes three fits; for 0/1 data bernoulli and poisson. With several
+        measurements, that of each in turn: for further counts nb, nb_mixture, poisson and, with up to 1,000 features,
+        gaussian. See Notes.
     condition_key
         Column of `adata.obs` with a condition, for a model of counts with batches: audits how much of what differs
         between batches the correction removes, and whether that is what differs between conditions. Take it if
@@ -209,18 +216,20 @@ def diagnose(
             ``information_bound``, ``information_cap``; ``spectrum_local``, ``spectrum_shared`` (latent); from the
             posterior-predictive draws ``genes`` (their names), ``gene_mean``, ``gene_variance``,
             ``gene_zero_fraction``, each with ``_drawn`` (genes), ``ranks`` (20), ``coverage``, ``library_coverage``;
-            ``heads``; for codes or categories ``groups``: ``kind``, ``n_cells`` (groups), ``perplexity``,
+            ``heads``, for each name ``log_likelihood``, ``difference`` and ``error``, with several measurements within
+            their names; for codes or categories ``groups``: ``kind``, ``n_cells`` (groups), ``perplexity``,
             ``information``; with several measurements ``views``, for each ``log_likelihood``, ``rate_per_dimension``,
-            ``added``, ``distance`` and ``n_cells``; with `condition_key` ``correction``: ``condition_key``, ``removed``
-            (batches x groups of similar cells: share of the squared differences between batches that was removed),
-            ``condition_size`` and ``corrected_size`` (differences between conditions in counts and in corrected
-            expression, in nats), ``kept``, ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of
+            ``added``, ``distance``, ``n_cells`` and what is said above of draws; with `condition_key` ``correction``:
+            ``condition_key``, ``removed`` (batches x groups of similar cells: share of the squared differences between
+            batches that was removed), ``condition_size`` and ``corrected_size`` (differences between conditions in
+            counts and in corrected expression, in nats), ``chance`` (the largest difference in counts between shuffled
+            conditions), ``kept``, ``backed``, ``tracked``, ``confounded`` and ``excess``. Other entries of
             ``uns["<key_added>"]`` are kept.
 
     Raises
     ------
     ValueError
-        As for `embed`; if fewer than 2 cells have a count, or `compare_heads` is set and the model is not of counts; if
+        As for `embed`; if fewer than 2 cells have a count, or `compare_heads` is set and nothing is counts or 0/1; if
         `condition_key` is set and the model is not of counts or has no batches, or the column is the batch itself or
         has a single value (MissingKeyError if there is none).
         `adata` is then unchanged.
@@ -238,8 +247,16 @@ def diagnose(
     in ``kl_per_dimension``. JᵀJ: derivative of each gene's mean along z, in units
     of its standard deviation. Several measurements: nats that the posterior by one alone is from the prior; that the
     posterior by all is from that without it (what it adds); and the root mean square distance of the means by one alone
-    from those by all, relative to their spread over cells. All else is of the first measurement. Calibration:
+    from those by all, relative to their spread over cells. All else is of the first measurement, but the
+    draws of each, over the cells that have all. Calibration:
     randomised ranks among draws (Czado et al. 2009).
+
+    Heads of several measurements: log-likelihoods are those of all measurements of a cell together, of which one has
+    another head, over the held-out cells that have it. The gaussian head of counts is fitted to their CLR values,
+    log(1 + x) minus its mean over the features of the cell, and judged by the probability of the interval of CLR values
+    that rounds to each count. These probabilities of all counts add up to 1, so they compare with those of nb; as those
+    are given the library size, these are given the mean of log(1 + x). Real values can have a gaussian head only, and
+    their density compares with nothing: fit the counts from which they were made.
 
     Examples
     --------
@@ -323,7 +340,46 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "generalization_gap_error": gap.error,
         "spectrum_local": seen.spectrum.local,
         "spectrum_shared": seen.spectrum.shared,
-        "genes": np.array(model.genes, dtype=str),
+        **_of_draws(model.schema.genes, draws),
+        **({} if seen.groups is None else {"groups": asdict(seen.groups)}),
+        **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
+        **({} if seen.correction is None else {"correction": _of_correction(seen.correction)}),
+        **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),
+        "heads": _of_heads(diagnosis.heads),
+    }
+
+
+def _by_view(heads: Iterable[HeadFit]) -> dict[str | None, list[HeadFit]]:
+    found: dict[str | None, list[HeadFit]] = {}
+    for fit in heads:
+        found.setdefault(fit.view, []).append(fit)
+    return found
+
+
+def _of_heads(heads: Iterable[HeadFit]) -> dict[str, Any]:
+    names = ("log_likelihood", "difference", "error")
+    stored: dict[str, Any] = {}
+    for view, fits in _by_view(heads).items():
+        of_view: dict[str, Any] = {fit.likelihood: {name: getattr(fit, name) for name in names} for fit in fits}
+        stored |= of_view if view is None else {view: of_view}
+    return stored
+
+
+def _share(share: ViewShare) -> dict[str, Any]:
+    return {
+        "likelihood": share.likelihood,
+        "log_likelihood": share.log_likelihood,
+        "rate_per_dimension": share.rate,
+        "added": share.added,
+        "distance": share.distance,
+        "n_cells": share.n_cells,
+        **_of_draws(share.features, share.predictive),
+    }
+
+
+def _of_draws(names: tuple[str, ...], draws: Predictive) -> dict[str, Any]:
+    return {
+        "genes": np.array(names, dtype=str),
         "gene_mean": draws.mean,
         "gene_mean_drawn": draws.drawn_mean,
         "gene_variance": draws.variance,
@@ -333,30 +389,12 @@ def _storable(diagnosis: Diagnosis, model: FittedModel) -> dict[str, Any]:
         "ranks": draws.ranks,
         "coverage": draws.coverage,
         "library_coverage": draws.library_coverage,
-        **({} if seen.groups is None else {"groups": asdict(seen.groups)}),
-        **({"views": {share.name: _share(share) for share in diagnosis.views}} if diagnosis.views else {}),
-        **({} if seen.correction is None else {"correction": _of_correction(seen.correction)}),
-        **({} if seen.leak is None else {"batch_accuracy": seen.leak.accuracy, "batch_chance": seen.leak.chance}),
-        "heads": {
-            fit.likelihood: {"log_likelihood": fit.log_likelihood, "difference": fit.difference, "error": fit.error}
-            for fit in diagnosis.heads
-        },
-    }
-
-
-def _share(share: ViewShare) -> dict[str, Any]:
-    return {
-        "log_likelihood": share.log_likelihood,
-        "rate_per_dimension": share.rate,
-        "added": share.added,
-        "distance": share.distance,
-        "n_cells": share.n_cells,
     }
 
 
 def _of_correction(found: OverCorrection) -> dict[str, Any]:
-    names = ("condition_key", "removed", "condition_size", "corrected_size", "kept", "backed", "tracked", "confounded")
-    return {name: getattr(found, name) for name in (*names, "excess")}
+    names = ("condition_key", "removed", "condition_size", "corrected_size", "chance", "kept", "backed", "tracked")
+    return {name: getattr(found, name) for name in (*names, "confounded", "excess")}
 
 
 def _paragraph(text: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..diagnostics.abundance import Abundance, abundance
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.obs_columns import check_apart, donors_of, groups_of
 from ..inference.posterior import posterior_moments
@@ -22,11 +22,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def differential_abundance(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     groupby: str,
@@ -59,9 +61,9 @@ def differential_abundance(
     groupby
         Column of `adata.obs` with the group (the condition) of each cell.
     sample_key
-        Column of `adata.obs` with the donor of each cell; at least two donors in each of the two groups. With three
-        donors in each, a population that doubles is not found if donors differ by 0.3 in log frequency; with ten, a
-        sixth of its neighbourhoods is, at 5 %. None was called in 106 splits of real donors into halves.
+        Column of `adata.obs` with the donor of each cell; at least two donors in each of the two groups. If donors
+        differ by 0.4 in log frequency, a population that doubles is called at 5 % in 2 % of its neighbourhoods with
+        three donors in each group, and in 25 % with ten. Where none grew, 2 % of 2,000 simulated repeats had a call.
     group, reference
         The two groups to compare. None for `reference` is the first group of the column, None for `group` the other one
         of two groups.
@@ -166,15 +168,15 @@ def _two_of(names: list[str], groupby: str, group: str | None, reference: str | 
     place = f"adata.obs[{groupby!r}]"
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"{place} has {listing(names)}; at least two groups with different names are needed")
+    for name, value in (("group", group), ("reference", reference)):
+        if value is not None and str(value) not in names:
+            raise ValueError(f"{name} is {value!r}, not found in {place}; it has {listing(names)}")
     reference = names[0] if reference is None else str(reference)
     if group is None:
         others = [name for name in names if name != reference]
         if len(others) > 1:
             raise ValueError(f"{place} has {len(names)} groups, {listing(names)}; pass group= and reference=")
         group = others[0]
-    for name, value in (("group", str(group)), ("reference", reference)):
-        if value not in names:
-            raise ValueError(f"{name} is {value!r}, not found in {place}; it has {listing(names)}")
     if str(group) == reference:
         raise ValueError(f"group and reference are both {reference!r}; pass two different groups")
     return str(group), reference

@@ -129,12 +129,13 @@ def embed(
     if refine:
         remedy = "leave refine out, because rounding has no gradient to follow"
         refuse_discrete(model, "scvae.tl.embed(refine=)", kinds=("code",), remedy=remedy)
-    with opened(adata, model.schema.layer_of(layer), to_change=not copy, keys=keys, first=model.schema.name) as source:
+    schema = model.schema
+    layer_read = schema.layer_of(layer)
+    with opened(adata, layer_read, to_change=not copy, keys=keys, first=schema.name, slots=schema.slots) as source:
         check_replaceable(source.adata.uns, keys)
-        further = {**source.also, **(also or {})}
-        cells = given_views(read_cells(source.adata, model, layer, source.matrix, further), model.schema, views)
+        cells = given_views(read_cells(source.adata, model, layer, source.matrix, also), schema, views)
         if views is None:
-            warn_of_absent(source.adata, model.schema, further)
+            warn_of_absent(source.adata, schema, also)
         moments = posterior_moments(model, cells, beta=beta, refine=refine)
         draws = model.written(latent_draws(*moments, n_samples, seed_of(rng))) if n_samples else None
         target = target_of(source.adata, copy=copy and not source.files)

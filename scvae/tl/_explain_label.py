@@ -11,24 +11,28 @@ from ..common.checks import check_adata, check_obs_column, check_positive_int
 from ..common.keys import Keys, as_keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write_made
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_attribution import attribute, mean_input
 from ..inference.label_prediction import labels_of, logits_at
 from ..inference.posterior import posterior_moments
+from ..inference.views import check_view, facing
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def explain_label(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     groupby: str | None = None,
     n_genes: int = 20,
+    view: str | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
 ) -> pd.DataFrame:
@@ -54,6 +58,9 @@ def explain_label(
         belong to none. None for the most probable labels.
     n_genes
         Number of genes to list for each group.
+    view
+        For a model of several measurements, the one whose features to list; None for the first. The path leads through
+        all, so that attributions add up over all features of all.
     layer
         Layer with the data, ``"X"`` for `X` or ``"raw"`` for `raw`; None for the layer used in the fit.
     key_added
@@ -67,13 +74,14 @@ def explain_label(
         written:
 
         ``varm["<key_added>_label_genes"]``
-            float32 table of mean attributions, genes x groups; 0 for genes not modelled.
+            float32 table of mean attributions, genes x groups; 0 for genes not modelled. Not for a further `view`,
+            whose features are not those of `adata`.
 
     Raises
     ------
     ValueError
-        As for `embed`; if the model was fitted without labels, or `adata` lacks genes of the model. `adata` is then
-        unchanged.
+        As for `embed`; if the model was fitted without labels, or `adata` lacks genes of the model or features of a
+        further measurement. `adata` is then unchanged.
 
     Examples
     --------
@@ -93,12 +101,14 @@ def explain_label(
     column = None if groupby is None else check_obs_column(adata, groupby)
     if column is not None and column.isna().all():
         raise ValueError(f"adata.obs[{groupby!r}] has no value in any cell; pass a column with groups")
+    place = check_view(model, view)
     cells = read_cells(adata, model, layer)
-    if cells.missing is not None:
-        raise ValueError(
-            f"adata lacks {len(cells.missing):,} genes of the model, whose part in a label cannot be told; pass cells "
-            "with all of its genes"
-        )
+    for missing, what in ((cells.missing, "genes"), *((other.missing, "features of a view") for other in cells.views)):
+        if missing is not None:
+            raise ValueError(
+                f"adata lacks {len(missing):,} {what} of the model, whose part in a label cannot be told; pass cells "
+                f"with all of its {what}"
+            )
     likely = logits_at(model, posterior_moments(model, cells)[0]).argmax(1)
     if column is None:
         codes, names = np.unique(likely, return_inverse=True)[1], [labels[code] for code in np.unique(likely)]
@@ -108,11 +118,13 @@ def explain_label(
     chosen = np.flatnonzero(codes >= 0)
     some = cells if len(chosen) == len(cells) else cells.taken(chosen)
     found = attribute(model, some, likely[chosen], codes[chosen].astype(np.int64), mean_input(model, cells))
+    usual = [labels[np.bincount(likely[codes == code]).argmax()] for code in range(len(names))]
+    if place is not None:
+        return _listed(found.further[place], names, usual, facing(model, place).genes, n_listed)
     rows = model.genes.get_indexer(adata.var_names.astype(str))
     of_all = np.where((rows >= 0)[:, None], found.genes.T[rows], 0.0).astype(np.float32)
     table = pd.DataFrame(of_all, index=adata.var_names, columns=as_keys(names))
     write_made(adata, keys, model.digest, varm={keys.label_genes: table})
-    usual = [labels[np.bincount(likely[codes == code]).argmax()] for code in range(len(names))]
     return _listed(found.genes, names, usual, model.genes, n_listed)
 
 

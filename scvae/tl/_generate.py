@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
 from ..common.checks import check_adata, check_positive_int, listing, missing_key, speaking_of
-from ..common.keys import Keys, can_be_key
+from ..common.keys import Keys
 from ..common.rng import SeedLike, numpy_generator, seed_of, torch_generator
 from ..data.batches import Batch, chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.libraries import LibrarySizes
+from ..data.modalities import modalities_of
 from ..data.schema import Categorical, Numeric
 from ..inference.cells import read_cells
 from ..inference.cloud import density_of
 from ..inference.decoding import TABLE, batch_codes
 from ..inference.density import Density
-from ..inference.drawing import TABLES, Values, draw_values, drawn_cells, stacked
+from ..inference.drawing import TABLES, draw_values, drawn_cells, further_slots, stacked
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
 from ..inference.posterior import at_beta, posterior_moments, whole_libraries
@@ -34,6 +34,7 @@ from ..kernels.context import computing, working_on
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 CELLS, LATENT, VALUES, FURTHER = 52, 53, 54, 57  # random streams
 # Weight of the log library size relative to a column of z in the search for the cell whose covariates are copied:
@@ -65,7 +66,7 @@ def generate(
     model: FittedModel,
     *,
     n: int,
-    like: AnnData | None = None,
+    like: AnnData | MuData | None = None,
     batch: str | Sequence[str] | None = None,
     covariates: Mapping[str, Any] | None = None,
     beta: float | None = None,
@@ -158,8 +159,8 @@ def generate(
     if like is None:
         origin = _from_model(model, n, chosen, given, at, seed)
     else:
-        with speaking_of("like"):
-            like_cells = read_cells(check_adata(like), model, layer)
+        with speaking_of("like"), modalities_of(like, model.schema.name) as cells_like:
+            like_cells = read_cells(check_adata(cells_like), model, layer)
         origin = _from_cells(model, like_cells, n, chosen, given, at, seed)
     pieces = []
     further: list[list[Any]] = [[] for _ in model.schema.views]
@@ -180,11 +181,12 @@ def generate(
             for place, library in enumerate(libraries):
                 of_view = replace(cells, library=torch.from_numpy(library[part]).to(model.device))
                 further[place].append(draw_values(facing(model, place), z, of_view, generator))
+    obs = _obs(model, origin)
     return drawn_cells(
         model,
         stacked(pieces, model.schema.kind),
-        _obs(model, origin),
-        obsm={keys.mean: model.written(origin.z)} | _further(model, further),
+        obs,
+        obsm={keys.mean: model.written(origin.z)} | further_slots(model, further, obs.index),
         uns={keys.uns: {keys.origin: origin.record | {"beta": at, "seed": seed}}},
     )
 
@@ -197,18 +199,6 @@ def _further_libraries(model: FittedModel, origin: _Origin, seed: int) -> list[F
         library = sizes.at(sizes.measured(own, rng), rng.random(len(own)))
         found.append(np.ones(len(own), np.float32) if view.kind == "real" else library)
     return found
-
-
-def _further(model: FittedModel, drawn: list[list[Values]]) -> dict[str, Any]:
-    """The tables of the further measurements, where the model finds them again."""
-    slots: dict[str, Any] = {}
-    for view, pieces in zip(model.schema.views, drawn, strict=True):
-        values: Any = stacked(pieces, view.kind)
-        values = values.toarray() if sp.issparse(values) else values
-        names = [f"generated_{i}" for i in range(len(values))]
-        framed = all(map(can_be_key, view.features))
-        slots[view.obsm] = pd.DataFrame(values, index=names, columns=list(view.features)) if framed else values
-    return slots
 
 
 def _from_model(

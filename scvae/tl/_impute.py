@@ -10,16 +10,16 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from ..common.checks import check_adata, check_bool, check_fraction, check_positive_int, listing
+from ..common.checks import check_adata, check_bool, check_fraction, check_positive_int, listing, warn
 from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
-from ..data.intake import Cells
-from ..data.modalities import modalities_of
-from ..inference.cells import read_cells
+from ..data.cells import Cells
+from ..inference.cells import read_cells, taking_mudata
+from ..inference.coverage import Coverage
 from ..inference.fitted import FittedModel, check_model
-from ..inference.imputation import predictions
+from ..inference.imputation import TABLES, central, predictions
 from ..inference.needs import check_without_skip
 from ..inference.views import check_view
 from ..kernels.context import computing, working_on
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 LEAST_SAMPLES = 20
-TABLES = 6.0  # in memory per draw: means, values, and what sorting takes
 
 
 @computing()
+@taking_mudata
 def impute(
     adata: AnnData | MuData,
     model: FittedModel,
@@ -51,9 +51,12 @@ def impute(
     """Predicts a measurement that cells lack from those that they have, with intervals.
 
     For each cell, z is drawn from its posterior given the other measurements, and values from their distribution given
-    z. The prediction is the mean of these distributions. The interval contains a value that would be measured, its
-    noise included, with the given probability, if the model is right; it treats the model's weights as known. Cells
-    that have the measurement keep their values (see `all_cells`).
+    z. The prediction is the mean of these distributions. The interval is one for a value that would be measured, its
+    noise included. The model by itself treats its weights as known, which makes its intervals too narrow (or, for
+    counts, whose ends are part of it, too wide): the fit counts how often they hold in the cells that it held out, and
+    the interval is the one that holds as often as it should there, on average over features. That says nothing of cells
+    that differ from these, as those of another donor or laboratory may. Cells that have the measurement keep their
+    values (see `all_cells`).
 
     What is measured of a cell also depends on how: cells of a batch in which nobody has this measurement are predicted
     as in the other batches, and counts at library sizes of the fit, both drawn at random. They add to the interval.
@@ -99,13 +102,21 @@ def impute(
         ``obsm["<key_added>_<view>_lower"]``, ``obsm["<key_added>_<view>_upper"]``
             Ends of the interval, in the same form; for measured values these themselves.
         ``uns["<key_added>"]["imputed_<view>"]``
-            ``interval``, ``n_samples``, ``beta``, ``seed``, ``n_cells`` (number of cells predicted) and ``features``.
+            ``interval``, ``level`` (of the model's own intervals that hold as often; `interval` if it is not known),
+            ``calibrated_on`` (number of held-out cells; 0 if these were fewer than 10, for another `beta` than that of
+            the fit, and for models saved before scvae counted), ``n_samples``, ``beta``, ``seed``, ``n_cells`` (number
+            of cells predicted) and ``features``.
 
     Raises
     ------
     ValueError
         As for `embed`; if the model has no such view besides the first; if no cell lacks it and `all_cells` is False;
         if a cell to be predicted has nothing else; if `view` is None and the model has several others.
+
+    Warns
+    -----
+    UserWarning
+        If no interval of the model held as often as `interval` says in the cells that the fit held out.
 
     Examples
     --------
@@ -132,34 +143,35 @@ def impute(
         raise ValueError("interval is 0; pass a probability between 0 and 1, e.g. 0.9")
     n_samples, seed = check_positive_int(n_samples, "n_samples", least=LEAST_SAMPLES), seed_of(rng)
     at = model.beta_of(beta)
-    with modalities_of(adata, model.schema.name) as (cells_in, found):
-        check_adata(cells_in)
-        check_replaceable(cells_in.uns, keys)
-        cells = read_cells(cells_in, model, layer, also={**found, **(also or {})})
-        known = cells.views[place]
-        wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
-        if len(wanted) == 0:
-            raise ValueError(
-                f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway"
-            )
-        _check_others(cells, wanted, place, view)
-        tables = _predicted(model, cells, wanted, place, interval=interval, n_samples=n_samples, seed=seed, beta=at)
-        target = target_of(cells_in, copy=copy)
-        features = model.schema.views[place].features
-        record: dict[str, Any] = {
-            "interval": interval,
-            "n_samples": n_samples,
-            "beta": at,
-            "seed": seed,
-            "n_cells": len(wanted),
-            "features": np.array(features, dtype=str),
-        }
-        framed = all(map(can_be_key, features))
-        slots = {
-            name: pd.DataFrame(table, cells_in.obs_names, list(features), copy=False) if framed else table
-            for name, table in zip(keys.imputed(view), tables, strict=True)
-        }
-        write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
+    check_adata(adata)
+    check_replaceable(adata.uns, keys)
+    cells = read_cells(adata, model, layer, also=also)
+    known = cells.views[place]
+    wanted = np.arange(len(cells)) if all_cells else np.flatnonzero(~known.present)
+    if len(wanted) == 0:
+        raise ValueError(f"all {len(cells):,} cells have the view {view!r}; pass all_cells=True to predict it anyway")
+    _check_others(cells, wanted, place, view)
+    coverage = _coverage(model, place, at)
+    level = interval if coverage is None else _level(coverage, interval)
+    tables = _predicted(model, cells, wanted, place, level=level, n_samples=n_samples, seed=seed, beta=at)
+    target = target_of(adata, copy=copy)
+    features = model.schema.views[place].features
+    record: dict[str, Any] = {
+        "interval": interval,
+        "level": level,
+        "calibrated_on": 0 if coverage is None else coverage.n_cells,
+        "n_samples": n_samples,
+        "beta": at,
+        "seed": seed,
+        "n_cells": len(wanted),
+        "features": np.array(features, dtype=str),
+    }
+    framed = all(map(can_be_key, features))
+    slots = {
+        name: pd.DataFrame(table, adata.obs_names, list(features), copy=False) if framed else table
+        for name, table in zip(keys.imputed(view), tables, strict=True)
+    }
+    write_made(target, keys, model.digest, obsm=slots, record={keys.imputing(view): record})
     return target if copy else None
 
 
@@ -173,13 +185,28 @@ def _only_view(model: FittedModel) -> str:
     return names[0]
 
 
+def _coverage(model: FittedModel, place: int, beta: float) -> Coverage | None:
+    """How often the intervals hold, if that is known at this β."""
+    return model.coverages[place] if model.coverages and beta == model.beta_of(None) else None
+
+
+def _level(coverage: Coverage, interval: float) -> float:
+    if coverage.shares[-1] < interval:
+        warn(
+            f"in the {coverage.n_cells:,} cells that the fit held out, the range of all draws held "
+            f"{100 * coverage.shares[-1]:.0f} % of the values, fewer than interval={interval:g}; the model is too sure "
+            "of itself, and so are the intervals, which are these ranges"
+        )
+    return coverage.level(interval)
+
+
 def _predicted(
     model: FittedModel,
     cells: Cells,
     wanted: Int[np.ndarray, " wanted"],
     place: int,
     *,
-    interval: float,
+    level: float,
     n_samples: int,
     seed: int,
     beta: float,
@@ -187,13 +214,13 @@ def _predicted(
     """The measured values with predictions for the wanted cells, and the ends of the interval of each value."""
     values = cells.views[place].rows.take(np.arange(len(cells))).to_dense().numpy()
     lower, upper = values.copy(), values.copy()
-    ends = torch.tensor([0.5 - interval / 2, 0.5 + interval / 2], device=model.device)
+    levels = torch.tensor([level], device=model.device)
     some, n_tables = cells.taken(wanted), TABLES * n_samples
     with torch.no_grad(), working_on(model.device):
         for drawn in predictions(model, some, place, n_samples=n_samples, seed=seed, beta=beta, n_tables=n_tables):
             here = wanted[drawn.positions]
             values[here] = drawn.means.mean(0).cpu().numpy()
-            lower[here], upper[here] = torch.quantile(drawn.values, ends, dim=0).cpu().numpy()
+            lower[here], upper[here] = (end.cpu().numpy() for end in next(central(drawn.values, levels)))
     return [values, lower, upper]
 
 

@@ -13,23 +13,27 @@ from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.needs import check_without_skip
+from ..inference.views import check_view, facing
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 ENDS = (0.05, 0.95)  # quantiles over cells between which a dimension is traversed
 
 
 @computing()
+@taking_mudata
 def latent_genes(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_genes: int = 20,
+    view: str | None = None,
     beta: float | None = None,
     layer: str | None = None,
     key_added: str = "scvae",
@@ -57,6 +61,9 @@ def latent_genes(
         A fitted model.
     n_genes
         Number of genes to list for each direction of each dimension.
+    view
+        For a model of several measurements, the one whose features to list; None for the first. Dimensions are those of
+        the joint embedding. (For nb_mixture, changes are of the log count.)
     beta
         For a model with a range of β, the β to use; None for 1 (if the range excludes 1, its geometric mean).
     layer
@@ -75,6 +82,8 @@ def latent_genes(
             float32 effects per standard deviation, genes x n_latent; 0 for genes not modelled.
         ``varm["<key_added>_traversal"]``
             float32 changes from the 5th to the 95th percentile, genes x n_latent; 0 for genes not modelled.
+
+        Nothing is written for a further `view`, whose features are not those of `adata`.
 
     Raises
     ------
@@ -96,13 +105,16 @@ def latent_genes(
     n_listed = check_positive_int(n_genes, "n_genes")
     model.beta_of(beta)
     check_replaceable(adata.uns, keys)
-    cells = read_cells(adata, model, layer)
+    place = check_view(model, view)
+    cells, seen = read_cells(adata, model, layer).turned(place), facing(model, place)
     filled = np.flatnonzero(cells.library > 0)
     if len(filled) == 0:
         raise ValueError("no cell of adata has a count in the modelled genes; pass cells with counts")
     cells = cells if len(filled) == len(cells) else cells.taken(filled)
-    found = directions(model, cells, quantiles=ENDS, beta=beta)
+    found = directions(seen, cells, quantiles=ENDS, beta=beta)
     effects = found.slope * found.sd
+    if place is not None:
+        return _table(effects, found, seen.genes, n_listed)
     rows = model.genes.get_indexer(adata.var_names.astype(str))
 
     def of_all(values: Float[np.ndarray, "modelled latent"]) -> Float[np.ndarray, "genes latent"]:

@@ -9,8 +9,7 @@ import pandas as pd
 
 from ..common.checks import check_choice, check_positive_int
 from ..common.rng import SeedLike, seed_of
-from ..data.modalities import modalities_of
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
 from ..inference.posterior import BoundKind, log_likelihood_bound
@@ -25,6 +24,7 @@ EXACT = "take kind='iw', which is log p(x) itself for codes"  # in place of a be
 
 
 @computing()
+@taking_mudata
 def log_likelihood(
     adata: AnnData | MuData,
     model: FittedModel,
@@ -100,8 +100,7 @@ def log_likelihood(
         refuse_discrete(model, "scvae.tl.log_likelihood(kind='density')", kinds=("code",), remedy=EXACT)
     if refine:
         refuse_discrete(model, "scvae.tl.log_likelihood(refine=)", kinds=("code",), remedy=EXACT)
-    with modalities_of(adata, model.schema.name) as (cells_in, also):
-        cells = given_views(read_cells(cells_in, model, layer, also=also), model.schema, views)
+    cells = given_views(read_cells(adata, model, layer), model.schema, views)
     seed = seed_of(rng)
     bound = log_likelihood_bound(model, cells, kind=kind, n_samples=n_samples, seed=seed, beta=beta, refine=refine)
     return pd.Series(bound, index=cells.names, name=f"log_likelihood_{kind}")

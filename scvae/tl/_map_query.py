@@ -14,10 +14,10 @@ from ..common.distributed import process_group
 from ..common.keys import Keys, as_keys
 from ..common.provenance import check_replaceable
 from ..common.slots import write
+from ..data.cells import Cells
 from ..data.covariates import widened, with_new_batches
-from ..data.intake import Cells
 from ..data.schema import Categorical, Schema
-from ..inference.cells import read_cells, with_batch_key
+from ..inference.cells import read_cells, taking_mudata, with_batch_key
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
 from ..inference.needs import check_amortized, check_without_skip
@@ -27,12 +27,14 @@ from ..training.results import write_results
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 @process_group()
+@taking_mudata
 def map_query(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     batch_key: str | None = None,

@@ -15,7 +15,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import write_made
 from ..data.containers import matrix_of, name_of, var_names_of
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.groups import discrete_of, group_of
 from ..inference.posterior import posterior_moments
@@ -23,6 +23,7 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 CELLS_PER_METACELL = 75  # Persad et al. 2023
 CLUSTERING = 58  # random stream
@@ -30,8 +31,9 @@ STARTS = 3  # of k-means
 
 
 @computing()
+@taking_mudata
 def metacells(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_metacells: int | None = None,

@@ -11,7 +11,7 @@ from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.nearest import nearest_cells as search
 from ..inference.needs import reference_of_model
@@ -20,11 +20,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def nearest_cells(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_neighbors: int = 10,
@@ -94,8 +96,7 @@ def nearest_cells(
     check_replaceable(adata.uns, keys)
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     reference = reference_of_model(model, "scvae.tl.nearest_cells", beta=beta)
-    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    warn_of_absent(adata, model.schema, None)
+    cells = read_new(adata, model, layer, batch_key=batch_key)
     written = model.written(posterior_moments(model, cells, beta=beta)[0])
     distance, place = search(reference.mean, written, n_neighbors)
     columns = [str(rank) for rank in range(1, place.shape[1] + 1)]

@@ -14,7 +14,7 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of
 from ..diagnostics.neighbours import graph_of, nearest
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.posterior import latent_draws, posterior_moments
 from ..kernels.context import computing
@@ -22,11 +22,13 @@ from ..training.results import write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def neighbors(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_neighbors: int = 15,

@@ -8,7 +8,7 @@ from ..common.checks import check_adata, check_positive_int
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model, identity_of
 from ..inference.nearest import nearest_cells, placed
 from ..inference.needs import reference_of_model
@@ -17,11 +17,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def place(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     n_neighbors: int = 10,
@@ -99,8 +101,7 @@ def place(
     n_neighbors = check_positive_int(n_neighbors, "n_neighbors")
     reference = reference_of_model(model, "scvae.tl.place", beta=beta, umap=True)
     assert reference.umap is not None
-    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    warn_of_absent(adata, model.schema, None)
+    cells = read_new(adata, model, layer, batch_key=batch_key)
     written = model.written(posterior_moments(model, cells, beta=beta)[0])
     _, nearest = nearest_cells(reference.mean, written, n_neighbors)
     target = target_of(adata, copy=copy)

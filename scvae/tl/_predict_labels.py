@@ -15,7 +15,7 @@ from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_prediction import calibrated, labels_of, predict
 from ..inference.label_transfer import N_PEERS
@@ -25,11 +25,13 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def predict_labels(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
@@ -140,8 +142,7 @@ def predict_labels(
     known, labels = labels_of(model)
     judges = Judges(as_given(calibrated(known, known.held_out), known.uniform), known.truth)
     tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
-    cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
-    warn_of_absent(adata, model.schema, None)
+    cells = read_new(adata, model, layer, batch_key=batch_key)
     mean, _ = posterior_moments(model, cells)
     peers = most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed)
     found = predict(model, known, mean, peers, cells.group)

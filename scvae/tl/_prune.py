@@ -8,7 +8,7 @@ from ..common.checks import check_positive_int
 from ..common.distributed import process_group
 from ..common.keys import Keys
 from ..data.intake import with_labels
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import refuse_discrete
 from ..inference.needs import check_amortized, check_without_skip
@@ -18,12 +18,14 @@ from ..training.results import write_results
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
 @process_group()
+@taking_mudata
 def prune(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
     epochs: int | None = None,

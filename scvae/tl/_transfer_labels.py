@@ -14,11 +14,12 @@ from ..common.checks import check_adata, check_obs_column, check_probability, li
 from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
+from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
-from ..data.intake import Cells
 from ..data.labels import UNKNOWN, labels_in
+from ..data.modalities import modalities_of
 from ..diagnostics.expression_pca import most_alike
-from ..inference.cells import read_cells, warn_of_absent, with_batch_key
+from ..inference.cells import read_cells, read_new, taking_mudata
 from ..inference.fitted import FittedModel, check_model
 from ..inference.label_transfer import N_PEERS, transfer
 from ..inference.naming import confidence, named, tree_for
@@ -28,14 +29,16 @@ from ..kernels.context import computing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 @computing()
+@taking_mudata
 def transfer_labels(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: FittedModel,
     *,
-    reference: AnnData | None = None,
+    reference: AnnData | MuData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
     hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
@@ -145,19 +148,18 @@ def transfer_labels(
     check_replaceable(adata.uns, keys)
     limit = check_probability(unknown_above, "unknown_above")
     max_error = check_probability(max_error, "max_error")
-    schema = with_batch_key(model.schema, batch_key)
     if reference is None:
         known = _in_file(model, labels_key, reference_layer, beta)
-        query = read_cells(adata, schema, layer)
+        query = read_new(adata, model, layer, batch_key=batch_key)
     else:
-        codes, names = _labels_of(reference, labels_key)
         model.beta_of(beta)
-        query = read_cells(adata, schema, layer)
-        with speaking_of("reference", layer="reference_layer"):
-            cells = read_cells(reference, model, layer if reference_layer is None else reference_layer)
+        with modalities_of(reference, model.schema.name) as labelled:
+            codes, names = _labels_of(labelled, labels_key)
+            with speaking_of("reference", layer="reference_layer"):
+                cells = read_cells(labelled, model, layer if reference_layer is None else reference_layer)
+        query = read_new(adata, model, layer, batch_key=batch_key)
         query, cells = _alike(query, cells.taken(np.flatnonzero(codes >= 0)), model)
         known = _Known(model.written(posterior_moments(model, cells, beta=beta)[0]), codes[codes >= 0], names)
-    warn_of_absent(adata, schema, None)
     found = transfer(
         known.place,
         known.label,
@@ -215,7 +217,7 @@ def _in_file(model: FittedModel, labels_key: str | None, reference_layer: str | 
         )
     key = next(iter(kept.labels)) if labels_key is None else labels_key
     if key not in kept.labels:
-        raise missing_key("the labels of the model's reference", key, list(kept.labels))
+        raise missing_key("the model's reference", key, list(kept.labels))
     codes = kept.labels[key].codes.astype(np.int64)
     return _Known(kept.mean[codes >= 0].astype(np.float32), codes[codes >= 0], list(kept.labels[key].categories))
 
@@ -227,7 +229,7 @@ def _column(reference: AnnData | None, model: FittedModel, key: str) -> pd.Serie
             return check_obs_column(reference, key)
     kept = {} if model.reference is None else model.reference.labels
     if key not in kept:
-        raise missing_key("the labels of the model's reference", key, list(kept))
+        raise missing_key("the model's reference", key, list(kept))
     return pd.Series(kept[key])
 
 

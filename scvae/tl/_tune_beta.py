@@ -23,7 +23,8 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import NetworkConfig, TrainingConfig
 from ..data.beta_range import evenly_spaced, given_betas
-from ..data.intake import Cells, DataKeys
+from ..data.cells import Cells
+from ..data.intake import DataKeys
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from ..diagnostics.recommendation import recommend
 from ..inference.cells import read_cells

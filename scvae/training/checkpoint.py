@@ -18,7 +18,7 @@ from ..common.distributed import ranks
 from ..common.files import as_path, read_tensors, write_tensors
 from ..config import NetworkConfig, TrainingConfig, to_json
 from ..data.batches import chunks
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..data.stored_rows import StoredRows
 from ..model.optimizer import Adam
 from ..model.vae import VAE
@@ -181,6 +181,10 @@ def _content(settings: Settings, cells: Cells) -> str:
 
     for part in _looked_at(cells):
         cells.rows.take(part).map(add)
+    for view in cells.views:
+        digest.update(view.present.tobytes())
+        for part in chunks(len(cells), LOOKED_AT):
+            view.rows.take(part).map(add)
     return digest.hexdigest()
 
 

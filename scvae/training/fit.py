@@ -28,8 +28,9 @@ from ..common.progress import passing
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..config import N_LATENT, N_LATENT_WITH_CONDITIONS, NetworkConfig, TrainingConfig, View, ViewLikelihood
+from ..data.cells import Cells
 from ..data.covariates import covariate_names
-from ..data.intake import Cells, DataKeys, read_fit
+from ..data.intake import DataKeys, read_fit
 from ..data.joint import learn_views
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
@@ -44,7 +45,7 @@ from ..inference.outcome import in_use
 from ..kernels.context import computing
 from ..likelihoods import KIND, NAMES, LikelihoodName
 from .checkpoint import CHECKPOINT
-from .measurements import check_readable, checked_views, kinds_of, of_modalities
+from .measurements import check_readable, checked_views, kinds_of, of_modalities, slots_of
 from .refit import check_agreement, continue_fit, prune_cells, usage
 from .refusals import check_together
 from .results import write_results
@@ -306,7 +307,8 @@ def fit(
     )
     request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     read = layer if init is None else init.schema.layer_of(layer)
-    with opened(adata, read, to_change=True, keys=keys, first=first) as source:
+    further = slots_of(views, init)
+    with opened(adata, read, to_change=True, keys=keys, first=first, slots=further) as source:
         check_readable(source, views)
         check_replaceable(source.adata.uns, keys)
         model, cells = read_and_train(source.adata, data, request, source.matrix)
@@ -315,9 +317,9 @@ def fit(
     with ranks().all_or_none():
         if ranks().is_first:
             try:
-                slots = group_slots(model, keys)
-                obsm = [*keys.embedding, *slots["obsm"]]
-                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=slots["obs"])
+                grouped = group_slots(model, keys)
+                obsm = [*keys.embedding, *grouped["obsm"]]
+                write_back(source, obsm=obsm, varm=[keys.loadings], uns=[keys.uns], obs=grouped["obs"])
             except OSError as error:
                 raise NotWrittenError(str(error), model) from error
     return model

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..likelihoods.base import OutputLayer
+from ..likelihoods.continuous import Gaussian
 from ..likelihoods.counts import NegativeBinomial, Poisson, ZeroInflated
+from ..model.blocks import Linear
 from ..model.encoder import Encoder
 from ..model.optimizer import Adam
 from ..model.vae import VAE
+from ..model.views import ViewLayers
 
 STATE = ("values", "gradients", "means", "squares")
 LAYER = ("weight", "bias", "weight", "bias")
-CountHead = NegativeBinomial | ZeroInflated | Poisson
+Head = NegativeBinomial | ZeroInflated | Poisson | Gaussian
 
 
 class Flat:
@@ -29,22 +32,27 @@ class Flat:
     arrays
         The flat arrays and the places of the layers, by the names of fields of `scvae.kernels.records.JOB`.
     numbers
-        Places of the parameters, their number, and learning rates and decays of the optimizer, by these names.
+        Places of the parameters and their number, by these names.
+    of_measurements
+        The same for each measurement, with learning rates and decays of the optimizer.
     """
 
     def __init__(self, network: VAE, optimizer: Adam) -> None:
-        of_genes = list(_of_genes(network))
-        late = {id(p) for p in of_genes}
-        small = [p for p in network.parameters() if id(p) not in late]
-        everything = [*small, *of_genes]
+        of_genes = [p for part in measurements_of(network) for p in _of_genes(*part)]
+        early, late = list(network.prior.parameters()), [*_of_covariates(network), *of_genes]
+        placed = {id(p) for p in (*early, *late)}
+        everything = [*early, *(p for p in network.parameters() if id(p) not in placed), *late]
         starts = np.cumsum([0, *(p.numel() for p in everything)])
         self.arrays = {name: torch.zeros(int(starts[-1])).numpy() for name in STATE}
         start_of = {id(p): int(start) for p, start in zip(everything, starts, strict=False)}
         self._take_over(optimizer, start_of)
         self.arrays |= _layers(network, start_of)
-        self.numbers = _places(network, start_of) | _rates(optimizer, head_of(network))
-        self.numbers["n_small"] = int(sum(p.numel() for p in small))
-        self.numbers["n_logits"] = sum(len(layer.bias) for layer in _outputs(head_of(network)))
+        self.numbers = _places(network, start_of) | {"n_small": start_of[id(of_genes[0])]}
+        term_weights = [1.0, *(view.term_weight for view in views_of(network))]
+        self.of_measurements = [
+            _of_measurement(head, first, start_of) | _rates(optimizer, head) | {"term_weight": weight}
+            for (head, first), weight in zip(measurements_of(network), term_weights, strict=True)
+        ]
 
     def _take_over(self, optimizer: Adam, start_of: dict[int, int]) -> None:
         """Moves values and moments into the flat arrays; the tensors of network and optimizer become views."""
@@ -56,32 +64,52 @@ class Flat:
                 squares[i] = _moved(squares[i], self.arrays["squares"], start)
 
 
-def head_of(network: VAE) -> CountHead:
-    """The likelihood, which is one of those that the kernel computes."""
-    assert isinstance(network.likelihood, CountHead)
-    return network.likelihood
+def measurements_of(network: VAE) -> list[tuple[Head, Linear]]:
+    """The head of each measurement, which is one of those that the kernel computes, and its part of the first layer."""
+    assert isinstance(network.encoder, Encoder)
+    parts = [(network.likelihood, network.encoder.genes), *((view.head, view.values) for view in views_of(network))]
+    return [(head, first) for head, first in parts if isinstance(head, Head)]
 
 
-def negative_binomial_of(head: CountHead) -> NegativeBinomial | None:
-    """The part of the head with the dispersions."""
-    if isinstance(head, ZeroInflated):
-        return head.base
-    return head if isinstance(head, NegativeBinomial) else None
+def views_of(network: VAE) -> Iterator[ViewLayers]:
+    """The layers of each further measurement."""
+    for view in network.views:
+        assert isinstance(view, ViewLayers)
+        yield view
 
 
-def _outputs(head: CountHead) -> list[OutputLayer]:
+def base_of(head: Head) -> NegativeBinomial | Poisson | Gaussian:
+    """The head without zero inflation."""
+    return head.base if isinstance(head, ZeroInflated) else head
+
+
+def _scales_of(head: Head) -> nn.Parameter | None:
+    """The parameters of the head for each gene alone: its dispersions, or scales of real values."""
+    base = base_of(head)
+    if isinstance(base, Poisson):
+        return None
+    return base.log_free_scale if isinstance(base, Gaussian) else base.log_inverse_dispersion
+
+
+def _outputs(head: Head) -> list[OutputLayer]:
     return [head.base.output, head.zero_logit] if isinstance(head, ZeroInflated) else [head.output]
 
 
-def _of_genes(network: VAE) -> Iterator[nn.Parameter]:
-    """The parameters that belong to genes, in the order of `scvae.kernels.records.PLACES`."""
-    head = head_of(network)
-    yield from (layer.bias for layer in _outputs(head))
-    base = negative_binomial_of(head)
-    if base is not None:
-        yield base.log_inverse_dispersion
+def _of_covariates(network: VAE) -> Iterator[nn.Parameter]:
+    """The rows of the matrix for all covariates of the encoder; a bias of a view is a row for whether a cell has it."""
     assert isinstance(network.encoder, Encoder)
-    yield network.encoder.genes.weight
+    for view in views_of(network):
+        yield from (view.covariates.weight, view.values.bias)
+    yield network.encoder.covariates.weight
+
+
+def _of_genes(head: Head, first: Linear) -> Iterator[nn.Parameter]:
+    """The parameters that belong to genes, in the order of `scvae.kernels.records.PLACES`."""
+    yield from (layer.bias for layer in _outputs(head))
+    scales = _scales_of(head)
+    if scales is not None:
+        yield scales
+    yield first.weight
     yield from (layer.weight for layer in _outputs(head))
 
 
@@ -114,31 +142,37 @@ def _layers(network: VAE, start_of: dict[int, int]) -> dict[str, NDArray[Any]]:
 
 
 def _places(network: VAE, start_of: dict[int, int]) -> dict[str, Any]:
-    encoder, head = network.encoder, head_of(network)
+    encoder = network.encoder
     assert isinstance(encoder, Encoder)
-    base, outputs = negative_binomial_of(head), _outputs(head)
     parameters = {
-        "covariates": encoder.covariates.weight,
+        "covariates": next(_of_covariates(network)),
         "mean": encoder.mean.weight,
         "mean_bias": encoder.mean.bias,
         "log_variance": encoder.log_variance.weight,
         "log_variance_bias": encoder.log_variance.bias,
         "labels": None if network.classifier is None else network.classifier.weight,
         "labels_bias": None if network.classifier is None else network.classifier.bias,
-        "bias": outputs[0].bias,
-        "theta": base.log_inverse_dispersion if base else None,
-        "genes": encoder.genes.weight,
-        "output": outputs[0].weight,
     }
     return {f"{name}_place": _place(parameter, start_of) for name, parameter in parameters.items()}
 
 
-def _rates(optimizer: Adam, head: CountHead) -> dict[str, Any]:
-    """Learning rates of dispersions and output weights, relative to that of the network, and their decays."""
+def _of_measurement(head: Head, first: Linear, start_of: dict[int, int]) -> dict[str, Any]:
+    """Places and sizes of the parameters of a measurement."""
+    theta, outputs = _scales_of(head), _outputs(head)
+    parameters = {"bias": outputs[0].bias, "theta": theta, "genes": first.weight, "output": outputs[0].weight}
+    return {f"{name}_place": _place(parameter, start_of) for name, parameter in parameters.items()} | {
+        "n_genes": len(first.weight),
+        "n_logits": sum(len(layer.bias) for layer in outputs),
+        "n_theta": 0 if theta is None else theta.numel() // len(first.weight),
+    }
+
+
+def _rates(optimizer: Adam, head: Head) -> dict[str, Any]:
+    """Learning rates of dispersions (or scales) and output weights, relative to the network's, and their decays."""
     by_parameter = {id(p): group for group in optimizer.groups for p in group.parameters}
-    base = negative_binomial_of(head)
+    theta = _scales_of(head)
     of_output = by_parameter[id(_outputs(head)[0].weight)]
-    of_theta = by_parameter[id(base.log_inverse_dispersion)] if base else of_output
+    of_theta = of_output if theta is None else by_parameter[id(theta)]
     return {
         "theta_rate": of_theta.rate,
         "theta_decay": of_theta.decay,

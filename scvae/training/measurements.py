@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..common.checks import check_choice, listing
+from ..common.checks import check_choice, is_mudata, listing
 from ..config import View, ViewLikelihood
-from ..data.modalities import is_mudata
 from ..data.schema import RNA, Kind
 from ..data.sources import Source
 from ..data.views import check_views
@@ -30,6 +29,7 @@ def checked_views(
     if protein_key is None and protein_likelihood != "nb":
         raise ValueError("protein_likelihood has no effect without protein_key; leave it out")
     if protein_key is not None:
+        check_choice(protein_likelihood, (*KIND,), "protein_likelihood")
         if PROTEIN in views:
             raise ValueError(f"both protein_key and also[{PROTEIN!r}] are given; pass one of them")
         views[PROTEIN] = View(obsm=protein_key, likelihood=protein_likelihood)
@@ -79,11 +79,17 @@ def of_modalities(
     return first, modalities[first], check_views(further)
 
 
+def slots_of(views: Mapping[str, View], init: FittedModel | None) -> tuple[str, ...]:
+    """The slots of `obsm` that a fit reads."""
+    given = tuple(view.obsm for view in views.values() if view.obsm is not None)
+    return given or (() if init is None else init.schema.slots)
+
+
 def check_readable(source: Source, views: Mapping[str, View]) -> None:
-    """Raises ValueError if a measurement is in `obsm` of files, from which it is not read."""
-    slots = [name for name, view in views.items() if view.obsm is not None]
-    if source.files and slots:
+    """Raises ValueError if names of features are in `uns` of files, from which it is not read."""
+    keys = [name for name, view in views.items() if isinstance(view.names, str)]
+    if source.files and keys:
         raise ValueError(
-            f"the view {slots[0]!r} is in obsm, which is not read from files; pass an AnnData, or the view as a second "
-            "AnnData: scvae.View(mod=...)"
+            f"the names of the view {keys[0]!r} are in uns, which is not read from files; pass the names themselves, "
+            "or write the slot as a DataFrame"
         )

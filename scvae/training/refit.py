@@ -14,8 +14,9 @@ from jaxtyping import Float
 from ..common.checks import plain, warn
 from ..config import TrainingConfig
 from ..data.batches import split
+from ..data.cells import Cells
 from ..data.covariates import covariate_names, widened
-from ..data.intake import Cells, DataKeys, learned_labels, read_query, with_labels
+from ..data.intake import DataKeys, learned_labels, read_query, with_labels
 from ..data.joint import with_views
 from ..data.libraries import LibrarySizes
 from ..data.on_disk import Joined
@@ -34,7 +35,7 @@ from .checkpoint import Ending, Progress
 from .priors import check_droppable
 from .recipe import Recipe, make_recipe
 from .refusals import check_together
-from .run import evaluate_held_out, fitted_model, with_density
+from .run import completed, evaluate_held_out, fitted_model
 from .settings import Request, settings_of
 from .surgery import grown
 from .train import train
@@ -136,7 +137,7 @@ def continue_fit(
     start = None if request.checkpoint is None else digest_of(network)
     recipe, checkpoint = Recipe.of(fine), request.checkpoint
     progress = train(network, cells, settings, recipe, checkpoint=checkpoint, start=start, verbose=request.verbose)
-    fitted = with_density(fitted_model(network, cells, settings, progress), cells)
+    fitted = completed(fitted_model(network, cells, settings, progress), cells)
     return _as_before(model, fitted, cells), cells
 
 
@@ -259,7 +260,7 @@ def prune_cells(model: FittedModel, cells: Cells, *, epochs: int | None, verbose
         network.drop_dimensions(torch.from_numpy(~kept), torch.from_numpy(mean.mean(0)))
     settings, fine = settings_of(model), fine_tuning(model.training_config, epochs)
     progress = train(network, cells, replace(settings, training_config=fine), Recipe.of(fine), verbose=verbose)
-    again = with_density(fitted_model(network, cells, settings, _as_one_run(model, progress)), cells)
+    again = completed(fitted_model(network, cells, settings, _as_one_run(model, progress)), cells)
     outcome = replace(again.outcome, pruned_from=model.outcome.pruned_from or model.n_latent)
     return _as_before(model, replace(again, outcome=outcome), cells), progress.ended
 
@@ -278,7 +279,7 @@ def fit_next(model: FittedModel, cells: Cells, *, beta: float, epochs: int, verb
     config = replace(model.training_config, epochs=epochs, warmup=0.0, warmup_cycles=1)
     network, settings = copy.deepcopy(model.network), replace(settings_of(model), beta=beta, training_config=config)
     progress = train(network, cells, settings, Recipe.of(config), verbose=verbose)
-    fitted = with_density(fitted_model(network, cells, settings, progress), cells)
+    fitted = completed(fitted_model(network, cells, settings, progress), cells)
     return _as_before(model, fitted, cells)
 
 

@@ -12,7 +12,7 @@ from ..common.distributed import ranks
 from ..common.keys import Keys
 from ..common.slots import write_made
 from ..config import to_json
-from ..data.intake import Cells
+from ..data.cells import Cells
 from ..inference.fitted import FittedModel, identity_of
 from ..inference.groups import group_columns, group_matrices
 from ..inference.posterior import posterior_moments

@@ -15,10 +15,11 @@ import torch
 from .._version import __version__
 from ..common.distributed import ranks
 from ..data.batches import split
+from ..data.cells import Cells
 from ..data.feeds import single_pass
-from ..data.intake import Cells
 from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
+from ..inference.calibration import coverages
 from ..inference.cloud import density_of_fit
 from ..inference.fitted import FittedModel, range_of
 from ..inference.label_prediction import known_labels
@@ -75,7 +76,7 @@ def fit_cells(
         return fit_cells(cells, settings, n_latent, device=cpu, checkpoint=checkpoint, verbose=verbose)
     if isinstance(network.encoder, PerCell):
         network.encoder.close()
-    return with_density(fitted_model(network, cells, settings, progress), cells), progress.ended
+    return completed(fitted_model(network, cells, settings, progress), cells), progress.ended
 
 
 def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> FittedModel:
@@ -107,10 +108,16 @@ def fitted_model(network: VAE, cells: Cells, settings: Settings, progress: Progr
     )
 
 
-def with_density(model: FittedModel, cells: Cells) -> FittedModel:
-    """The model with the density and the labels of the cells of its fit; several processes get those of the first."""
-    density, labels = ranks().first(lambda: (density_of_fit(model, cells), known_labels(model, cells)))
-    return replace(model, density=density, labels=labels)
+def completed(model: FittedModel, cells: Cells) -> FittedModel:
+    """The model with the density and the labels of the cells of its fit, and how often its intervals hold in them.
+
+    Several processes get those of the first.
+    """
+    _, held_out = split(len(cells), model.training_config.validation_fraction, model.seed)
+    density, labels, found = ranks().first(
+        lambda: (density_of_fit(model, cells), known_labels(model, cells), coverages(model, cells, held_out))
+    )
+    return replace(model, density=density, labels=labels, coverages=found)
 
 
 def _outcome(network: VAE, cells: Cells, settings: Settings, progress: Progress) -> Outcome:

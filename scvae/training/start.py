@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks
+from ..data.cells import Cells
 from ..data.feeds import Feed
-from ..data.intake import Cells
 from ..data.summary import summarize
 from ..kernels.context import working_on
 from ..likelihoods.base import dense

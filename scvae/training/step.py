@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..data.batches import Batch, Batches
+from ..data.cells import Cells
 from ..data.feeds import Feed
-from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..likelihoods.base import OutputLayer
 from ..likelihoods.counts import LOG_DISPERSION_SPREAD

@@ -19,8 +19,8 @@ from ..common.progress import Bar, progress_bar
 from ..common.rng import torch_generators
 from ..config import TrainingConfig
 from ..data.batches import Batches, epoch_plan, split
+from ..data.cells import Cells
 from ..data.feeds import Feed, Resident, make_feed
-from ..data.intake import Cells
 from ..kernels.context import working_on
 from ..model.blocks import BatchNorm, Dropout
 from ..model.latent.discrete import Discrete
@@ -189,7 +189,7 @@ def make_step(
         if network.views:
             raise ValueError(
                 f"several measurements of the cells are trained in one process, but there are {ranks().world}; start "
-                "one, or leave `also` out"
+                "one, or leave `also` and `protein_key` out"
             )
         return ParallelStep(network, optimizer, feed, config, interrupt)
     if not network.is_amortized:

@@ -699,3 +699,34 @@ def test_without_an_output_each_input_gets_its_results(atlas, tmp_path, capsys):
 def test_outputs_are_not_written_over_inputs_among_several(atlas, capsys):
     assert run("fit", "atlas/one.h5ad", "atlas/two.zarr", "-o", "atlas/one.h5ad", "--force") == 2
     assert "is the input" in the_error(capsys)
+
+
+def test_proteins_are_fitted_from_files_and_cells_embedded_by_rna_alone(tmp_path):
+    adata = make_adata()
+    proteins = np.random.default_rng(1).poisson(5.0, (N_CELLS, 4)).astype(np.float32)
+    adata.obsm["adt"] = pd.DataFrame(proteins, adata.obs_names, [f"CD{i}" for i in range(4)])
+    path, out, model = (tmp_path / name for name in ("in.h5ad", "out.h5ad", "m.safetensors"))
+    adata.write_h5ad(path)
+    options = ("--protein-key", "adt", "--protein-likelihood", "poisson", "--model", model)
+    assert run("fit", path, *QUICK, *options, "-o", out) == 0
+    assert scvae.load(model).schema.views[0].likelihood == "poisson"
+    assert run("fit", path, *QUICK, *options, "--force") == 0  # into the file itself
+    written, copied = anndata.read_h5ad(path), anndata.read_h5ad(out)
+    np.testing.assert_array_equal(written.obsm["X_scvae"], copied.obsm["X_scvae"])
+    shutil.copy(path, tmp_path / "other.h5ad")
+    both = tmp_path / "both.h5ad"
+    assert run("fit", path, tmp_path / "other.h5ad", *QUICK, *options[:2], "-o", both) == 0
+    assert run("embed", path, "--model", model, "--views", "rna", "--key-added", "by_rna", "-o", both, "--force") == 0
+    assert anndata.read_h5ad(both).uns["by_rna"]["cells_with"] == {"rna": N_CELLS, "protein": 0}
+
+
+def test_views_that_do_not_exist_are_refused(example, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    assert run("fit", example / "in.h5ad", *QUICK, "--protein-key", "adt", "-o", out) == 2
+    assert run("embed", example / "in.h5ad", "--model", example / "m.safetensors", "--views", "adt", "-o", out) == 2
+    assert run("fit", example / "in.h5ad", *QUICK, "--protein-likelihood", "poisson", "-o", out) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "'adt'" in lines[0]
+    assert "'adt'" in lines[1]
+    assert "protein_likelihood has no effect without protein_key" in lines[2]
+    assert not out.exists()

@@ -39,7 +39,7 @@ def said(adata, names):
 def renamed(adata, message, names):
     """`adata` after the code at the end of the message."""
     code = re.search(r"of them: (.*)$", message)[1]
-    exec(code, {"adata": adata, "model": SimpleNamespace(genes=pd.Index(names)), "re": re})
+    exec(code, {"adata": adata, "model": SimpleNamespace(genes=pd.Index(names))})
     return adata
 
 
@@ -57,7 +57,7 @@ def renamed(adata, message, names):
 def test_another_spelling_is_named_with_the_code_to_rename(theirs, ours, where):
     adata = cells(theirs)
     message = said(adata, ours)
-    assert f"{where} of them: key = " in message
+    assert re.search(re.escape(where) + " of them: (import re; )?key = ", message)
     assert list(adata.var_names) == theirs
     np.testing.assert_array_equal(find_genes(renamed(adata, message, ours), schema(ours)), np.arange(8))
 

@@ -52,7 +52,10 @@ def test_a_mudata_is_fitted_as_an_anndata_with_the_same_cells(joint, mdata, tmp_
     assert mdata.uns["scvae"]["params"]["views"] == {"prot": "gaussian"}
     assert "X_scvae" not in mdata["rna"].obsm
     before = mdata.obsm["X_scvae"].copy()
-    scvae.tl.embed(mdata, scvae.load(model.save(tmp_path / "model.safetensors")))
+    loaded = scvae.load(model.save(tmp_path / "model.safetensors", reference=mdata, labels="batch"))
+    np.testing.assert_allclose(loaded.reference.mean, before, rtol=2.0**-10, atol=2.0**-20)
+    assert list(loaded.reference.labels["batch"]) == list(mdata.obs["batch"])
+    scvae.tl.embed(mdata, loaded)
     np.testing.assert_array_equal(mdata.obsm["X_scvae"], before)
     scvae.tl.impute(mdata, model, view="prot", n_samples=20)
     assert mdata.obsm["scvae_prot"].shape == (80, 5)
@@ -86,3 +89,33 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_is_written(mdata, options,
 def test_other_data_has_no_modalities(joint):
     with pytest.raises(ValueError, match="modalities are those of a MuData, but adata is a AnnData"):
         scvae.fit(joint, modalities=MODALITIES)
+
+
+def test_tools_and_plots_take_the_mudata_as_they_take_an_anndata(joint, mdata):
+    model = scvae.fit(mdata, modalities=MODALITIES, batch_key="batch", **SHORT)
+    order = joint[mdata.obs_names].copy()
+    order.uns.clear()
+    scvae.tl.embed(order, model)
+    mdata.mod["hto"] = ad.AnnData(np.ones((80, 2), np.float32), pd.DataFrame(index=mdata.obs_names))  # not modelled
+    for cells in (order, mdata):
+        scvae.tl.neighbors(cells, model, n_neighbors=5, n_samples=2)
+        scvae.tl.diagnose(cells, model, n_cells=30)
+        scvae.tl.denoise(cells, model, n_samples=0)
+        scvae.tl.latent_genes(cells, model)
+    assert (mdata.obsp["connectivities"] != order.obsp["connectivities"]).nnz == 0
+    found, expected = (cells.uns["scvae"]["diagnosis"]["views"]["prot"] for cells in (mdata, order))
+    assert found["added"] == pytest.approx(expected["added"], rel=1e-4)
+    rna = mdata["rna"]
+    np.testing.assert_allclose(
+        rna.layers["scvae_denoised"], order[rna.obs_names].layers["scvae_denoised"], rtol=1e-4, atol=1e-7
+    )
+    np.testing.assert_allclose(rna.varm["scvae_effects"], order.varm["scvae_effects"], rtol=1e-3, atol=1e-6)
+    assert len(scvae.pl.views(mdata, show=False).patches) == 2 * 3
+    scvae.pl.latent(mdata, color="batch", show=False)
+    drawn = scvae.tl.generate(model, n=5, like=mdata, rng=0)
+    assert drawn.obsm["prot"].shape == (5, 5)
+    mapped = scvae.tl.map_query(mdata, model, new_batches=True, epochs=1, verbose=False)
+    assert len(mapped.schema.batch.categories) == 4
+    assert set(mdata.obs["batch"]) == set(mapped.schema.batch.categories[2:])
+    with pytest.raises(TypeError, match=r"adata is a MuData; pass an anndata.AnnData.*mdata\['rna'\]"):
+        scvae.tl.highly_variable_genes(mdata)

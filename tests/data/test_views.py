@@ -149,7 +149,7 @@ def spoilt(adata, change):
             lambda a: a.obsm["protein"].__setitem__(NAMES, np.nan),
             {"obsm": "protein"},
             ValueError,
-            "no cell has the view 'protein'",
+            "view 'protein': no cell has it",
         ),
         (
             lambda a: a.obsm.__setitem__("protein", a.obsm["protein"].set_axis(["a", "a", "b", "c"], axis=1)),
@@ -186,6 +186,38 @@ def test_fit_refuses_views_that_cannot_be_used_and_changes_nothing(adata, digest
     assert digest(adata) == before
 
 
+def test_later_cells_may_all_lack_a_view_that_they_have_a_slot_for(adata, tmp_path):
+    options = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=2)}
+    model = scvae.fit(adata, protein_key="protein", **options)
+    without = adata.copy()
+    del without.obsm["protein"]
+    with pytest.warns(UserWarning, match="has no 'protein'"):
+        scvae.tl.embed(without, model)
+    for empty in (np.nan, 0.0):
+        adata.obsm["protein"].iloc[:] = empty
+        scvae.tl.embed(adata, model)
+        np.testing.assert_array_equal(adata.obsm["X_scvae"], without.obsm["X_scvae"])
+    adata.obsm["protein"] = adata.obsm["protein"].to_numpy()[:, :3]
+    with pytest.raises(ValueError, match=r"has 3 features without names, but the model has 4; pass a DataFrame"):
+        scvae.tl.embed(adata, model)
+
+
+def test_nullable_numbers_are_numbers_and_text_is_named(adata, counts):
+    nullable = pd.DataFrame(counts, adata.obs_names, NAMES).astype("Int64")
+    nullable.iloc[2] = pd.NA
+    adata.obsm["protein"] = nullable
+    cells = learned(adata)[1]
+    assert cells.views[0].present.tolist() == [i != 2 for i in range(adata.n_obs)]
+    adata.obsm["protein"] = pd.DataFrame(counts, adata.obs_names, NAMES).assign(note="good", other="bad")
+    with pytest.raises(TypeError, match=r"columns that do not hold numbers: 'note', 'other' \(type (object|str)\)"):
+        learned(adata)
+
+
+def test_a_likelihood_of_proteins_that_does_not_exist_is_named_as_it_was_given(adata):
+    with pytest.raises(ValueError, match=r"^protein_likelihood must be one of 'nb'.*found 'normal'"):
+        scvae.fit(adata, protein_key="protein", protein_likelihood="normal")
+
+
 def test_a_view_is_checked_when_it_is_made():
     with pytest.raises(ValueError, match="found neither of them"):
         scvae.View()
@@ -199,15 +231,47 @@ def test_a_view_is_checked_when_it_is_made():
         scvae.View(obsm="protein", layer="counts")
 
 
-def test_a_view_of_cells_in_a_file_is_a_second_anndata(adata, counts, tmp_path):
+def test_views_of_cells_in_a_file_are_in_obsm_or_a_second_anndata(adata, counts, tmp_path):
     path = tmp_path / "cells.h5ad"
     adata.write_h5ad(path)
     options = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=2)}
-    with pytest.raises(ValueError, match=r"the view 'protein' is in obsm, which is not read from files.*View\(mod="):
-        scvae.fit(path, protein_key="protein", **options)
+    model = scvae.fit(path, protein_key="protein", **options)
+    scvae.fit(adata, protein_key="protein", **options)
+    np.testing.assert_array_equal(ad.read_h5ad(path).obsm["X_scvae"], adata.obsm["X_scvae"])
+    scvae.tl.embed(path, model, views="rna", key_added="rna")
+    scvae.tl.embed(adata, model, views="rna", key_added="rna")
+    np.testing.assert_array_equal(ad.read_h5ad(path).obsm["X_rna"], adata.obsm["X_rna"])
+    with pytest.raises(ValueError, match=r"names of the view 'protein' are in uns, which is not read from files"):
+        scvae.fit(path, also={"protein": scvae.View(obsm="protein", names="key")}, **options)
     mod = ad.AnnData(counts, pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=NAMES))
     streamed = scvae.TrainingConfig(epochs=2, memory=0.0)
     on_disk = scvae.fit(path, also={"protein": scvae.View(mod=mod)}, **options | {"training": streamed})
     scvae.fit(adata, also={"protein": scvae.View(mod=mod)}, **options)
     assert on_disk.schema.view_names == ("rna", "protein")
     np.testing.assert_allclose(ad.read_h5ad(path).obsm["X_scvae"], adata.obsm["X_scvae"], atol=1e-4)
+
+
+def test_proteins_of_several_files_are_matched_by_name_and_lacking_in_files_without_them(adata, tmp_path):
+    options = {"n_latent": 2, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=2)}
+    n = adata.n_obs // 3
+    parts = {name: adata[i * n : (i + 1) * n].copy() for i, name in enumerate("abc")}
+    table = parts["b"].obsm["protein"]
+    parts["b"].obsm["protein"] = table[table.columns[::-1]].assign(more=1.0)
+    del parts["c"].obsm["protein"]
+    paths = [tmp_path / f"{name}.h5ad" for name in parts]
+    for path, part in zip(paths, parts.values(), strict=True):
+        part.write_h5ad(path)
+    with pytest.warns(UserWarning, match=r"4 features of obsm\['protein'\] are in all files that have it.*up to 1"):
+        model = scvae.fit(paths, protein_key="protein", **options)
+    whole = adata[: 3 * n].copy()
+    whole.obsm["protein"].iloc[2 * n :] = np.nan
+    whole.obs_names = [f"{name}-{'abc'[i // n]}" for i, name in enumerate(whole.obs_names)]
+    alone = scvae.fit(whole, protein_key="protein", **options)
+    assert model.schema.views == alone.schema.views
+    assert model.view_libraries == alone.view_libraries
+    found = np.concatenate([ad.read_h5ad(path).obsm["X_scvae"] for path in paths])
+    np.testing.assert_allclose(found, whole.obsm["X_scvae"], atol=1e-5)
+    parts["b"].obsm["protein"] = table.to_numpy()
+    parts["b"].write_h5ad(paths[1])
+    with pytest.raises(ValueError, match=r"obsm\['protein'\] differs between the files .*write it as a DataFrame"):
+        scvae.fit(paths, protein_key="protein", **options)

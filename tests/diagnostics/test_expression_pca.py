@@ -5,7 +5,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
-from scvae.data.intake import Cells
+from scvae.data.cells import Cells
 from scvae.data.rows import DenseRows, SparseRows
 from scvae.diagnostics import expression_pca as expression
 from scvae.diagnostics.expression_pca import expression_space, most_alike

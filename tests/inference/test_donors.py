@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from scvae.inference.donors import Units, _fitted, difference, size_factors, weighted_fdr
+from scvae.inference.donors import Units, _dependence, _fitted, _residuals, difference, size_factors, weighted_fdr
 
 
 def units(count, exposure, on_side, *, spread=0.0, block=None):
@@ -112,6 +112,32 @@ def test_levels_of_batches_cancel():
     within = difference(units(1e6 * np.exp(eta), 1e6, side, block=batch))
     assert (np.exp(within.log_p) < 0.05).mean() < 0.08
     assert within.error.mean() < 0.3
+
+
+@pytest.mark.parametrize(("n_units", "copies", "rel"), [(40, 1, 0.4), (40, 50, 0.3), (40, 250, 0.7), (6, 50, 1.0)])
+def test_dependence_is_one_over_the_number_of_independent_features(n_units, copies, rel):
+    rng = np.random.default_rng(copies)
+    logs = np.repeat(rng.normal(size=(n_units, 1000 // copies)), copies, axis=1)
+    of = units(np.exp(logs), 1.0, np.arange(n_units) % 2)
+    assert _dependence(*_residuals(logs, of)) == pytest.approx(copies / 1000, rel=rel)
+
+
+def test_one_degree_of_freedom_says_nothing_about_dependence():
+    rng = np.random.default_rng(0)
+    of = units(rng.uniform(1, 2, (4, 1000)), 1.0, [0, 1, 0, 1], block=[0, 0, 1, 1])
+    expected = (1 - 1 / 1000) / np.log(1000)  # the mean of 1 / n, even in log n
+    assert _dependence(*_residuals(np.log(of.count), of)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("n_donors", [3, 10])
+def test_features_that_vary_together_are_not_called_more_often(n_donors):
+    rng = np.random.default_rng(n_donors)
+    called = 0
+    for _ in range(100):
+        effect = np.repeat(0.4 * rng.normal(size=(2 * n_donors, 6)), 20, axis=1)
+        found = difference(units(rng.poisson(40.0 * np.exp(effect)), 40.0, np.arange(2 * n_donors) % 2))
+        called += (weighted_fdr(found.log_p, np.ones(120)) <= 0.1).any()
+    assert called <= 17  # 0.1, and 2.3 standard errors of 100 repeats
 
 
 def test_adjusted_p_values_are_those_of_scipy_and_a_weight_of_two_is_two_features():

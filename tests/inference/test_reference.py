@@ -114,6 +114,23 @@ def test_a_umap_may_have_another_name(fitted, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+def test_cells_in_files_make_the_reference_that_they_make_in_memory(fitted, saved, tmp_path, parts):
+    adata, model = fitted
+    files = [tmp_path / f"{i}.h5ad" for i in range(parts)]
+    for i, file in enumerate(files):
+        adata[i * 300 // parts : (i + 1) * 300 // parts].copy().write_h5ad(file)
+    model.save(tmp_path / "a", reference=files[0] if parts == 1 else files, labels=["group", "some"], umap=True)
+    found, expected = scvae.load(tmp_path / "a").reference, saved[1].reference
+    assert found.mean.tobytes() == expected.mean.tobytes()
+    assert found.umap.tobytes() == expected.umap.tobytes()
+    assert [list(labels) for labels in found.labels.values()] == [list(labels) for labels in expected.labels.values()]
+    assert [name[:18] for name in found.ids] == adata.obs_names.tolist()
+    with pytest.raises(MissingKeyError, match=r"0\.h5ad.*'X_tsne'.*'X_umap'"):
+        model.save(tmp_path / "b", reference=files, umap="X_tsne")
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_umap_is_made_where_there_is_none(fitted, tmp_path):
     adata, model = fitted
     bare = adata.copy()
@@ -131,7 +148,7 @@ def test_a_umap_is_made_where_there_is_none(fitted, tmp_path):
 
 def test_wrong_input_is_refused_and_the_file_before_stays(fitted, tmp_path, digest):
     adata, model = fitted
-    path = model.save(tmp_path / "ref")
+    path = model.save(tmp_path / "ref", labels=None)
     before, content = digest(adata), path.read_bytes()
     twice, flat, unknown = adata.copy(), adata.copy(), adata.copy()
     twice.obs_names = ["same", "same", *adata.obs_names[2:]]
@@ -144,7 +161,8 @@ def test_wrong_input_is_refused_and_the_file_before_stays(fitted, tmp_path, dige
         (twice, {}, ValueError, r"^reference\.obs_names has names of more than one cell \('same'\).*ids=False"),
         (flat, {"umap": True}, ValueError, r"^reference\.obsm\['X_umap'\] of shape \(300, 2\) is no UMAP"),
         (adata[:, :10].copy(), {}, ValueError, r"^reference has 10 of the 40 modelled genes"),
-        ("cells.h5ad", {}, TypeError, "^reference is a str"),
+        (tmp_path / "cells.h5ad", {}, FileNotFoundError, "cells.h5ad"),
+        (adata.X, {}, TypeError, "^reference is a csr_matrix"),
         (None, {"labels": "some"}, ValueError, "labels says how to keep a reference; pass reference=adata"),
         (None, {"umap": True}, ValueError, "umap says how to keep a reference"),
         (adata[:10].copy(), {"umap": "X_pca"}, MissingKeyError, "has no 'X_pca'"),

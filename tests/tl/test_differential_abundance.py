@@ -67,6 +67,16 @@ def test_halves_of_donors_who_differ_are_not_called(fitted):
     assert called <= 1
 
 
+def test_numbered_donors_some_of_them_missing_are_donors(fitted):
+    adata, model = fitted
+    some = adata.copy()
+    some.obs["number"] = some.obs["donor"].str[1:].astype(float).where(np.arange(some.n_obs) > 99)
+    some.obs["named"] = some.obs["donor"].where(np.arange(some.n_obs) > 99)
+    for key in ("number", "named"):
+        scvae.tl.differential_abundance(some, model, groupby="condition", sample_key=key, key_added=key)
+    np.testing.assert_allclose(some.obs["number_abundance"], some.obs["named_abundance"], rtol=1e-6)
+
+
 def test_cells_without_a_group_have_no_value_and_each_donor_can_be_on_both_sides(fitted):
     adata, model = fitted
     some = adata.copy()
@@ -86,6 +96,8 @@ def test_cells_without_a_group_have_no_value_and_each_donor_can_be_on_both_sides
         ({"sample_key": "condition"}, "both 'condition'"),
         ({"groupby": "type"}, "has 4 groups.*pass group= and reference="),
         ({"group": "t9"}, "group is 't9', not found.*'control', 'treated'"),
+        ({"groupby": "type", "reference": "t9"}, "reference is 't9', not found"),
+        ({"groupby": "none"}, r"adata\.obs\['none'\] has no values"),
         ({"group": "control"}, "group and reference are both 'control'"),
         ({"sample_key": "own"}, "the group has a cell of 1 donor"),
         ({"n_neighbors": 10_000}, "n_neighbors is 10000, but 1,200 cells are compared"),
@@ -95,7 +107,7 @@ def test_cells_without_a_group_have_no_value_and_each_donor_can_be_on_both_sides
 def test_wrong_input_is_refused_and_nothing_is_written(fitted, digest, options, message):
     adata, model = fitted
     some = adata.copy()
-    some.obs["own"] = "of " + some.obs["condition"].astype(str)
+    some.obs["own"], some.obs["none"] = "of " + some.obs["condition"].astype(str), np.nan
     before = digest(some)
     with pytest.raises(ValueError, match=message):
         scvae.tl.differential_abundance(some, model, **(OPTIONS | options))

@@ -51,6 +51,25 @@ def test_attributions_add_up_to_the_difference_of_the_log_odds(cells, name):
     np.testing.assert_allclose(found.genes.sum(1), found.end - found.start, atol=0.01 * np.ptp(found.end))
 
 
+def test_attributions_of_several_measurements_add_up_over_all_that_a_cell_has():
+    adata = scvae.datasets.simulate(n_cells=200, n_genes=40, n_types=4, n_proteins=6, truth=False, rng=1)
+    adata.obsm["protein"].iloc[:50] = np.nan
+    adata.X = adata.X.multiply((np.arange(200) < 150)[:, None]).tocsr()
+    options = {"training": TrainingConfig(epochs=10), "protein_key": "protein", "labels_key": "cell_type"}
+    model = scvae.fit(adata, rng=0, verbose=False, **options)
+    read = read_cells(adata, model, None).taken(np.arange(0, 200, 10))
+    label, alone = np.arange(20) % 4, np.arange(20)
+    found = attribute(model, read, label, alone, mean_input(model, read), steps=400)
+    np.testing.assert_allclose(found.end, log_odds(model, read, label), atol=2e-4)
+    proteins = found.further[0].sum(1)
+    np.testing.assert_allclose(found.genes.sum(1) + proteins, found.end - found.start, atol=0.01 * np.ptp(found.end))
+    assert (proteins == 0)[:5].all()
+    assert (found.genes[15:] == 0).all()
+    table = scvae.tl.explain_label(adata, model, view="protein", n_genes=2)
+    assert set(table["gene"]) <= set(adata.obsm["protein"])
+    assert "scvae_label_genes" not in adata.varm
+
+
 def test_a_linear_model_has_the_attributions_of_its_weights(cells):
     linear = NetworkConfig(norm="none", width=16)
     model = scvae.fit(

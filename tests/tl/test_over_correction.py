@@ -71,6 +71,22 @@ def test_a_fit_with_both_conditions_in_each_batch_is_clean_and_removes_the_batch
     assert np.nanmedian(audit.removed) > 0.7
 
 
+def test_conditions_without_an_effect_are_no_larger_than_shuffled_ones():
+    adata = two_types(crossed)
+    model = scvae.fit(adata, batch_key="batch", rng=0, **QUICK)
+    larger = []
+    for seed in range(3):
+        adata.obs["random"] = np.random.default_rng(seed).permutation(adata.obs["condition"].to_numpy())
+        found = scvae.tl.diagnose(adata, model, condition_key="random", n_cells=500, verbose=False)
+        assert found.measured.correction.chance > 0
+        larger.append(found.measured.correction.condition_size > found.measured.correction.chance)
+        assert "over-correction" not in [finding.name for finding in found.findings]
+        assert ("no clear differences by random" in str(found)) is not larger[-1]
+    assert sum(larger) <= 1
+    planted = scvae.tl.diagnose(adata, model, condition_key="condition", n_cells=500, verbose=False).measured.correction
+    assert planted.condition_size > 1.5 * planted.chance
+
+
 @pytest.mark.parametrize(("effect", "named"), [(0.0, False), (0.8, True)])
 def test_batches_of_one_condition_are_judged_by_how_much_batches_differ_anyway(effect, named):
     findings, audit = audited(two_types(nested, effect=effect, batch_effect=0.3, n_batches=6, n=1_200))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import scvae
+from scvae.data.batches import split
 
 SHORT = {"n_latent": 4, "rng": 0, "verbose": False, "training": scvae.TrainingConfig(epochs=40)}
 
@@ -42,6 +43,7 @@ def test_the_fit_records_its_views_and_files_hold_them(cells, model, tmp_path):
     loaded = scvae.load(model.save(tmp_path / "model.safetensors"))
     assert loaded.schema == model.schema
     assert loaded.view_libraries == model.view_libraries
+    assert loaded.coverages == model.coverages != (None,)
     scvae.tl.impute(cells, loaded, view="protein", n_samples=20)
     scvae.tl.denoise(cells, loaded, view="protein", n_samples=0)
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -187,5 +189,64 @@ def test_diagnose_says_what_each_view_adds(cells, model):
         assert 0 < share.distance < 2
         assert share.rate.shape == (4,)
     bound = scvae.tl.log_likelihood(stained, model, kind="elbo", n_samples=20)
+    axes = scvae.pl.posterior_predictive(cells, view="protein", show=False)
+    assert len(axes[0].collections[0].get_offsets()) == 10
+    assert stored["protein"]["gene_mean"] == pytest.approx(stained.obsm["protein"].mean().to_numpy(), rel=1e-5)
+    assert stored["protein"]["gene_mean_drawn"] == pytest.approx(stored["protein"]["gene_mean"], rel=0.15)
+    with pytest.raises(ValueError, match="no draws of the view 'adt'; it has those of 'rna', 'protein'"):
+        scvae.pl.posterior_predictive(cells, view="adt", show=False)
     reconstructed = sum(share.log_likelihood for share in diagnosis.views)
     assert bound.mean() < reconstructed < bound.mean() + 20.0  # the ELBO is that minus the KL
+
+
+def test_heads_are_compared_measurement_by_measurement_on_the_cells_that_have_it():
+    adata = scvae.datasets.simulate(n_cells=160, n_genes=30, n_proteins=6, inverse_dispersion=0.5, rng=0)
+    adata.obsm["protein"].iloc[:40] = np.nan
+    training = scvae.TrainingConfig(epochs=15, batch_size=16, validation_fraction=0.3)
+    quick = {"n_latent": 3, "rng": 0, "verbose": False, "training": training}
+    model = scvae.fit(adata, protein_key="protein", **quick)
+    found = scvae.tl.diagnose(adata, model, n_cells=40, compare_heads=True, verbose=False)
+    heads = {(fit.view, fit.likelihood): fit for fit in found.heads}
+    assert {name for view, name in heads if view == "rna"} == {"nb", "zinb", "poisson"}
+    assert {name for view, name in heads if view == "protein"} == {"nb", "nb_mixture", "poisson", "gaussian"}
+    for view in ("rna", "protein"):
+        assert heads[view, "poisson"].difference > 3 * heads[view, "poisson"].error > 0
+        assert heads[view, "nb"].difference < heads[view, "poisson"].difference / 3
+    # both have the model as it was fitted, judged by all its measurements
+    held_out = split(160, 0.3, model.seed)[1]
+    bound = scvae.tl.log_likelihood(adata[held_out].copy(), model, n_samples=50, rng=0)
+    assert heads["rna", "nb"].log_likelihood == pytest.approx(bound.mean(), rel=1e-5)
+    assert heads["protein", "nb"].log_likelihood == pytest.approx(bound[held_out >= 40].mean(), rel=1e-5)
+    stored = adata.uns["scvae"]["diagnosis"]["heads"]["protein"]["gaussian"]
+    assert stored["log_likelihood"] == heads["protein", "gaussian"].log_likelihood
+    assert "heads of 'protein', held out" in repr(found)
+
+
+def test_draws_of_given_cells_have_the_measurements_that_these_have(cells, model):
+    cells.X = cells.X.multiply((np.arange(400) >= 50)[:, None]).tocsr()
+    drawn = scvae.tl.sample(cells, model, n_samples=3)
+    table = drawn.obsm["protein"]
+    assert list(table) == list(cells.obsm["protein"])
+    lacking = np.tile(np.arange(400) >= 340, 3)
+    np.testing.assert_array_equal((table == 0).all(axis=1), lacking)
+    np.testing.assert_array_equal(np.asarray(drawn.X.sum(1)).ravel() == 0, np.tile(np.arange(400) < 50, 3))
+    measured = cells.obsm["protein"].iloc[:340].to_numpy()
+    again = table.to_numpy()[:400][:340]
+    within = [np.corrcoef(np.log1p(measured[:, p]), np.log1p(again[:, p]))[0, 1] for p in range(10)]
+    assert np.median(within) > 0.3
+    scvae.tl.embed(drawn, model)  # the model reads them again
+
+
+def test_latent_genes_lists_the_features_of_a_view(cells, model, digest):
+    before = digest(cells)
+    table = scvae.tl.latent_genes(cells, model, n_genes=3, view="protein")
+    assert digest(cells) == before
+    assert set(table["gene"]) <= set(cells.obsm["protein"])
+    # cells with a larger value have more of the proteins that it raises
+    share = np.log1p(cells.obsm["protein"].iloc[:340])
+    share = share.sub(share.mean(1), axis=0)
+    best = table.loc[table["effect"].abs().idxmax()]
+    along = np.corrcoef(cells.obsm["X_scvae"][:340, best["dimension"]], share[best["gene"]])[0, 1]
+    assert along * np.sign(best["effect"]) > 0.3
+    with pytest.raises(ValueError, match="view must be one of 'rna', 'protein'; found 'adt'"):
+        scvae.tl.latent_genes(cells, model, view="adt")

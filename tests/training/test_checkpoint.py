@@ -101,6 +101,25 @@ def test_every_kind_of_head_is_resumed(monkeypatch, tmp_path, likelihood):
     assert_same_result(expected, adata, whole, fit(adata, tmp_path / "run", likelihood=likelihood))
 
 
+def test_a_run_of_several_measurements_is_resumed_with_the_same_ones_alone(monkeypatch, tmp_path):
+    expected, adata = (simulated(n_proteins=5) for _ in range(2))
+    for each in (expected, adata):
+        each.obsm["protein"].iloc[:20] = np.nan
+    options = {"protein_key": "protein", "protein_likelihood": "nb_mixture", "network": NetworkConfig(width=16)}
+    whole = fit(expected, **options)
+    with monkeypatch.context() as patch:
+        fail_in_call(patch, scvae.training.train, "evaluate", 3)
+        with pytest.raises(Killed):
+            fit(adata, tmp_path / "run", **options)
+    other = adata.copy()
+    other.obsm["protein"].iloc[-1, 0] += 1.0
+    with pytest.raises(ValueError, match="data"):
+        fit(other, tmp_path / "run", **options)
+    model = fit(adata, tmp_path / "run", **options)
+    assert_same_result(expected, adata, whole, model)
+    assert model.coverages == whole.coverages
+
+
 def test_a_run_killed_while_it_writes_leaves_the_checkpoint_before(monkeypatch, whole, tmp_path):
     path, contents = tmp_path / "run.safetensors", []
 

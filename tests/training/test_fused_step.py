@@ -5,18 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import scvae
-from scvae import NetworkConfig, TrainingConfig
+from scvae import NetworkConfig, TrainingConfig, View
 from scvae.common.rng import torch_generators
 from scvae.data.batches import epoch_plan
 from scvae.data.feeds import Host
 from scvae.data.intake import DataKeys, read_fit
-from scvae.data.summary import summarize
+from scvae.data.joint import learn_views
 from scvae.kernels import threads
 from scvae.model.vae import make_model
 from scvae.training.fused_step import FusedStep, can_be_fused
+from scvae.training.measurements import kinds_of
+from scvae.training.start import start_heads
 from scvae.training.step import Dials, EagerStep, make_optimizer
 
 SMALL = NetworkConfig(width=16)
@@ -36,28 +39,61 @@ CASES = {
     "labels": ("nb", SMALL, {"labels_key": "known", "label_weight": 20.0}),
     "zinb, labels of many cells": ("zinb", replace(SMALL, width=5), {"labels_key": "cell_type", "batch_key": None}),
     "poisson, two layers": ("poisson", replace(SMALL, encoder_layers=2, decoder_layers=2), {}),
+    "two views": ("nb", SMALL, {}, {"protein": View(obsm="protein", weight=0.5)}),
+    "two views, dispersions by batch": (
+        "nb",
+        replace(SMALL, encode_conditions=True, dispersion="gene-batch"),
+        {},
+        {"again": View(obsm="again", weight=3.0)},
+    ),
+    "mixture": ("nb", replace(SMALL, prior="mixture", prior_components=4), {"labels_key": "known"}),
+    "real values beside counts": (
+        "nb",
+        SMALL,
+        {},
+        {"real": View(obsm="real", likelihood="gaussian", weight=0.5), "again": View(obsm="again")},
+    ),
 }
 
 
 class Bench:
     """A network, cells and an optimizer, twice."""
 
-    def __init__(self, likelihood="nb", network=SMALL, keys=None, *, n_cells=203, n_genes=300, mean_library=100.0):
+    def __init__(
+        self, likelihood="nb", network=SMALL, keys=None, views=None, *, n_cells=203, n_genes=300, mean_library=100.0
+    ):
         adata = scvae.datasets.simulate(
             n_cells=n_cells, n_genes=n_genes, n_batches=3, mean_library=mean_library, truth=False, rng=0
         )
         adata.obs["age"] = np.random.default_rng(0).uniform(20.0, 60.0, n_cells)
         adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(n_cells) % 3 > 0)
+        views = views or {}
+        if views:
+            self.measure(adata)
         schema, self.cells = read_fit(
             adata, DataKeys(**{"batch_key": "batch"} | (keys or {})), kind="counts", matrix=None, memory=1e9
         )
+        schema, self.cells = learn_views(adata, views, kinds_of(views), schema, self.cells)
         self.network = make_model(schema, likelihood, 5, network, seed=3)
-        self.network.likelihood.start_from(summarize(self.cells, np.arange(n_cells)))
+        start_heads(self.network, self.cells, np.arange(n_cells))
         with torch.no_grad():  # so that no gradient is 0 because something begins at 0 or 1
             generator = torch.Generator().manual_seed(7)
             for parameter in self.network.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            if network.prior == "mixture":
+                self.network.prior.log_variance[0, 0] = 5.0  # more than it may be
         self.feed = Host(self.cells, torch.device("cpu"))
+
+    @staticmethod
+    def measure(adata):
+        """Two further measurements, which some cells lack; others lack the first."""
+        counts = adata.X.toarray() if hasattr(adata.X, "toarray") else np.array(adata.X)
+        number = np.arange(len(counts))
+        for name, some, missing in (("protein", counts[:, ::8], 5), ("again", counts[:, 1::90], 3)):
+            adata.obsm[name] = np.where(number[:, None] % missing == 0, np.nan, 3.0 * some + 1.0)
+        adata.obsm["real"] = np.log1p(adata.obsm["protein"]) - 0.5
+        counts[number % 15 == 1] = 0.0
+        adata.X = sp.csr_array(counts)
 
     def steps(self, kind, n_steps, batch_size=72, **config):
         """The network and the optimizer after some steps, and the statistics of these."""
@@ -72,7 +108,7 @@ class Bench:
 
 def assert_close(a, b, share):
     """Whether two tensors agree, relative to the largest number in them."""
-    assert (a - b).abs().max() <= share * b.abs().max().clamp_min(1e-6)
+    assert not b.numel() or (a - b).abs().max() <= share * b.abs().max().clamp_min(1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,11 +123,11 @@ def test_gradients_and_moments_are_those_of_torch(case, mean_library):
     for of_plain, of_fused in zip(plain.means, fused.means, strict=True):
         for a, b in zip(of_fused, of_plain, strict=True):
             assert_close(a, b, 2e-5)
-            moved += bool(b.abs().max() > 0)
+            moved += bool(b.any()) or not b.numel()
     assert moved == len(names)
 
 
-@pytest.mark.parametrize("case", ["nb", "zinb by batch", "linear"])
+@pytest.mark.parametrize("case", ["nb", "zinb by batch", "linear", "two views", "real values beside counts", "mixture"])
 def test_several_steps_end_at_the_same_parameters(case):
     bench = Bench(*CASES[case])
     (plain, _, expected), (fused, optimizer, found) = (bench.steps(kind, 3) for kind in (EagerStep, FusedStep))
