@@ -1,12 +1,14 @@
-"""Codes of a quantized latent as metacells, against k-means clusters of the default latent.
+"""Codes of a quantized latent as metacells, against k-means clusters of the default latent and SEACells.
 
-Usage: python benchmarks/metacells.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...] [--table]
+Usage: python benchmarks/metacells.py EVALUATE.py DATA_FOLDER REFERENCE_FOLDER [--seeds 2] [--sets SET ...]
+    [--seacells-python PYTHON] [--table]
 
 EVALUATE.py and REFERENCE_FOLDER are those of benchmarks/quality.py; so are the data sets, their genes and the split.
 Each model is fitted to four fifths of the cells. The other scores of codes are in benchmarks/latents.py.
 
   codes N           the codes of NetworkConfig(latent="quantized", n_codes=N)
   k-means N         as many k-means clusters of the default fit's z as there are codes in use
+  SEACells N        as many SEACells of principal components, if there is an interpreter that has SEACells
 
 The scores are those of SEACells (Persad et al. 2023, "SEACells infers transcriptional and epigenomic cellular states
 from single-cell genomics data", Methods). purity: share of cells with the commonest label of their metacell.
@@ -14,6 +16,7 @@ compactness: variance of the diffusion components within a metacell, mean over c
 separation: distance of a metacell's mean diffusion components to those of the nearest other, mean over metacells (large
 is good). The ten diffusion components are those of scanpy on 50 principal components of log-normalised counts, scaled
 by λ / (1 - λ), so no model has a part in them. Metacells of one cell are left out of compactness.
+SEACells are also kept apart on a kernel of these principal components, so separation and compactness lean to them.
 
 Rows are written to benchmarks/results/metacells.json; rows of other sets and seeds are kept. --table only prints them.
 """
@@ -25,6 +28,8 @@ import importlib.util
 import json
 import shlex
 import statistics
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +78,17 @@ def of_metacells(groups: np.ndarray, labels: np.ndarray, components: np.ndarray)
     }
 
 
-def rows_of(cells: ad.AnnData, seed: int, batch: str | None) -> Iterator[Row]:
+def seacells(cells: ad.AnnData, python: str, number: int, seed: int) -> np.ndarray:
+    """The SEACell of each cell."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "cells.h5ad"), Path(folder, "found.npz")
+        ad.AnnData(cells.X, obs=pd.DataFrame(index=cells.obs_names)).write_h5ad(source)
+        peer = Path(__file__).parent / "_seacells_peer.py"
+        subprocess.run([python, peer, source, out, str(number), "--seed", str(seed)], check=True)
+        return np.load(out)["metacell"]
+
+
+def rows_of(cells: ad.AnnData, seed: int, batch: str | None, python: str | None) -> Iterator[Row]:
     """The rows of all options on one set."""
     labels, components = cells.obs["cell_type"].astype(str).to_numpy(), diffusion_components(cells)
     scvae.fit(cells, batch_key=batch, rng=seed, verbose=False)
@@ -83,7 +98,10 @@ def rows_of(cells: ad.AnnData, seed: int, batch: str | None) -> Iterator[Row]:
         scvae.fit(cells, batch_key=batch, network=network, rng=seed, verbose=False)
         codes = cells.obs["scvae_code"].astype(str).to_numpy()
         clusters = KMeans(len(set(codes)), n_init=3, random_state=seed).fit_predict(default)
-        for option, groups in ((f"codes {number}", codes), (f"k-means {number}", clusters)):
+        ways = {f"codes {number}": codes, f"k-means {number}": clusters}
+        if python is not None:
+            ways[f"SEACells {number}"] = seacells(cells, python, len(set(codes)), seed)
+        for option, groups in ways.items():
             yield {"option": option, "seed": seed} | of_metacells(groups, labels, components)
 
 
@@ -104,6 +122,7 @@ def main() -> None:
     parser.add_argument("reference", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--sets", nargs="+")
+    parser.add_argument("--seacells-python")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     of_set = argparse.ArgumentParser()
@@ -122,7 +141,7 @@ def main() -> None:
                 continue
             whole, train, _ = evaluate.load(arguments.data / f"{name}.h5ad", 2000)
             batch = of_set.parse_known_args(given)[0].batch
-            for row in rows_of(whole[train].copy(), seed, batch):
+            for row in rows_of(whole[train].copy(), seed, batch, arguments.seacells_python):
                 row["set"] = name
                 print(json.dumps(row), flush=True)
                 rows[tuple(row[key] for key in KEYS)] = row

@@ -103,6 +103,7 @@ def predict(
     known: KnownLabels,
     mean: Float[np.ndarray, "cells latent"],
     peers: Int[np.ndarray, "cells peers"],
+    batch: Int[np.ndarray, " cells"],
 ) -> Transfer:
     """Calibrated label probabilities and outlier scores of cells, as `label_transfer.transfer` returns them.
 
@@ -114,7 +115,7 @@ def predict(
         Its record of them.
     mean
         Posterior means of the cells in the network's coordinates.
-    peers
+    peers, batch
         As in `label_transfer.transfer`.
     """
     probability = calibrated(known, logits_at(model, mean))
@@ -124,7 +125,7 @@ def predict(
         held_out = nearest_labelled(place, label, model.written(known.held_out_place)).nearness
         own = own * widening(own, label, held_out, known.truth, most=np.inf)
     far = nearest_labelled(place, label, model.written(mean)).nearness
-    outlier = outlier_scores(own, label, far, probability.argmax(1), peers)
+    outlier = outlier_scores(own, label, far, probability.argmax(1), peers, batch)
     return Transfer(probability=probability, outlier=outlier)
 
 

@@ -86,6 +86,7 @@ def transfer(
     label: Int[np.ndarray, " reference"],
     query: Float[np.ndarray, "cells latent"],
     peers: Int[np.ndarray, "cells peers"],
+    batch: Int[np.ndarray, " cells"] | None = None,
 ) -> Transfer:
     """Label probabilities and outlier scores of query cells.
 
@@ -99,6 +100,8 @@ def transfer(
         Latent positions of the cells to label.
     peers
         Positions, in the query, of each cell and of the query cells most similar to it in measured expression.
+    batch
+        Code of the batch of each query cell; None for a single batch.
     """
     n_labels = int(label.max()) + 1
     found = nearest_labelled(reference, label, query)
@@ -114,7 +117,7 @@ def transfer(
     best = choices[int(np.argmax(gains))]
     probability = found.probability(n_labels, **best)
     judges = Judges(own.probability(n_labels, **best)[visits > 0], truth[visits > 0])
-    outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers)
+    outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers, batch)
     return Transfer(probability=probability, outlier=outlier, judges=judges)
 
 
@@ -124,8 +127,9 @@ def outlier_scores(
     far: Float[np.ndarray, " cells"],
     likely: Int[np.ndarray, " cells"],
     peers: Int[np.ndarray, "cells peers"],
+    batch: Int[np.ndarray, " cells"] | None = None,
 ) -> Float[np.ndarray, " cells"]:
-    """The outlier score of each query cell: see `Transfer`.
+    """The outlier score of each query cell: see `Transfer`. Each batch is widened by itself.
 
     Parameters
     ----------
@@ -133,10 +137,15 @@ def outlier_scores(
         Distances of reference cells and of query cells to the nearest reference cells.
     truth, likely
         Labels of the reference cells, and most probable labels of the query cells.
-    peers
+    peers, batch
         As in `transfer`.
     """
-    far = far / widening(own, truth, far, likely)
+    scale, batch = np.empty(len(far)), np.zeros(len(far), np.int64) if batch is None else batch
+    for code in np.unique(batch):
+        here = batch == code
+        judged = here if here.sum() >= FEWEST_OF_LABEL else np.ones(len(far), bool)
+        scale[here] = widening(own, truth, far[judged], likely[judged])
+    far = far / scale
     outlier = _quantile(own, far)
     for c in range(int(truth.max()) + 1):
         same, mine = own[truth == c], likely == c

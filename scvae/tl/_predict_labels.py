@@ -144,7 +144,8 @@ def predict_labels(
     tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
     cells = read_new(adata, model, layer, batch_key=batch_key)
     mean, _ = posterior_moments(model, cells)
-    found = predict(model, known, mean, most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed))
+    peers = most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed)
+    found = predict(model, known, mean, peers, cells.group)
     is_off = found.outlier > limit
     limited = max_error if hierarchy is not None else None
     names = named(tree, judges, found.probability, is_off, limited, random=known.uniform)

@@ -165,6 +165,7 @@ def transfer_labels(
         known.label,
         model.written(posterior_moments(model, query, beta=beta)[0]),
         most_alike(query, N_PEERS, kind=model.schema.kind, seed=model.seed),
+        query.group,
     )
     assert found.judges is not None
     tree = tree_for(hierarchy, lambda key: _column(reference, model, key), found.judges, known.names)

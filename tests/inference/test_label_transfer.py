@@ -98,6 +98,20 @@ def test_a_query_farther_off_as_a_whole_is_not_unknown_unless_it_is_far(monkeypa
     assert unknown(0.4) > 0.9
 
 
+def test_a_batch_that_is_farther_off_is_widened_by_itself():
+    rng = np.random.default_rng(7)
+    centres = 4.0 * rng.standard_normal((5, 5))
+    reference, label = mixture(1500, centres, 0.5, rng)
+    query, truth = mixture(600, centres, 0.5, rng)
+    batch = np.arange(600) // 300
+    moved = np.c_[query, 0.6 * batch]
+    reference = np.c_[reference, 0.05 * rng.standard_normal(1500)]
+    peers = together(5 * batch + truth)
+    as_one, each = (transfer(reference, label, moved, peers, groups).outlier > 0.7 for groups in (None, batch))
+    assert as_one[batch == 1].mean() > 0.9
+    assert each.mean() < 0.02
+
+
 def test_widening_is_the_common_factor_within_its_bounds():
     rng = np.random.default_rng(8)
     label = np.arange(3000) % 3
