@@ -12,6 +12,7 @@ import numpy as np
 from ..inference.fitted import FittedModel
 from ..inference.outcome import ACTIVE_ABOVE
 from ..training.recipe import FEWEST_STEPS
+from ..training.run import OVERFIT_FALL
 from .examination import Examination
 
 Severity = Literal["disease", "remark"]
@@ -24,7 +25,6 @@ LITTLE_INFORMATION = 1.0  # nats: too little to distinguish three cell types
 CLEAR = 3.0  # standard errors
 OVERFIT_GAP = 0.2  # of the training ELBO: default fits of 300 cells reach 0.13, overtrained ones 0.21 to 0.9
 OVERFIT_GAP_PER_VALUE = 0.2  # nats; for real values, whose ELBO has no natural zero
-OVERFIT_FALL = 0.01  # of the best held-out objective, lost by the weights that are kept
 SHORT_TRAINING = 0.25  # of the fewest steps that the default recipe makes
 SCALE_RUN_AWAY = 0.1  # standard deviations of the gene: no measurement of cells is explained to 99 %
 SCALE_AT_FLOOR = 1.1  # times the floor
@@ -355,6 +355,10 @@ def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
     if not (short or moving):
         return None
     steps = "" if math.isnan(seen.steps) else f", {seen.steps:,.0f} steps"
+    if model.training_config.epochs is None:
+        remedy = f"set TrainingConfig.epochs above {outcome.epochs}, and compare model.outcome.held_out_elbo"
+    else:
+        remedy = "leave TrainingConfig.epochs at its default, which depends on the number of cells, or set it higher"
     return Finding(
         name="not converged",
         severity="disease",
@@ -362,7 +366,7 @@ def _not_converged(model: FittedModel, seen: Examination) -> Finding | None:
         cause=f"fewer than {few:.0f} steps are too few for data of any size"
         if short
         else "the run was too short or was stopped",
-        remedy="leave TrainingConfig.epochs at its default, which depends on the number of cells, or set it higher",
+        remedy=remedy,
     )
 
 

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 CONVERGED_WITHIN = 1e-3  # relative change of the ELBO over the last tenth of the run
 STANDS_STILL = 5e-3  # the same for real values, in nats per value
+OVERFIT_FALL = 0.01  # relative fall of the held-out objective from which a fit is over-fitted
 
 
 def fit_cells(
@@ -148,7 +149,8 @@ def evaluate_held_out(network: VAE, cells: Cells, settings: Settings, *, beta: f
 def convergence(progress: Progress, schema: Schema) -> tuple[bool, str]:
     """Whether training converged, and a sentence with the reason.
 
-    The ELBO of real values can be close to 0, so its change is also compared with the number of values.
+    The ELBO of real values can be close to 0, so its change is also compared with the number of values. A slight
+    fall of the held-out ELBO, while that of the training cells rises, also says that more epochs would gain nothing.
     """
     if progress.ended == "interrupted":
         return False, f"interrupted after {progress.epoch} epochs; the best weights so far were kept"
@@ -159,7 +161,9 @@ def convergence(progress: Progress, schema: Schema) -> tuple[bool, str]:
     window = max(2, round(0.1 * len(elbo)))
     if len(elbo) <= window:
         return False, f"{len(elbo)} epochs are too few to tell"
-    change = abs(elbo[-1] - elbo[-1 - window])
+    rises = [ended[-1] - ended[-1 - window] for ended in (elbo, progress.history["train_elbo"])]
+    change = abs(rises[0])
+    within = OVERFIT_FALL if rises[0] < 0 < rises[1] else CONVERGED_WITHIN
     said = f"the {name} ELBO moved by {change:.2f} nats ({change / abs(elbo[-1]):.2%}) over the last {window} epochs"
     n_real = len(schema.genes) if schema.kind == "real" else 0
-    return change <= max(CONVERGED_WITHIN * abs(elbo[-1]), STANDS_STILL * n_real), said
+    return change <= max(within * abs(elbo[-1]), STANDS_STILL * n_real), said

@@ -206,6 +206,13 @@ def test_a_flat_end_counts_as_converged_and_a_steep_one_does_not():
     assert said([-100.0]) == (False, "1 epochs are too few to tell")
 
 
+@pytest.mark.parametrize(("fall", "rise", "converged"), [(0.5, 1.0, True), (0.5, -1.0, False), (2.0, 1.0, False)])
+def test_a_slight_fall_of_the_held_out_elbo_counts_as_converged_where_training_goes_on(fall, rise, converged):
+    history = {"validation_elbo": [-100.0 - fall * (epoch > 18) for epoch in range(20)]}
+    history["train_elbo"] = [-90.0 + rise * (epoch > 18) for epoch in range(20)]
+    assert convergence(Progress(history=history), schema_of("counts"))[0] == converged
+
+
 def test_an_elbo_of_real_values_near_zero_may_stand_still_too():
     elbo = [-30.0, -9.0, *[0.01 - 0.004 * (epoch % 2) for epoch in range(18)], -0.03]
     progress = Progress(history={"validation_elbo": elbo, "train_elbo": elbo})
