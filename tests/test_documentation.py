@@ -160,6 +160,7 @@ def test_the_code_of_the_page_on_labels_runs_from_top_to_bottom(at_work):
     assert len(at_work["table"]) == 15
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of the 1 batches")
 def test_the_code_of_the_page_on_views_runs_from_top_to_bottom(at_work):
     for snippet in snippets("views.md"):

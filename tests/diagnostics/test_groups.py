@@ -47,6 +47,7 @@ def found(kind, change=lambda prior: None):
     return scvae.tl.diagnose(adata, model, n_cells=100)
 
 
+@pytest.mark.slow
 @each_kind
 def test_a_model_that_tells_the_types_apart_is_healthy_and_says_how_groups_are_used(kind, tmp_path):
     adata, model = fitted(kind)
@@ -123,6 +124,7 @@ def test_the_rate_of_categories_is_that_of_training():
     assert measured.usage.kl.sum() == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_beta_of_categories_is_tuned_by_a_sweep():
     adata, _ = fitted("categories")
     found = scvae.tune_beta(adata, network=NETWORKS["categories"], method="sweep", betas=[0.3, 5], **OPTIONS)

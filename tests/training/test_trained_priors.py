@@ -189,6 +189,7 @@ def test_training_goes_on_from_a_model(fits, name):
         scvae.fit(adata, init=model, network=NetworkConfig(width=16), verbose=False)
 
 
+@pytest.mark.slow
 def test_unused_dimensions_of_a_mixture_are_pruned(tmp_path):
     adata = simulated(n_types=1, n_latent=1, n_batches=1, signal=1.0)
     options = {"batch_key": None, "n_latent": 8, "training": TrainingConfig(epochs=40, batch_size=32)}
@@ -232,6 +233,7 @@ def test_free_bits_are_refused_where_training_goes_on(fits):
         scvae.fit(simulated(), init=fits["flow"][1], training=TrainingConfig(free_bits=0.1), verbose=False)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_betas_trains_a_mixture_at_each():
     adata = simulated(n_batches=1)
     options = {"n_latent": 3, "network": NETWORKS["mixture"], "training": SHORT, "rng": 0, "verbose": False}
