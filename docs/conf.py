@@ -69,7 +69,7 @@ napoleon_custom_sections = ["Warns"]
 maximum_signature_line_length = 88
 
 # types of other packages: there is no inventory to look them up in, so that a build needs no network; and inner ones
-INNER = r"model|data|diagnostics\.(examination|heads|view_shares)|inference\.(density|known_labels|metric)"
+INNER = r"model|data|diagnostics\.(examination|heads|view_shares)|inference\.(coverage|density|known_labels|metric)"
 nitpick_ignore_regex = [("py:.*", rf"(?!scvae\.).*|scvae\.({INNER})\..*")]
 
 # pages and notebooks
