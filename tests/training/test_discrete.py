@@ -232,7 +232,16 @@ def test_weights_from_before_the_start_of_the_groups_are_not_ranked(kind, monkey
     assert model.network.prior.is_ready
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Python's own handler, also where the shell made a background process that ignores the signal."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @each_kind
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_model_whose_training_was_interrupted_early_has_groups(kind, monkeypatch):
     evaluate = scvae.training.train.evaluate
 
