@@ -26,12 +26,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from _parts import Row, arguments_of, run
 from scipy import sparse, stats
 
 RESULTS = Path(__file__).parent / "results" / "donors"
@@ -88,7 +86,6 @@ for path in sorted(Path(sys.argv[1]).glob("*.npz")):
     np.save(path.with_suffix(".npy"), p)
 """
 
-Row = dict[str, Any]
 Rates = dict[str, np.ndarray]
 
 
@@ -231,11 +228,13 @@ def at_random(n: int) -> Iterator[np.ndarray]:
     yield from (np.random.default_rng(seed).random(n) < 0.5 for seed in range(20))
 
 
-def genes_null(data: Path, _seeds: int, python: str | None) -> Iterator[Row]:
+def genes_null(arguments: argparse.Namespace) -> Iterator[Row]:
     import scvae
 
+    python = arguments.peer_python
+
     peer, asked, by_scvi = Peer(python), [], set()
-    for name, adata, sample_key, splits in null_problems(data):
+    for name, adata, sample_key, splits in null_problems(arguments.data):
         if adata.n_vars > 1_000:
             scvae.tl.highly_variable_genes(adata, n_top_genes=1_000)
             adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()  # noqa: PLW2901
@@ -261,8 +260,10 @@ def genes_null(data: Path, _seeds: int, python: str | None) -> Iterator[Row]:
         yield row | {"method": "PyDESeq2"} | {f"called_{level}": int((rate <= level).sum()) for level in LEVELS}
 
 
-def genes_power(_data: Path, seeds: int, python: str | None) -> Iterator[Row]:
+def genes_power(arguments: argparse.Namespace) -> Iterator[Row]:
     import scvae
+
+    python, seeds = arguments.peer_python, arguments.seeds
 
     peer, asked = Peer(python), []
     problems = [
@@ -320,36 +321,10 @@ def print_power(rows: list[Row]) -> None:
         print(f"| {n} | {variance} | {method} | " + " | ".join(f"{part[c].mean():.3f}" for c in columns) + " |")
 
 
-PARTS = {
-    "genes_null": genes_null,
-    "genes_power": genes_power,
-}
-PRINTERS = {
-    "genes_null": print_null,
-    "genes_power": print_power,
-}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--peer-python")
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for part in arguments.only:
-        target = RESULTS / f"{part}.json"
-        if not arguments.table:
-            rows: list[Row] = []
-            for row in PARTS[part](arguments.data, arguments.seeds, arguments.peer_python):
-                rows.append(row)
-                record = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "rows": rows}
-            target.write_text(json.dumps(record, indent=None if part.endswith("null") else 1) + "\n", encoding="utf-8")
-        if target.exists():
-            PRINTERS[part](json.loads(target.read_text(encoding="utf-8"))["rows"])
+    options = {"seeds": {"type": int, "default": 4}, "peer_python": {}}
+    parts = {"genes_null": (genes_null, print_null), "genes_power": (genes_power, print_power)}
+    run(arguments_of(__doc__, list(parts), **options), parts, RESULTS)
 
 
 if __name__ == "__main__":

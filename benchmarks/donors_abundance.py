@@ -22,10 +22,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +29,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from _milo_like import nb_ql
-from donors import LEAST_CELLS, LEVELS, RESULTS, Row, halves, print_null
+from _parts import Row, arguments_of, run
+from donors import LEAST_CELLS, LEVELS, RESULTS, halves, print_null
 from scipy import stats
 
 NULL_DONORS, NULL_SDS = (2, 3, 5, 10, 15), (0.0, 0.2, 0.4, 0.7)
@@ -83,10 +80,10 @@ def problems(folder: Path) -> Iterator[tuple[str, ad.AnnData, str]]:
         yield f"glioblastoma, {condition}", tumours[tumours.obs["condition"] == condition].copy(), "patient_id"
 
 
-def real_null(data: Path, _repeats: int) -> Iterator[Row]:
+def real_null(arguments: argparse.Namespace) -> Iterator[Row]:
     import scvae
 
-    for name, adata, sample_key in problems(data):
+    for name, adata, sample_key in problems(arguments.data):
         if adata.n_vars > 1_000:
             scvae.tl.highly_variable_genes(adata, n_top_genes=1_000)
             adata = adata[:, adata.var["highly_variable"].to_numpy()].copy()  # noqa: PLW2901
@@ -141,7 +138,8 @@ def compared(seed: int, n_donors: int, sd: float, fold: float) -> tuple[np.ndarr
     }
 
 
-def simulated_null(_data: Path, repeats: int) -> Iterator[Row]:
+def simulated_null(arguments: argparse.Namespace) -> Iterator[Row]:
+    repeats = arguments.repeats
     for n_donors, sd in itertools.product(NULL_DONORS, NULL_SDS):
         found = [compared(10_000 + seed, n_donors, sd, 1.0)[1] for seed in range(repeats)]
         for method in found[0]:
@@ -153,7 +151,8 @@ def simulated_null(_data: Path, repeats: int) -> Iterator[Row]:
             }
 
 
-def power(_data: Path, repeats: int) -> Iterator[Row]:
+def power(arguments: argparse.Namespace) -> Iterator[Row]:
+    repeats = arguments.repeats
     for n_donors, sd, fold in itertools.product(POWER_DONORS, POWER_SDS, FOLDS):
         found = [compared(seed, n_donors, sd, fold) for seed in range(repeats)]
         for method in found[0][1]:
@@ -187,28 +186,13 @@ def print_power(rows: list[Row]) -> None:
         print(f"| {' | '.join(map(str, keys))} | " + " | ".join(f"{part[c].mean():.3f}" for c in columns) + " |")
 
 
-PARTS = {"real_null": real_null, "simulated_null": simulated_null, "power": power}
-PRINTERS = {"real_null": print_null, "simulated_null": print_simulated, "power": print_power}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for part in arguments.only:
-        target = RESULTS / f"abundance_{part}.json"
-        if not arguments.table:
-            rows = list(PARTS[part](arguments.data, arguments.repeats))
-            record = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "rows": rows}
-            target.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        if target.exists():
-            found = json.loads(target.read_text(encoding="utf-8"))["rows"]
-            PRINTERS[part](found)
+    parts = {
+        "real_null": (real_null, print_null),
+        "simulated_null": (simulated_null, print_simulated),
+        "power": (power, print_power),
+    }
+    run(arguments_of(__doc__, list(parts), repeats={"type": int, "default": 100}), parts, RESULTS, "abundance_")
 
 
 if __name__ == "__main__":

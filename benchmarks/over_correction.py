@@ -27,10 +27,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +35,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from _parts import Row, arguments_of, run
 from scipy import sparse
 
 RESULTS = Path(__file__).parent / "results" / "over_correction"
@@ -49,8 +46,6 @@ SETS = ("pancreas4", "sc_mixology", "hao_rna500", "baron_h1", "worm_embryo")
 NAMES = ("condition_size", "corrected_size", "chance", "kept", "backed", "tracked", "confounded", "excess")
 
 FEWEST, SPLITS, AT = 20, 20, (2.0, 3.0, 4.0)  # cells of a batch, splits, and limits of the excess
-
-Row = dict[str, Any]
 
 
 def audited(adata: ad.AnnData, model: Any, condition: np.ndarray) -> Row:
@@ -83,10 +78,10 @@ def simulated_cells(seed: int, batch: np.ndarray, condition: np.ndarray, effect:
     return ad.AnnData(sparse.csr_matrix(counts), obs=obs)
 
 
-def simulated(_data: Path, seeds: int) -> Iterator[Row]:
+def simulated(arguments: argparse.Namespace) -> Iterator[Row]:
     import scvae
 
-    for seed, effect, apart in itertools.product(range(seeds), EFFECTS, BATCH_EFFECTS):
+    for seed, effect, apart in itertools.product(range(arguments.seeds), EFFECTS, BATCH_EFFECTS):
         rng = np.random.default_rng(1_000 + seed)
         half, n = rng.integers(2, size=800), 800
         designs = {
@@ -131,11 +126,11 @@ def variable_genes(adata: ad.AnnData) -> ad.AnnData:
     return adata.copy()
 
 
-def real(data: Path, seeds: int) -> Iterator[Row]:
+def real(arguments: argparse.Namespace) -> Iterator[Row]:
     import scvae
 
     for name in SETS:
-        adata = ad.read_h5ad(data / f"{name}.h5ad")
+        adata = ad.read_h5ad(arguments.data / f"{name}.h5ad")
         adata.obs["batch"] = adata.obs["batch"].astype(str)
         some = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:N_CELLS])
         adata = variable_genes(adata[some].copy())
@@ -144,7 +139,7 @@ def real(data: Path, seeds: int) -> Iterator[Row]:
         for seed in range(SHUFFLES):
             shuffled = within_batches(batch, np.random.default_rng(seed))
             yield {"case": f"{name}, shuffled", "seed": seed} | base | audited(adata, model, shuffled)
-        for seed in range(seeds):
+        for seed in range(arguments.seeds):
             rng = np.random.default_rng(seed)
             half = within_batches(batch, rng)
             changed, how = thinned(adata, half, rng), base | {"effect": -np.log(THINNED)}
@@ -158,7 +153,7 @@ def real(data: Path, seeds: int) -> Iterator[Row]:
                 again = scvae.fit(changed, batch_key="batch", rng=seed, verbose=False)
                 how |= {"planted": True}
                 yield {"case": f"{name}, nested", "seed": seed} | how | audited(changed, again, half)
-    yield from of_tumours(ad.read_h5ad(data / "glioblastoma_panobinostat.h5ad"), seeds)
+    yield from of_tumours(ad.read_h5ad(arguments.data / "glioblastoma_panobinostat.h5ad"), arguments.seeds)
 
 
 def of_tumours(adata: ad.AnnData, seeds: int) -> Iterator[Row]:
@@ -181,7 +176,8 @@ def of_tumours(adata: ad.AnnData, seeds: int) -> Iterator[Row]:
             yield {"case": "glioblastoma, none"} | how | audited(some, model, half)
 
 
-def batches(data: Path, _seeds: int) -> Iterator[Row]:
+def batches(arguments: argparse.Namespace) -> Iterator[Row]:
+    data = arguments.data
     tumours = ad.read_h5ad(data / "glioblastoma_panobinostat.h5ad")
     pancreas = ad.read_h5ad(data / "pancreas4.h5ad")
     largest = pancreas.obs["Dataset"].value_counts().index[0]
@@ -253,26 +249,9 @@ def print_table(rows: list[Row]) -> None:
         print(f"\n{word}: {here['over'].mean():.2f} of {len(here)}, and the remark in {np.mean(remark):.2f}")
 
 
-PARTS = {"simulated": simulated, "real": real, "batches": batches}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for part in arguments.only:
-        target = RESULTS / f"{part}.json"
-        if not arguments.table:
-            rows = list(PARTS[part](arguments.data, arguments.seeds))
-            record = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "rows": rows}
-            target.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        found = json.loads(target.read_text(encoding="utf-8"))["rows"]
-        (print_batches if part == "batches" else print_table)(found)
+    parts = {"simulated": (simulated, print_table), "real": (real, print_table), "batches": (batches, print_batches)}
+    run(arguments_of(__doc__, list(parts), seeds={"type": int, "default": 1}), parts, RESULTS)
 
 
 if __name__ == "__main__":
