@@ -98,7 +98,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], dict[str, li
     try:
         graph = obonet.read_obo(path)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as an OBO file ({error}); pass an ontology such as cl.obo") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as an OBO file ({why}); pass an ontology such as cl.obo") from error
     terms = {term: data for term, data in graph.nodes(data=True) if "name" in data}
     return terms, {term: [p for _, p, kind in graph.out_edges(term, keys=True) if kind == "is_a"] for term in terms}
 
