@@ -297,11 +297,17 @@ def score(rate: np.ndarray, changes: np.ndarray) -> Row:
     return row
 
 
+def together(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The rows with the same values in these columns side by side, in the order in which these come first."""
+    return table.iloc[np.argsort(table.groupby(columns, sort=False).ngroup(), kind="stable")]
+
+
 def print_null(rows: list[Row]) -> None:
     table = pd.DataFrame(rows)
     print("\n| set | method | splits | share called at 0.05 | at 0.1 | splits with any call at 0.05 | at 0.1 |")
     print("|---|---|---|---|---|---|---|")
     table["set"] = table["set"].str.split(", ").str[:2].str.join(", ")
+    table = together(table, ["set"])
     everywhere = table.assign(set="all")
     for (name, method), part in pd.concat([table, everywhere]).groupby(["set", "method"], sort=False):
         shares = [f"{(part[f'called_{level}'] / part['genes']).mean():.4f}" for level in LEVELS]
@@ -311,7 +317,7 @@ def print_null(rows: list[Row]) -> None:
 
 def print_power(rows: list[Row]) -> None:
     columns = [f"{name}_{level}" for level in LEVELS for name in ("false", "power")] + ["power_at_true_0.05"]
-    table = pd.DataFrame(rows)
+    table = together(pd.DataFrame(rows), ["donors", "variance"])
     print(
         "\n| donors a group | variance | method | FDP at 0.05 | power | FDP at 0.1 | power | "
         "power at a true FDP of 0.05 |"
