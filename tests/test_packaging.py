@@ -80,11 +80,12 @@ def test_wheel_metadata_has_the_name_the_version_and_the_command(wheel):
 
 def test_installed_wheel_reads_the_data_it_carries(wheel, tmp_path):
     wheel.extractall(tmp_path)
-    carried = tmp_path / "scvae" / "_bundled" / "pbmc3k.h5ad"
-    source = ROOT / "data" / "pbmc3k.h5ad"
-    assert hashlib.sha256(carried.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
-    code = "import scvae; print(scvae.__file__); print(*scvae.datasets.pbmc3k().shape)"
-    assert python(code, tmp_path).splitlines() == [str(tmp_path / "scvae" / "__init__.py"), "2700 32738"]
+    for name in ("pbmc3k.h5ad", "pbmc_citeseq.h5ad"):
+        carried, source = tmp_path / "scvae" / "_bundled" / name, ROOT / "data" / name
+        assert hashlib.sha256(carried.read_bytes()).digest() == hashlib.sha256(source.read_bytes()).digest()
+    read = "print(*scvae.datasets.pbmc3k().shape, *scvae.datasets.pbmc_citeseq().shape)"
+    found = python(f"import scvae; print(scvae.__file__); {read}", tmp_path).splitlines()
+    assert found == [str(tmp_path / "scvae" / "__init__.py"), "2700 32738 800 500"]
 
 
 def test_every_requirement_is_pinned_within_its_range():

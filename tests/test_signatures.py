@@ -30,7 +30,8 @@ ERRORS = {
     name: cls for name in scvae.__all__ if inspect.isclass(cls := getattr(scvae, name)) and issubclass(cls, Exception)
 }
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-WITHOUT_ADATA = {"scvae.load", "scvae.datasets.pbmc3k", "scvae.datasets.simulate", "scvae.tl.generate"}
+BUNDLED = {"scvae.datasets.pbmc3k", "scvae.datasets.pbmc_citeseq"}
+WITHOUT_ADATA = {"scvae.load", "scvae.datasets.simulate", "scvae.tl.generate"} | BUNDLED
 WITHOUT_MODEL = {"scvae.tl.highly_variable_genes"}  # needs none
 SHARED = {  # an argument of this name has this default wherever it occurs
     "key_added": {"scvae", "rank_genes_groups"},

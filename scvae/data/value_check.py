@@ -90,6 +90,7 @@ class ValueCheck:
         self._n_fractions = 0
         self._fraction = ""
         self._rounding = ""
+        self._are_whole = True  # all so far, and none negative
 
     def add(self, block: Block) -> None:
         """Checks a block of cells.
@@ -122,6 +123,9 @@ class ValueCheck:
         self.library[block.cells] += row_sums(block.indptr, values if kept.all() else np.where(kept, values, 0))
         if self._kind == "counts" and filled.any():
             self._look_for_fractions(block, values[filled])
+        if self._kind == "real" and self._are_whole and filled.any():
+            self._largest = max(self._largest, float(values.max()))
+            self._are_whole = bool(values.min() >= 0 and (values == np.rint(values)).all())
 
     def finish(self) -> None:
         """Checks whole cells, after the last block.
@@ -134,8 +138,16 @@ class ValueCheck:
         Warns
         -----
         UserWarning
-            If some values are other fractions, or integers up to rounding errors.
+            If some values are other fractions, or integers up to rounding errors; if real values are expected and all
+            are counts.
         """
+        if self._kind == "real" and self._are_whole and self._largest > 1.0:
+            of_fit = "pass likelihood='nb' for counts, or transform them first"
+            remedy = of_fit if self._kind_is_open else "transform them as the values of the fit were"
+            warn(
+                f"{self.name} holds only whole numbers, up to {self._largest:.6g}, as raw counts do, and the Gaussian "
+                f"head is for log or CLR values; {remedy}"
+            )
         if self._n_fractions:
             found = self._transform()
             if found is not None:

@@ -70,6 +70,11 @@ def taken(rows, positions):
     return dense
 
 
+def values_of(kind):
+    """Counts, or half of them where real values are expected, so that they look like none."""
+    return truth("float32") if kind == "counts" else truth("float32") / 2
+
+
 def assert_reads(adata, expected, **options):
     """`expected`: all cells x all genes."""
     mask = options.get("mask_var")
@@ -248,11 +253,12 @@ def test_a_view_is_read_and_stays_a_view(container):
 @pytest.mark.parametrize("block", [4, 2**21])
 def test_a_backed_file_is_read_in_pieces(container, mask, kind, block, tmp_path, monkeypatch):
     shrink(monkeypatch, block)
-    annotate(CONTAINERS[container](truth("float32"))).write_h5ad(tmp_path / "a.h5ad")
+    values = values_of(kind)
+    annotate(CONTAINERS[container](values)).write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     try:
         options = {"mask_var": None if mask is None else np.array(mask, dtype=bool), "kind": kind}
-        _, cells = assert_reads(adata, truth(), **options)
+        _, cells = assert_reads(adata, values, **options)
         with pytest.raises(ValueError, match=r"view of a backed file; call adata\.to_memory"):
             read_fit(adata[:5], **NONE)
         if mask is not None and kind == "counts":
@@ -283,9 +289,9 @@ def test_a_missing_x_names_the_layers():
 @pytest.mark.parametrize("kind", ["counts", "real"])
 def test_a_dask_array_is_read_as_the_array_it_stands_for(kind):
     dask = pytest.importorskip("dask.array", reason="dask is not installed")
-    adata = annotate(dask.from_array(truth("float32"), chunks=(4, 7)))
+    adata = annotate(dask.from_array(values_of(kind), chunks=(4, 7)))
     schema, found = read_fit(adata, **{**NONE, "kind": kind})
-    expected_schema, expected = read_fit(annotate(truth("float32")), **{**NONE, "kind": kind})
+    expected_schema, expected = read_fit(annotate(values_of(kind)), **{**NONE, "kind": kind})
     assert schema == expected_schema
     everything = np.arange(len(expected))
     assert torch.equal(found.rows.take(everything).to_dense(), expected.rows.take(everything).to_dense())
@@ -299,15 +305,15 @@ def test_types_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("kind", ["counts", "real"])
 def test_a_query_is_aligned_by_name_whatever_the_order(container, kind):
-    counts = truth("float32")
-    schema, fitted = read_fit(annotate(CONTAINERS[container](counts)), **{**NONE, "kind": kind})
+    values = values_of(kind)
+    schema, fitted = read_fit(annotate(CONTAINERS[container](values)), **{**NONE, "kind": kind})
     order = np.array([4, 0, 6, 2, 1, 5, 3])
-    shuffled = annotate(CONTAINERS[container](counts))[:, order].copy()
+    shuffled = annotate(CONTAINERS[container](values))[:, order].copy()
     cells = read_query(shuffled, schema)
     first, second = fitted.batch(np.arange(12)), cells.batch(np.arange(12))
     for name in ("library", "codes", "numeric"):
         assert torch.equal(getattr(first, name), getattr(second, name))
-    expected = counts if kind == "real" else counts[:, counts.any(axis=0)]
+    expected = values if kind == "real" else values[:, values.any(axis=0)]
     np.testing.assert_array_equal(taken(cells.rows, range(12)), expected)
     if kind == "counts":  # to the bit, in the order of storage
         assert torch.equal(first.x.indices, second.x.indices)

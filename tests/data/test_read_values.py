@@ -354,3 +354,11 @@ def test_a_masked_array_is_refused_with_the_remedy():
 def test_matrix_and_data_frame_become_arrays():
     for matrix in (np.matrix([[1, 2]]), pd.DataFrame([[1, 2]])):
         assert type(readable(matrix, "X")) is np.ndarray
+
+
+def test_raw_counts_for_a_gaussian_head_are_named():
+    said = r"X holds only whole numbers, up to \d+, as raw counts do, .* pass likelihood='nb' for counts"
+    with pytest.warns(UserWarning, match=said):
+        fit(annotate(sp.csr_matrix(counts())), kind="real")
+    for values in (np.log1p(counts()), counts() > 0, counts() - 1.0):
+        fit(annotate(np.asarray(values, np.float32)), kind="real")  # no warning

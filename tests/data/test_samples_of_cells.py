@@ -26,7 +26,7 @@ POSITIONS = np.array([17, 3, 4])
 
 @pytest.mark.parametrize(
     ("matrix", "kind"),
-    [(sparse.csr_matrix(COUNTS), "counts"), (COUNTS - 0.5, "real"), (sparse.csr_matrix(COUNTS), "real")],
+    [(sparse.csr_matrix(COUNTS), "counts"), (COUNTS - 0.5, "real"), (sparse.csr_matrix(COUNTS / 2), "real")],
     ids=["counts", "dense real", "sparse real"],
 )
 def test_a_sample_has_the_values_of_its_cells(matrix, kind):

@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse, stats
 
 from scvae import datasets
-from scvae.datasets import _laws, _pbmc3k
+from scvae.datasets import _blood, _laws
 
 DATA = Path(__file__).parents[2] / "data"
 HEADS = ["nb", "zinb", "poisson", "bernoulli", "gaussian"]
@@ -75,17 +75,35 @@ def test_pbmc3k_is_raw_counts_with_labels():
     assert not adata.uns
 
 
-def test_data_readme_has_the_checksum_and_size_of_the_file():
-    content = (DATA / "pbmc3k.h5ad").read_bytes()
+def test_pbmc_citeseq_is_raw_counts_of_genes_and_proteins():
+    adata = datasets.pbmc_citeseq()
+    proteins = adata.obsm["protein"]
+    assert (adata.shape, proteins.shape) == ((800, 500), (800, 224))
+    assert proteins.index.equals(adata.obs_names)
+    assert adata.var_names.is_unique
+    assert proteins.columns.is_unique
+    for counts in (adata.X.data, proteins.to_numpy()):
+        assert counts.dtype == np.float32
+        np.testing.assert_array_equal(counts, np.round(counts))
+    assert adata.obs["donor"].value_counts().to_dict() == {"donor 3": 400, "donor 4": 400}
+    assert not adata.uns
+    medians = proteins.groupby(adata.obs["cell_type"].to_numpy()).median()  # proteins that name the types
+    assert medians["cd14"].idxmax() == "Mono"
+    assert medians["cd19"].idxmax() == "B"
+
+
+@pytest.mark.parametrize(("name", "most"), [("pbmc3k.h5ad", 7_000_000), ("pbmc_citeseq.h5ad", 400_000)])
+def test_data_readme_has_the_checksum_and_size_of_each_file(name, most):
+    content = (DATA / name).read_bytes()
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(content).hexdigest() in readme
     assert f"{len(content):,} bytes" in readme
-    assert len(content) < 7_000_000
+    assert len(content) < most
 
 
 def test_missing_data_is_told_with_both_places():
     with pytest.raises(FileNotFoundError, match=r"_bundled.*data.*reinstall scvae-torch"):
-        _pbmc3k.bundled("pbmc4k.h5ad")
+        _blood.bundled("pbmc4k.h5ad")
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -1,4 +1,4 @@
-"""`pbmc3k`: the bundled counts of blood cells."""
+"""`pbmc3k` and `pbmc_citeseq`: the bundled counts of blood cells."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -39,6 +40,43 @@ def pbmc3k() -> AnnData:
     """
     adata = anndata.read_h5ad(bundled("pbmc3k.h5ad"))
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
+    return adata
+
+
+def pbmc_citeseq() -> AnnData:
+    """Loads RNA and surface proteins of 800 blood mononuclear cells of two donors (CITE-seq, Hao et al. 2021).
+
+    The file is part of the package; nothing is downloaded. It is a small selection of cells and genes for examples and
+    tests, made by the authors of scmidas, who publish it under the MIT licence.
+
+    Returns
+    -------
+    AnnData
+        800 cells x 500 genes. Slots: `X` raw counts of RNA (CSR, float32); `obsm["protein"]` raw counts of 224 proteins
+        (DataFrame, float32); `obs["donor"]`, 400 cells of each; `obs["cell_type"]`, eight labels of the authors, who
+        found them with both measurements.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is missing from the installed package.
+
+    References
+    ----------
+    Hao et al. 2021, "Integrated analysis of multimodal single-cell data", Cell 184,
+    https://doi.org/10.1016/j.cell.2021.04.048
+
+    Examples
+    --------
+    >>> import scvae
+    >>> adata = scvae.datasets.pbmc_citeseq()
+    >>> adata.shape, adata.obsm["protein"].shape
+    ((800, 500), (800, 224))
+    """
+    adata = anndata.read_h5ad(bundled("pbmc_citeseq.h5ad"))
+    adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
+    proteins = adata.obsm["protein"].astype(np.float32)
+    adata.obsm["protein"] = pd.DataFrame(proteins, index=adata.obs_names, columns=adata.uns.pop("proteins"))
     return adata
 
 
