@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..common.checks import warn
-from .label_tree import LabelTree
+from ..data.label_tree import LabelTree
 
 MOST_POINTS = 200  # of a curve
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ..data.label_tree import LabelTree, flat_tree, learnt_tree, tree_from
 from ..data.labels import UNKNOWN
 from .label_confidence import curves, name_cells
-from .label_tree import LabelTree, flat_tree, learnt_tree, tree_of
-from .ontology import is_ontology, parents_in_ontology
 
 LEARNT = "learnt"
 
@@ -56,7 +54,7 @@ def tree_for(
     Raises
     ------
     ValueError
-        If there are no judges, or as `tree_of`.
+        If there are no judges, or as `tree_from`.
     """
     if hierarchy is None:
         return flat_tree(labels)
@@ -67,13 +65,7 @@ def tree_for(
         )
     if isinstance(hierarchy, str) and hierarchy == LEARNT:
         return learnt_tree(judges.probability, judges.truth, labels)
-    if isinstance(hierarchy, str | os.PathLike) and is_ontology(hierarchy):
-        return tree_of(parents_in_ontology(hierarchy, labels), labels)
-    if isinstance(hierarchy, str):
-        hierarchy = [hierarchy]
-    if isinstance(hierarchy, list | tuple):
-        hierarchy = pd.DataFrame({key: column(key) for key in hierarchy})
-    return tree_of(hierarchy, labels)
+    return tree_from(hierarchy, column, labels)
 
 
 def named(

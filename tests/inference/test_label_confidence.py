@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from scvae.data.label_tree import flat_tree, tree_of
 from scvae.inference.label_confidence import curves, name_cells, threshold_of
-from scvae.inference.label_tree import flat_tree, tree_of
 
 TREE = tree_of({"x": ["a", "b"], "y": ["c", "d", "e"]}, "abcde")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from scvae.data.label_tree import tree_of
 from scvae.inference.known_labels import KnownLabels
 from scvae.inference.label_prediction import calibrated, calibration_of
-from scvae.inference.label_tree import tree_of
 from scvae.inference.naming import Judges, as_given, named
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import scvae
-from scvae.inference.label_tree import tree_of
-from scvae.inference.ontology import parents_in_ontology
+from scvae.data.label_tree import tree_of
+from scvae.data.ontology import parents_in_ontology
 
 pytest.importorskip("obonet", reason="obonet reads ontologies; install the extra 'ontology'")
 

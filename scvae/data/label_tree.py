@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from ..common.checks import listing
-from ..data.categories import spelling
-from ..data.labels import UNKNOWN
+from .categories import spelling
+from .labels import UNKNOWN
+from .ontology import is_ontology, parents_in_ontology
 
 CONFUSED = 0.01  # share of the cells of two groups that is taken for the other group, above which they are joined
 
@@ -76,6 +78,27 @@ class LabelTree:
 def flat_tree(labels: Sequence[str]) -> LabelTree:
     """The tree in which every label is a child of the root."""
     return _tree(dict.fromkeys(labels), labels)
+
+
+def tree_from(hierarchy: object, column: Callable[[str], pd.Series], labels: Sequence[str]) -> LabelTree:
+    """The tree in an ontology, in columns, or as `tree_of` takes it.
+
+    Parameters
+    ----------
+    hierarchy
+        The path of an OBO file, a name or names of columns from coarse to fine, or as in `tree_of`.
+    column
+        Gives the column of a name.
+    labels
+        As in `tree_of`, whose errors it has besides those of `parents_in_ontology` and `column`.
+    """
+    if isinstance(hierarchy, str | os.PathLike) and is_ontology(hierarchy):
+        return tree_of(parents_in_ontology(hierarchy, labels), labels)
+    if isinstance(hierarchy, str):
+        hierarchy = [hierarchy]
+    if isinstance(hierarchy, list | tuple):
+        hierarchy = pd.DataFrame({key: column(key) for key in hierarchy})
+    return tree_of(hierarchy, labels)
 
 
 def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvae.inference.label_tree import flat_tree, learnt_tree, tree_of
+from scvae.data.label_tree import flat_tree, learnt_tree, tree_of
 
 LABELS = ("B", "CD4 T", "CD8 T", "mono")
 CHILD_TO_PARENT = {"CD4 T": "T", "CD8 T": "T", "T": "lymphoid", "B": "lymphoid", "mono": None}
