@@ -50,6 +50,7 @@ KEYWORDS = (
     "labels_key",
     "unlabelled",
     "label_weight",
+    "label_hierarchy",
     "protein_key",
     "protein_likelihood",
     "method",
@@ -213,12 +214,15 @@ def _keywords(given: argparse.Namespace) -> dict[str, Any]:
 
     options = vars(given)
     keywords = {name: options[name] for name in KEYWORDS if name in options}
-    if "beta" in keywords:
-        betas = keywords["beta"]
-        keywords["beta"] = betas[0] if len(betas) == 1 else tuple(betas)
+    for name in {"beta", "label_hierarchy"} & set(keywords):
+        keywords[name] = _one_or_several(keywords[name])
     given_training = {name: options[name] for name in ("epochs", "memory") if name in options}
     training = TrainingConfig(**given_training) if given_training else None
     return keywords | {"training": training, "verbose": not given.quiet}
+
+
+def _one_or_several(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
@@ -289,7 +293,7 @@ def _label(given: argparse.Namespace) -> None:
     names = ("max_error", "unknown_above", "probabilities", "batch_key", "key_added")
     keywords = {name: options[name] for name in names if name in options}
     if "hierarchy" in options:
-        keywords["hierarchy"] = given.hierarchy[0] if len(given.hierarchy) == 1 else given.hierarchy
+        keywords["hierarchy"] = _one_or_several(given.hierarchy)
     layer = options.get("layer", model.schema.layer)
     with opened(given.input, None if layer == "X" else layer) as adata:
         predict_labels(adata, model, layer=layer or "X", **keywords)

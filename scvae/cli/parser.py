@@ -80,6 +80,13 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
     model.add_argument("--unlabelled", metavar="NAME", help="value of that column in cells without a label")
     model.add_argument("--label-weight", metavar="W", type=float, help="weight of the labels in the objective")
     model.add_argument(
+        "--label-hierarchy",
+        metavar="COLUMN",
+        nargs="+",
+        help="obs columns from coarse to fine with a tree of labels, or an ontology (cl.obo), if some labels are "
+        "coarser names of others",
+    )
+    model.add_argument(
         "--beta",
         metavar="BETA",
         type=float,

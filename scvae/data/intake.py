@@ -17,6 +17,7 @@ from pandas.api.extensions import ExtensionArray
 from ..common.checks import check_adata, is_raw, speaking_of
 from ..config import View
 from .cells import Cells
+from .coarse_labels import with_coarse
 from .containers import (
     Stored,
     blocks,
@@ -74,6 +75,8 @@ class DataKeys:
         Value of this column in cells without a label, besides missing values.
     label_weight
         Weight of the label term.
+    label_hierarchy
+        The tree of labels of which some are coarser names of others, as in `scvae.fit`; None for none.
     views
         Further measurements of the cells, by name.
     name
@@ -88,6 +91,7 @@ class DataKeys:
     labels_key: str | None = None
     unlabelled: str | None = None
     label_weight: float = LABEL_WEIGHT
+    label_hierarchy: object = None
     views: Mapping[str, View] = field(default_factory=dict)
     name: str = RNA
 
@@ -165,10 +169,16 @@ def read_fit(
 
 
 def learned_labels(adata: AnnData, data: DataKeys, known: Labels | None = None) -> Labels | None:
-    """The labels that a fit is asked to listen to, after those already `known` to a model; errors of `learn_labels`."""
+    """The labels that a fit is asked to listen to, after those already `known` to a model.
+
+    Errors and warnings are those of `learn_labels` and `with_coarse`.
+    """
     if data.labels_key is None:
         return known
-    return learn_labels(adata, data.labels_key, data.unlabelled, data.label_weight, known)
+    labels = learn_labels(adata, data.labels_key, data.unlabelled, data.label_weight, known)
+    if data.label_hierarchy is None:
+        return labels
+    return with_coarse(labels, data.label_hierarchy, adata, 0 if known is None else len(known.names))
 
 
 def with_labels(cells: Cells, adata: AnnData, schema: Schema) -> Cells:

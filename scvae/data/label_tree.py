@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from .categories import spelling
 from .labels import UNKNOWN
 from .ontology import is_ontology, parents_in_ontology
 
+# the forms in which a user gives a tree
+Hierarchy: TypeAlias = Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str]
+LEARNT = "learnt"  # stands for `learnt_tree`
 CONFUSED = 0.01  # share of the cells of two groups that is taken for the other group, above which they are joined
 
 
@@ -128,7 +131,7 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
     else:
         raise TypeError(
             f"hierarchy is a {type(hierarchy).__name__}; pass a dict or Series from child to parent, a nested dict, a "
-            "table or names of columns of adata.obs from coarse to fine, the path of an OBO file, or 'learnt'"
+            "table or names of columns of adata.obs from coarse to fine, or the path of an OBO file"
         )
     parents: dict[str, str | None] = {}
     for child, parent in ((spelling(child), None if parent is None else spelling(parent)) for child, parent in pairs):
@@ -146,7 +149,7 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
     known = [label for label in labels if spelling(label) in parents]
     if not known:
         raise ValueError(
-            f"hierarchy has none of the labels of the model ({listing(labels, 5)}), but {listing(parents, 5)}; pass a "
+            f"hierarchy has none of the labels ({listing(labels, 5)}), but {listing(parents, 5)}; pass a "
             "tree that ends in these labels"
         )
     return _tree(parents, labels)
@@ -213,16 +216,17 @@ def _tree(parents: Mapping[str, str | None], labels: Sequence[str]) -> LabelTree
 
 
 def learnt_tree(
-    probability: Float[np.ndarray, "judged labels"], truth: Int[np.ndarray, " judged"], labels: Sequence[str]
+    probability: Float[np.ndarray, "judged labels"], truth: Bool[np.ndarray, "judged labels"], labels: Sequence[str]
 ) -> LabelTree:
     """A tree that joins the labels which are taken for each other in cells that were held out of the training.
 
     The expected number of cells of one group that are taken for the other, in both directions, is divided by the number
     of cells of both. The two groups with the largest share are joined, again and again, until it is below `CONFUSED`.
+    Cells that may have several labels do not count.
     """
-    confused = np.zeros((len(labels), len(labels)))
-    np.add.at(confused, truth, probability)
-    size = np.bincount(truth, minlength=len(labels)).astype(float)
+    confused, exact = np.zeros((len(labels), len(labels))), truth.sum(1) == 1
+    np.add.at(confused, truth[exact].argmax(1), probability[exact])
+    size = truth[exact].sum(0).astype(float)
     groups: dict[int, tuple[str, ...]] = {i: (label,) for i, label in enumerate(labels)}
     parents: dict[str, str | None] = {}
     while len(groups) > 2:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from ..common.checks import check_obs_column, listing, warn
@@ -30,17 +30,31 @@ class Labels:
     key
         Column of `obs`.
     names
-        The labels in the order of their codes 0, 1, ...
+        The labels in the order of their codes 0, 1, ..., without those in `coarse`.
     unlabelled
         Value of the column in cells without a label, besides missing values; None if there is none.
     weight
         Weight of the label term: the objective of a labelled cell has `weight` log p(label | z) in nats.
+    coarse
+        Coarser labels, whose codes follow: the name of each, and the codes of the labels under it.
     """
 
     key: str
     names: tuple[str, ...]
     unlabelled: str | None
     weight: float
+    coarse: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All labels of cells, in the order of their codes: the names, then the coarser ones."""
+        return (*self.names, *(name for name, _ in self.coarse))
+
+    @property
+    def members(self) -> Bool[np.ndarray, "codes names"]:
+        """Which of the names a cell with each code may have: one, or those under a coarser label."""
+        own = np.eye(len(self.names), dtype=bool)
+        return np.vstack([own, *(own[list(under)].any(0) for _, under in self.coarse)])
 
     def codes(self, adata: AnnData) -> Int[np.ndarray, " cells"]:
         """int64 code of the label of each cell, `UNLABELLED` for cells without one.
@@ -53,25 +67,31 @@ class Labels:
             If it has other labels.
         """
         text = _text_of(check_obs_column(adata, self.key))
-        known = {spelling(name): code for code, name in enumerate(self.names)}
+        known = {spelling(name): code for code, name in enumerate(self.every)}
         missing = text.isna() | (text == self.unlabelled)
         codes = np.array([known.get(name, UNLABELLED) for name in text], dtype=np.int64)
         strange = text[(codes == UNLABELLED) & ~missing.to_numpy()]
         if len(strange):
             raise ValueError(
                 f"adata.obs[{self.key!r}] has {listing(strange.unique(), 5)}, unknown to the model, whose labels are "
-                f"{listing(self.names)}; with init, pass labels_key to add labels"
+                f"{listing(self.every)}; with init, pass labels_key to add labels"
             )
         return codes
 
     def to_json(self) -> dict[str, Any]:
         """The labels as strings, numbers, lists and dicts."""
-        return asdict(self) | {"names": list(self.names)}
+        record = asdict(self) | {"names": list(self.names)}
+        if not self.coarse:
+            del record["coarse"]  # as in files and checkpoints of versions that had none
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any] | None) -> Labels | None:
         """The inverse of `to_json`; None of None."""
-        return None if record is None else cls(**record | {"names": tuple(record["names"])})
+        if record is None:
+            return None
+        coarse = tuple((name, tuple(under)) for name, under in record.get("coarse", ()))
+        return cls(**record | {"names": tuple(record["names"]), "coarse": coarse})
 
 
 def learn_labels(
@@ -112,11 +132,12 @@ def learn_labels(
     names = tuple(sorted(set(labelled)))
     check_names(names, len(labelled), where, f"pass unlabelled={UNKNOWN!r} if these cells have no label, or rename it")
     _warn_of_empty(column, labelled, value, where)
-    earlier = () if known is None else known.names
-    new = tuple(name for name in names if name not in {spelling(name) for name in earlier})
+    earlier, coarse = ((), ()) if known is None else (known.names, known.coarse)
+    of_model = set() if known is None else {spelling(name) for name in known.every}
+    new = tuple(name for name in names if name not in of_model)
     if len(earlier) + len(new) < 2:
         raise ValueError(f"{where} has the labels {listing(names)}; at least two labels are needed to tell them apart")
-    return Labels(key, earlier + new, value, weight)
+    return Labels(key, earlier + new, value, weight, coarse)
 
 
 def labels_in(column: pd.Series, where: str) -> pd.Categorical:

@@ -52,16 +52,7 @@ def parents_in_ontology(path: str | os.PathLike[str], labels: Sequence[str]) -> 
     ValueError
         If the file is no ontology, or has none of the labels.
     """
-    terms, above = _read(path)
-    found = _terms_of(labels, terms)
-    lacking = [label for label in labels if label not in found]
-    if not found:
-        raise ValueError(
-            f"{path} has no term for any label of the model ({listing(labels, 5)}); labels must be names, ids or exact "
-            "synonyms of its terms, or pass hierarchy as a dict"
-        )
-    if lacking:
-        warn(f"{path} has no term for the labels {listing(lacking)}, which become children of the root")
+    terms, above, found = _labels_in(path, labels)
     lines = {label: set(_line(term, above)) for label, term in found.items()}
     own = {term: label for label, term in found.items()}
     below: dict[str, frozenset[str]] = {
@@ -85,16 +76,40 @@ def parents_in_ontology(path: str | os.PathLike[str], labels: Sequence[str]) -> 
     return pairs | {label: parent(frozenset([label]), term) for label, term in found.items() if label not in pairs}
 
 
+def labels_below(path: str | os.PathLike[str], labels: Sequence[str]) -> dict[str, set[str]]:
+    """The other labels that are of the class of each label; errors and warnings are those of `parents_in_ontology`."""
+    _, above, found = _labels_in(path, labels)
+    lines = {label: _line(term, above)[1:] for label, term in found.items()}
+    return {label: {other for other, line in lines.items() if found.get(label) in line} for label in labels}
+
+
+def _labels_in(
+    path: str | os.PathLike[str], labels: Sequence[str]
+) -> tuple[Mapping[str, Any], dict[str, list[str]], dict[str, str]]:
+    """The terms of an ontology, the parents of each, and the term of each label that has one."""
+    terms, above = _read(path)
+    found = _terms_of(labels, terms)
+    lacking = [label for label in labels if label not in found]
+    if not found:
+        raise ValueError(
+            f"{path} has no term for any label ({listing(labels, 5)}); labels must be names, ids or exact "
+            "synonyms of its terms, or pass hierarchy as a dict"
+        )
+    if lacking:
+        warn(f"{path} has no term for the labels {listing(lacking)}, which become children of the root")
+    return terms, above, found
+
+
 def _read(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], dict[str, list[str]]]:
     """Data of each term with a name, and its parents by ``is_a``."""
     try:
         import obonet
     except ImportError as error:
         raise ImportError(
-            f"hierarchy is {str(path)!r}, and ontologies are read by obonet: pip install 'scvae-torch[ontology]'"
+            f"{str(path)!r} is an ontology, which obonet reads: pip install 'scvae-torch[ontology]'"
         ) from error
     if not Path(path).is_file():
-        raise FileNotFoundError(f"hierarchy is {str(path)!r}, but there is no such file; pass the path of an OBO file")
+        raise FileNotFoundError(f"there is no such file as {str(path)!r}; pass the path of an OBO file")
     try:
         graph = obonet.read_obo(path)
     except (ValueError, KeyError) as error:

@@ -60,6 +60,8 @@ def _data(schema: Schema, libraries: LibrarySizes | None) -> dict[str, object]:
         rows["size factors"] = schema.size_factor_key
     if schema.labels is not None:
         rows[f"labels of the fit ({schema.labels.key})"] = _listed(schema.labels.names, NAMED)
+        coarse = [f"{name} (over {len(under)})" for name, under in schema.labels.coarse]
+        rows |= {"coarser names of these": _listed(coarse, NAMED)} if coarse else {}
     return rows
 
 

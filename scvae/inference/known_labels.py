@@ -27,13 +27,13 @@ class KnownLabels:
     place
         float32 posterior means, in the network's coordinates, of labelled cells of the training.
     label
-        int64 labels of these cells.
+        int64 labels of these cells: of a coarser name, the most probable label under it.
     held_out
         float32 logits of labelled cells that were held out of the training.
     held_out_place
         Their posterior means, as `place`.
     truth
-        Their int64 labels.
+        int64 codes of the labels they were given, as `data.labels.Labels.codes` returns them.
     """
 
     temperature: float

@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ..common.checks import warn
 from ..data.label_tree import LabelTree
@@ -70,7 +70,7 @@ class Curve:
 def name_cells(
     tree: LabelTree,
     held_out: Float[np.ndarray, "judged labels"],
-    truth: Int[np.ndarray, " judged"],
+    truth: Bool[np.ndarray, "judged labels"],
     query: Float[np.ndarray, "cells labels"],
     max_error: float,
 ) -> Naming:
@@ -83,7 +83,7 @@ def name_cells(
     held_out, query
         Label probabilities of held-out cells and of query cells.
     truth
-        Labels of the held-out cells.
+        Which labels each held-out cell may have: one, or several under a coarser name.
     max_error
         Largest expected share of wrong names among those given.
 
@@ -107,11 +107,14 @@ def name_cells(
 
 
 def wrong_from(
-    tree: LabelTree, held_out: Float[np.ndarray, "judged labels"], truth: Int[np.ndarray, " judged"]
+    tree: LabelTree, held_out: Float[np.ndarray, "judged labels"], truth: Bool[np.ndarray, "judged labels"]
 ) -> Float[np.ndarray, " judged"]:
-    """The largest threshold at which each held-out cell gets a wrong name; -inf for cells whose path is right."""
+    """The largest threshold at which each held-out cell gets a wrong name; -inf for cells whose path is right.
+
+    A node is wrong if it stands for no label that the cell may have.
+    """
     path, along = tree.paths(held_out)
-    wrong = (path >= 0) & ~tree.members[path, truth[:, None]]
+    wrong = (path >= 0) & ~(truth @ tree.members.T)[np.arange(len(truth))[:, None], path]
     found: Float[np.ndarray, " judged"] = np.where(wrong, along, -math.inf).max(1)
     return found
 
@@ -136,16 +139,16 @@ def threshold_of(wrong: Float[np.ndarray, " judged"], named: Float[np.ndarray, "
 
 
 def curves(
-    tree: LabelTree, held_out: Float[np.ndarray, "judged labels"], truth: Int[np.ndarray, " judged"]
+    tree: LabelTree, held_out: Float[np.ndarray, "judged labels"], truth: Bool[np.ndarray, "judged labels"]
 ) -> list[Curve]:
     """Coverage against error at each level of the tree, over held-out cells."""
     if len(truth) == 0:
         return []
     path, along = tree.paths(held_out)
-    found, rows = [], np.arange(len(truth))
+    found, rows, fits = [], np.arange(len(truth)), truth @ tree.members.T
     for level in range(1, path.shape[1] + 1):
         last = (path[:, :level] >= 0).sum(1) - 1
-        right, probability = tree.members[path[rows, last], truth], along[rows, last]
+        right, probability = fits[rows, path[rows, last]], along[rows, last]
         order = np.argsort(-probability, kind="stable")
         n = np.arange(1, len(truth) + 1)
         error = (~right[order]).cumsum() / n

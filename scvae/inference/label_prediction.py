@@ -4,20 +4,22 @@ The probability of label c is softmax(logits / T)_c, with a temperature T (Guo e
 neural networks") that is most probable given the labels of cells held out of the training. Some of these may be wrong:
 a label as given is c with probability (1 - u) softmax(logits / T)_c + u / C, with a share u that is drawn at random and
 follows with T. Without u, a few wrong labels would make every probability too small. Priors, log T ~ N(0, 0.5^2) and
-u ~ Beta(1, 10), keep a handful of cells from deciding much.
+u ~ Beta(1, 10), keep a handful of cells from deciding much. A label that is a coarser name of several others is given
+with the sum of their probabilities.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize
 from scipy.special import softmax
 
 from ..common.rng import numpy_generator
 from ..data.batches import chunks, split
 from ..data.cells import Cells
+from ..data.labels import Labels
 from ..kernels.context import working_on
 from .fitted import FittedModel
 from .known_labels import KnownLabels
@@ -41,20 +43,27 @@ def known_labels(model: FittedModel, cells: Cells) -> KnownLabels | None:
     is_held = np.isin(order, held_out)
     kept, judged = (np.sort(some[:MOST_KEPT]) for some in (order[~is_held], order[is_held]))
     place, held_out_place = (posterior_moments(model, cells.taken(some))[0] for some in (kept, judged))
-    logits = logits_at(model, held_out_place)
-    temperature, uniform = calibration_of(logits, cells.labels[judged])
+    logits, members = logits_at(model, held_out_place), model.schema.labels.members
+    temperature, uniform = calibration_of(logits, members[cells.labels[judged]])
     return KnownLabels(
         temperature=temperature,
         uniform=uniform,
         place=place,
-        label=cells.labels[kept],
+        label=likeliest(logits_at(model, place), members[cells.labels[kept]]),
         held_out=logits,
         held_out_place=held_out_place,
         truth=cells.labels[judged],
     )
 
 
-def labels_of(model: FittedModel) -> tuple[KnownLabels, tuple[str, ...]]:
+def likeliest(
+    logits: Float[np.ndarray, "cells labels"], among: Bool[np.ndarray, "cells labels"]
+) -> Int[np.ndarray, " cells"]:
+    """The most probable of those labels that each cell may have."""
+    return np.asarray(np.where(among, logits, -np.inf).argmax(1), dtype=np.int64)
+
+
+def labels_of(model: FittedModel) -> tuple[KnownLabels, Labels]:
     """What the model keeps of the labels of its fit, and their names.
 
     Raises
@@ -67,7 +76,7 @@ def labels_of(model: FittedModel) -> tuple[KnownLabels, tuple[str, ...]]:
             "the model was fitted without labels; fit one that listens to them (scvae.fit(adata, labels_key=...)), or "
             "use scvae.tl.transfer_labels, which needs labelled cells as reference"
         )
-    return model.labels, model.schema.labels.names
+    return model.labels, model.schema.labels
 
 
 @torch.no_grad()
@@ -82,15 +91,20 @@ def logits_at(model: FittedModel, mean: Float[np.ndarray, "cells latent"]) -> Fl
     return logits
 
 
-def calibration_of(logits: Float[np.ndarray, "cells labels"], truth: Int[np.ndarray, " cells"]) -> tuple[float, float]:
-    """The most probable temperature and share of random labels; 1 and 0 without cells."""
-    rows, n_labels = np.arange(len(truth)), logits.shape[1]
+def calibration_of(
+    logits: Float[np.ndarray, "cells labels"], truth: Bool[np.ndarray, "cells labels"]
+) -> tuple[float, float]:
+    """The most probable temperature and share of random labels; 1 and 0 without cells.
+
+    `truth` says which labels a cell may have: one, or several under a coarser name.
+    """
+    n_right, n_labels = truth.sum(1), logits.shape[1]
 
     def loss(parameters: Float[np.ndarray, "2"]) -> float:
         log_temperature, uniform = parameters
-        right = softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)[rows, truth]
+        right = (softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1) * truth).sum(1)
         prior = 0.5 * (log_temperature / SPREAD) ** 2 - (TRUST - 1.0) * np.log1p(-uniform)
-        return float(prior - np.log((1.0 - uniform) * right + uniform / n_labels + TINY).sum())
+        return float(prior - np.log((1.0 - uniform) * right + uniform * n_right / n_labels + TINY).sum())
 
     bounds = [(-np.log(HOTTEST), np.log(HOTTEST)), (0.0, MOST_UNIFORM)]
     found = [minimize(loss, (0.0, start), bounds=bounds, method="L-BFGS-B") for start in STARTS]
@@ -101,6 +115,7 @@ def calibration_of(logits: Float[np.ndarray, "cells labels"], truth: Int[np.ndar
 def predict(
     model: FittedModel,
     known: KnownLabels,
+    members: Bool[np.ndarray, "codes labels"],
     mean: Float[np.ndarray, "cells latent"],
     peers: Int[np.ndarray, "cells peers"],
     batch: Int[np.ndarray, " cells"],
@@ -113,6 +128,8 @@ def predict(
         A model fitted with labels.
     known
         Its record of them.
+    members
+        Which labels a cell with each code may have, as `Labels.members`.
     mean
         Posterior means of the cells in the network's coordinates.
     peers, batch
@@ -123,7 +140,8 @@ def predict(
     own = all_but_itself(place, label, np.arange(len(place))).nearness
     if len(known.truth):  # the classifier draws the cells that it was trained on closer to each other than any others
         held_out = nearest_labelled(place, label, model.written(known.held_out_place)).nearness
-        own = own * widening(own, label, held_out, known.truth, most=np.inf)
+        truth = likeliest(known.held_out, members[known.truth])
+        own = own * widening(own, label, held_out, truth, most=np.inf)
     far = nearest_labelled(place, label, model.written(mean)).nearness
     outlier = outlier_scores(own, label, far, probability.argmax(1), peers, batch)
     return Transfer(probability=probability, outlier=outlier)

@@ -116,7 +116,7 @@ def transfer(
     gains = [visits @ np.log(own.probability(n_labels, **choice)[row, truth]) for choice in choices]
     best = choices[int(np.argmax(gains))]
     probability = found.probability(n_labels, **best)
-    judges = Judges(own.probability(n_labels, **best)[visits > 0], truth[visits > 0])
+    judges = Judges(own.probability(n_labels, **best)[visits > 0], np.eye(n_labels, dtype=bool)[truth[visits > 0]])
     outlier = outlier_scores(own.nearness, truth, found.nearness, probability.argmax(1), peers, batch)
     return Transfer(probability=probability, outlier=outlier, judges=judges)
 

@@ -10,19 +10,20 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from ..data.label_tree import LabelTree, flat_tree, learnt_tree, tree_from
+from ..data.label_tree import LEARNT, LabelTree, flat_tree, learnt_tree, tree_from
 from ..data.labels import UNKNOWN
 from .label_confidence import curves, name_cells
-
-LEARNT = "learnt"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judges:
-    """Labelled cells that were predicted without their labels: probabilities and true labels."""
+    """Labelled cells predicted without their labels: probabilities, and which labels the true one may be.
+
+    That is one, or several where a cell has a coarser name: all names that agree with it are right.
+    """
 
     probability: Float[np.ndarray, "judged labels"]
-    truth: Int[np.ndarray, " judged"]
+    truth: Bool[np.ndarray, "judged labels"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

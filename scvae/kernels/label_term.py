@@ -14,7 +14,11 @@ from .records import OF_LABELS, OF_LATENT
 
 @njit(**INNER)
 def add_labels(start, n, n_all, room, at, job, slab):
-    """Adds the gradients of -term_weight log softmax(z W + b)[label] / n_all to those of z in OF_LATENT, W and b."""
+    """Adds the gradients of -term_weight log p(label | z) / n_all to those of z in OF_LATENT, W and b.
+
+    By the logits they are term_weight (softmax(z W + b) - s) / n_all, where s is the softmax over the names that the
+    label stands for.
+    """
     latent, n_labels = job.n_latent, job.n_labels
     if n_labels == 0:
         return
@@ -22,7 +26,8 @@ def add_labels(start, n, n_all, room, at, job, slab):
     weight, bias = matrix(job.values, job.labels_place, latent, n_labels), job.labels_bias_place
     of_weight, of_bias = matrix(slab, job.labels_place, latent, n_labels), vector(slab, bias, n_labels)
     labels, pull = int64s(job.labels, start, n), job.label_weight / np.float32(n_all)
-    p, biases = vector(room, at[OF_LABELS], n_labels), vector(job.values, bias, n_labels)
+    p, share = vector(room, at[OF_LABELS], n_labels), vector(room, at[OF_LABELS] + n_labels, n_labels)
+    biases = vector(job.values, bias, n_labels)
     for i in range(n):
         if labels[i] < 0:
             continue
@@ -31,16 +36,22 @@ def add_labels(start, n, n_all, room, at, job, slab):
         for k in range(latent):
             for c in range(n_labels):
                 p[c] += z[i, k] * weight[k, c]
-        most = p[0]
+        member = vector(job.members, labels[i] * n_labels, n_labels)
+        most, among = p[0], np.float32(-np.inf)
         for c in range(n_labels):
             most = max(most, p[c])
-        total = ZERO
+            if member[c] > ZERO:
+                among = max(among, p[c])
+        total, inside = ZERO, ZERO
         for c in range(n_labels):
+            share[c] = np.float32(math.exp(p[c] - among)) if member[c] > ZERO else ZERO
+            inside += share[c]
             p[c] = np.float32(math.exp(p[c] - most))
             total += p[c]
         for c in range(n_labels):
             p[c] *= pull / total
-        p[labels[i]] -= pull
+        for c in range(n_labels):
+            p[c] -= pull * share[c] / inside
         for c in range(n_labels):
             of_bias[c] += p[c]
         for k in range(latent):

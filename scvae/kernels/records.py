@@ -103,7 +103,7 @@ SIZES = (
     "n_steps", "steps_before",  # steps to make, and those that Adam has made before
     "most_cells",  # of a step
     "dense",  # whether the encoder gets a dense block (of a measurement)
-    "n_labels",  # of the label term; 0 for none
+    "n_labels",  # names of the label term; 0 for none
     "n_components",  # of a prior that is a mixture; 0 for N(0, I)
 )  # fmt: skip
 PLACES = (  # where parameters begin in the flat arrays
@@ -116,7 +116,7 @@ INT64S = (
     "encoder", "decoder",
     "starts",  # steps + 1: the first cell of each step
     "indptr", "group",  # start of each row; row of the dispersions of each cell (of a measurement)
-    "labels",  # label of each cell, -1 for none; empty without the label term
+    "labels",  # code of the label of each cell, -1 for none; empty without the label term
     "room_at", "pairs_at",  # `sections_of_room` for a block of cells, and for its pairs
 )  # fmt: skip
 INT32S = ("indices",)  # of a measurement
@@ -127,6 +127,7 @@ FLOAT64S = (
 )  # fmt: skip
 FLOAT32S = (
     "values", "gradients", "means", "squares",  # parameters, their gradients and the moments of Adam
+    "members",  # codes x names: 1 for the names that a label stands for, else 0
     "dials",  # steps x 3: beta, learning rate, weight of the consistency term
     "covariates", "conditions", "noise",  # of each cell
     "features", "of_first",  # of each cell of a step; gradient of the first layer's output
@@ -193,7 +194,7 @@ def sections_of_room(n: int, sizes: Mapping[str, int], *, of_pairs: bool) -> NDA
         lengths[[PAIR_COVARIATES, PAIR_CONDITIONS]] = n * sizes["n_covariates"], n * sizes["n_conditions"]
         lengths[PAIR_LOGITS] = n * sizes["n_logits"]
     else:
-        lengths[[ROWS_OF_HEAD, OF_LABELS]] = ROWS_IN_HEAD * sizes["n_genes"], sizes["n_labels"]
+        lengths[[ROWS_OF_HEAD, OF_LABELS]] = ROWS_IN_HEAD * sizes["n_genes"], 2 * sizes["n_labels"]
         lengths[MIXTURE] = sizes["n_components"] * (latent + 2)
     return np.array([0, *np.cumsum(-(-lengths // ALIGNED) * ALIGNED), n])
 

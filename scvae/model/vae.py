@@ -294,7 +294,9 @@ def make_model(
         prior,
         encode_conditions=config.encode_conditions,
         betas=betas,
-        classifier=Classifier(n_latent, len(labels.names), term_weight=labels.weight) if labels else None,
+        classifier=(
+            Classifier(n_latent, torch.from_numpy(labels.members), term_weight=labels.weight) if labels else None
+        ),
         views=views,
     )
     for layer in network.modules():

@@ -97,7 +97,7 @@ def explain_label(
     n_listed = check_positive_int(n_genes, "n_genes")
     check_adata(adata)
     check_replaceable(adata.uns, keys)
-    _, labels = labels_of(model)
+    labels = labels_of(model)[1].names
     column = None if groupby is None else check_obs_column(adata, groupby)
     if column is not None and column.isna().all():
         raise ValueError(f"adata.obs[{groupby!r}] has no value in any cell; pass a column with groups")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +11,7 @@ from ..common.checks import check_adata, check_obs_column, check_probability
 from ..common.keys import Keys, as_keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
+from ..data.label_tree import Hierarchy
 from ..data.labels import UNKNOWN
 from ..diagnostics.expression_pca import most_alike
 from ..inference.cells import read_new, taking_mudata
@@ -34,7 +33,7 @@ def predict_labels(
     adata: AnnData | MuData,
     model: FittedModel,
     *,
-    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
+    hierarchy: Hierarchy | None = None,
     max_error: float = 0.05,
     unknown_above: float = 0.7,
     probabilities: bool = False,
@@ -55,7 +54,8 @@ def predict_labels(
     With `hierarchy`, a cell gets the deepest name in a tree of labels of which the evidence is sure enough: its own
     type, else the parent, and so on, else ``"unknown"``. If the cells are exchangeable with those of the fit, at most a
     share of `max_error` of the names given is expected to be wrong (conformal selection, Jin & Candès 2023; the
-    held-out cells of the fit are what it is judged by). Cells of another technology are not exchangeable: more names
+    held-out cells of the fit are what it is judged by; for one with a coarser label, by `label_hierarchy` of the fit,
+    every name that agrees with it is right). Cells of another technology are not exchangeable: more names
     are wrong then. The rule looks at all cells of a call together, so a name may depend on the other cells.
 
     Take `transfer_labels` if the model was fitted without labels, or the labels changed since; it needs the reference.
@@ -140,17 +140,17 @@ def predict_labels(
     limit = check_probability(unknown_above, "unknown_above")
     max_error = check_probability(max_error, "max_error")
     known, labels = labels_of(model)
-    judges = Judges(as_given(calibrated(known, known.held_out), known.uniform), known.truth)
-    tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels)
+    judges = Judges(as_given(calibrated(known, known.held_out), known.uniform), labels.members[known.truth])
+    tree = tree_for(hierarchy, lambda key: _column(adata, model, key), judges, labels.names)
     cells = read_new(adata, model, layer, batch_key=batch_key)
     mean, _ = posterior_moments(model, cells)
     peers = most_alike(cells, N_PEERS, kind=model.schema.kind, seed=model.seed)
-    found = predict(model, known, mean, peers, cells.group)
+    found = predict(model, known, labels.members, mean, peers, cells.group)
     is_off = found.outlier > limit
     limited = max_error if hierarchy is not None else None
     names = named(tree, judges, found.probability, is_off, limited, random=known.uniform)
     target = target_of(adata, copy=copy)
-    table = pd.DataFrame(found.probability.astype(np.float32), index=adata.obs_names, columns=as_keys(labels))
+    table = pd.DataFrame(found.probability.astype(np.float32), index=adata.obs_names, columns=as_keys(labels.names))
     write_made(
         target,
         keys,

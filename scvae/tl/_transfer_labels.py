@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..data.cells import Cells
 from ..data.genes import LEAST_COVERAGE
+from ..data.label_tree import Hierarchy
 from ..data.labels import UNKNOWN, labels_in
 from ..data.modalities import modalities_of
 from ..diagnostics.expression_pca import most_alike
@@ -41,7 +41,7 @@ def transfer_labels(
     reference: AnnData | MuData | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
-    hierarchy: Mapping[str, Any] | pd.DataFrame | pd.Series | Sequence[str] | str | os.PathLike[str] | None = None,
+    hierarchy: Hierarchy | None = None,
     max_error: float = 0.05,
     unknown_above: float = 0.7,
     beta: float | None = None,

@@ -32,6 +32,7 @@ from ..data.cells import Cells
 from ..data.covariates import covariate_names
 from ..data.intake import DataKeys, read_fit
 from ..data.joint import learn_views
+from ..data.label_tree import Hierarchy
 from ..data.labels import LABEL_WEIGHT
 from ..data.on_disk import Joined
 from ..data.schema import Schema
@@ -95,6 +96,7 @@ def fit(
     labels_key: str | None = None,
     unlabelled: str | None = None,
     label_weight: float = LABEL_WEIGHT,
+    label_hierarchy: Hierarchy | None = None,
     also: Mapping[str, View] | None = None,
     protein_key: str | None = None,
     protein_likelihood: ViewLikelihood = "nb",
@@ -166,6 +168,13 @@ def fit(
         (a few nats) has little say beside thousands of counts. Take 3 instead of 10 if you do not trust the labels:
         with a fifth of them wrong, 0.92 of the cells of two held-out batches were named rightly instead of 0.89; with
         right labels, 0.957 of those of seven batches instead of 0.964.
+    label_hierarchy
+        The tree of labels if some cells have coarser names than others: a dict or Series from child to parent, a nested
+        dict, a table or names of columns of `adata.obs` from coarse to fine, or the path of an OBO file, as in
+        `scvae.tl.predict_labels`. A label over others that occur is then their coarser name, with the sum of their
+        probabilities; the model names cells by the finest labels alone. A coarser name is taken to mean no more than
+        the finer ones that occur: leave it out of the tree if cells called so may be of a type without a label. With
+        `init`, what the model knows of coarser names is kept.
     also
         Further measurements of the same cells, by name, to be embedded together with the values of `adata`, which are
         then called ``"rna"``: ``{"atac": scvae.View(obsm="peaks", likelihood="bernoulli")}`` (see `scvae.View`). The
@@ -300,10 +309,22 @@ def fit(
         raise ValueError(
             f"unlabelled is {unlabelled!r}, but there is no labels_key; pass the column with the labels, too"
         )
+    if label_hierarchy is not None and labels_key is None:
+        raise ValueError("label_hierarchy is given, but there is no labels_key; pass the column with the labels, too")
     views = checked_views(also, protein_key, protein_likelihood)
     first, law, views = of_modalities(adata, modalities, likelihood, views, init)
     data = DataKeys(
-        layer, mask_var, batch_key, covariate_keys, size_factor_key, labels_key, unlabelled, label_weight, views, first
+        layer,
+        mask_var,
+        batch_key,
+        covariate_keys,
+        size_factor_key,
+        labels_key,
+        unlabelled,
+        label_weight,
+        label_hierarchy,
+        views,
+        first,
     )
     request = Request(law, n_latent, beta, metric, rng, device, network, training, init, checkpoint, verbose)
     read = layer if init is None else init.schema.layer_of(layer)

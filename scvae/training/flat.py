@@ -30,7 +30,8 @@ class Flat:
     Attributes
     ----------
     arrays
-        The flat arrays and the places of the layers, by the names of fields of `scvae.kernels.records.JOB`.
+        The flat arrays, the places of the layers, and what labels stand for, by the names of fields of
+        `scvae.kernels.records.JOB`.
     numbers
         Places of the parameters and their number, by these names.
     of_measurements
@@ -47,6 +48,8 @@ class Flat:
         start_of = {id(p): int(start) for p, start in zip(everything, starts, strict=False)}
         self._take_over(optimizer, start_of)
         self.arrays |= _layers(network, start_of)
+        members = torch.empty(0) if network.classifier is None else network.classifier.members.float()
+        self.arrays["members"] = members.numpy()
         self.numbers = _places(network, start_of) | {"n_small": start_of[id(of_genes[0])]}
         term_weights = [1.0, *(view.term_weight for view in views_of(network))]
         self.of_measurements = [

@@ -34,6 +34,8 @@ def make_adata():
                 "batch": pd.Categorical(["a", "b"] * (N_CELLS // 2)),
                 "age": rng.normal(50, 9, N_CELLS),
                 "depth": np.asarray(counts.sum(1)).ravel() + 1.0,
+                "lineage": ["T", "T", "T", "B"] * (N_CELLS // 4),
+                "type": ["T", "CD4", "CD8", "B"] * (N_CELLS // 4),
                 "gap": [np.nan] + [1.0] * (N_CELLS - 1),
             },
             index=[f"cell{i}" for i in range(N_CELLS)],
@@ -223,6 +225,7 @@ REFUSED = {
     "map: output is the reference": ("map in.h5ad --reference ref.safetensors -o ref.safetensors", "are both"),
     "map: other genes": ("map other_genes.h5ad --reference ref.safetensors -o out.h5ad --quiet", "none of the"),
     "wrong labels": ("fit in.h5ad -o out.h5ad --labels-key bacth", "did you mean 'batch'"),
+    "tree without labels": ("fit in.h5ad -o out.h5ad --label-hierarchy lineage", "but there is no labels_key"),
     "no such cells without label": (
         "fit in.h5ad -o out.h5ad --labels-key batch --unlabelled c",
         "unlabelled is 'c', which no cell",
@@ -531,6 +534,13 @@ def test_a_model_fitted_with_labels_names_cells(folder, capsys):
     assert "history" in found.uns["scvae"]
     assert run(*words, "tree.h5ad", "--hierarchy", "learnt", "--max-error", 0.5) == 0
     assert anndata.read_h5ad("tree.h5ad").uns["scvae"]["label_confidence"]["max_error"] == 0.5
+
+
+def test_labels_of_different_depth_are_told_apart_by_columns(folder):
+    words = ("--labels-key", "type", "--label-hierarchy", "lineage", "type", "--model", "labels.safetensors")
+    assert run("fit", "in.h5ad", "-o", "fitted.h5ad", *QUICK, *words) == 0
+    labels = scvae.load("labels.safetensors").schema.labels
+    assert (labels.names, labels.coarse) == (("B", "CD4", "CD8"), (("T", (1, 2)),))
 
 
 def test_embed_reads_the_layer_it_is_told(folder, example):

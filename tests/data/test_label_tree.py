@@ -52,7 +52,7 @@ def test_labels_that_a_tree_lacks_hang_from_the_root_and_nodes_without_labels_ar
         ({"CD4 T": "T", "T": "CD4 T"}, ValueError, "its own ancestor"),
         ({"x": {"B": {}}, "y": {"B": {}}}, ValueError, "'B' has the parents 'x', 'y'"),
         ({"B": "unknown"}, ValueError, "has the name 'unknown'"),
-        ({"hepatocyte": "liver"}, ValueError, "none of the labels of the model"),
+        ({"hepatocyte": "liver"}, ValueError, "none of the labels \\("),
         (3, TypeError, "hierarchy is a int"),
     ],
 )
@@ -87,7 +87,7 @@ def test_labels_that_are_taken_for_each_other_are_joined_first():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 400)
     confusion = np.array([[0.99, 0, 0, 0.01], [0, 0.7, 0.3, 0], [0, 0.3, 0.7, 0], [0.0, 0.06, 0, 0.94]])
-    tree = learnt_tree(confusion[truth], truth, LABELS)
+    tree = learnt_tree(confusion[truth], np.eye(4, dtype=bool)[truth], LABELS)
     assert members(tree)["CD4 T or CD8 T"] == {"CD4 T", "CD8 T"}
     assert members(tree)["CD4 T or CD8 T or mono"] == {"CD4 T", "CD8 T", "mono"}
     assert tree.parent[tree.names.index("B")] == -1

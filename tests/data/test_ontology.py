@@ -70,7 +70,7 @@ def test_labels_that_the_ontology_lacks_are_named_and_hang_from_the_root(path):
 
 
 def test_what_cannot_be_read_is_refused(path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no term for any label of the model \('a', 'b'\)"):
+    with pytest.raises(ValueError, match=r"no term for any label \('a', 'b'\)"):
         parents_in_ontology(path, ["a", "b"])
     with pytest.raises(FileNotFoundError, match="no such file"):
         parents_in_ontology("none.obo", ["T cell", "NK cell"])

@@ -25,6 +25,7 @@ from scvae.training.train import make_step
 CPU = torch.device("cpu")
 # uneven parts, and in the last two steps fewer cells than processes, or one more
 PLAN = [np.arange(17), np.arange(17, 33)[::-1], np.array([40]), np.array([41, 42, 35])]
+COARSE = {"type_1": "type_0", "type_2": "type_0"}  # cells of type_0 have a coarser label
 CASES = {
     "nb": {},
     "zinb": {"likelihood": "zinb"},
@@ -40,7 +41,7 @@ CASES = {
     "flow": {"prior": "flow"},
     "encoded conditions": {"encode_conditions": True, "norm": "none"},
     "skip": {"skip": "gated", "z_to": "every", "training": TrainingConfig(consistency=0.0)},
-    "labels": {"labels_key": "cell_type"},
+    "labels": {"labels_key": "cell_type", "label_hierarchy": COARSE},
 }
 FITS = {
     "nb": {},
@@ -52,7 +53,7 @@ FITS = {
     "auto": {"n_latent": "auto"},
     "mixture": {"network": NetworkConfig(width=16, prior="mixture")},
     "flow": {"network": NetworkConfig(width=16, prior="flow")},
-    "labels": {"labels_key": "cell_type"},
+    "labels": {"labels_key": "cell_type", "label_hierarchy": COARSE},
     "early stop": {
         "training": TrainingConfig(epochs=200, batch_size=32, learning_rate=3e-2, warmup=0.1, patience=0.02)
     },
@@ -104,7 +105,11 @@ def gradients_of(case):
     """Gradients and statistics of each step of `PLAN` in float64; nothing moves, but for running statistics."""
     settings = {"likelihood": "nb", "betas": None, "training": TrainingConfig()} | CASES[case]
     likelihood, betas, training = (settings.pop(name) for name in ("likelihood", "betas", "training"))
-    keys = DataKeys(batch_key="batch", labels_key=settings.pop("labels_key", None))
+    keys = DataKeys(
+        batch_key="batch",
+        labels_key=settings.pop("labels_key", None),
+        label_hierarchy=settings.pop("label_hierarchy", None),
+    )
     adata = scvae.datasets.simulate(n_cells=49, n_genes=30, n_batches=2, likelihood=likelihood, truth=False, rng=0)
     schema, cells = read_fit(adata, keys, kind=KIND[likelihood])
     with double_precision():

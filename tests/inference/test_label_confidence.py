@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from scvae.data.label_tree import flat_tree, tree_of
-from scvae.inference.label_confidence import curves, name_cells, threshold_of
+from scvae.inference.label_confidence import curves, name_cells, threshold_of, wrong_from
 
 TREE = tree_of({"x": ["a", "b"], "y": ["c", "d", "e"]}, "abcde")
+
+
+ONE_OF = np.eye(5, dtype=bool)
 
 
 def cells(rng, n, *, noise, boast):
@@ -32,7 +35,7 @@ def test_the_share_of_wrong_names_stays_below_what_is_allowed(tree, noise, boast
     rng, shares, coverage = np.random.default_rng(3), [], []
     for _ in range(300):
         (known, held_out), (truth, query) = (cells(rng, size, noise=noise, boast=boast) for size in (n, m))
-        n_wrong, n_named = wrong_and_named(tree, truth, name_cells(tree, held_out, known, query, 0.1))
+        n_wrong, n_named = wrong_and_named(tree, truth, name_cells(tree, held_out, ONE_OF[known], query, 0.1))
         shares.append(n_wrong / max(n_named, 1))
         coverage.append(n_named / m)
     assert np.mean(shares) < 0.1 + 2.5 * np.std(shares) / math.sqrt(300)
@@ -42,7 +45,7 @@ def test_the_share_of_wrong_names_stays_below_what_is_allowed(tree, noise, boast
 def test_the_allowed_share_is_used_up_where_names_are_hard():
     rng = np.random.default_rng(5)
     (known, held_out), (truth, query) = (cells(rng, 20_000, noise=1.0, boast=1.0) for _ in range(2))
-    n_wrong, n_named = wrong_and_named(TREE, truth, name_cells(TREE, held_out, known, query, 0.05))
+    n_wrong, n_named = wrong_and_named(TREE, truth, name_cells(TREE, held_out, ONE_OF[known], query, 0.05))
     assert 0.035 < n_wrong / n_named < 0.06
 
 
@@ -51,7 +54,7 @@ def test_less_error_allowed_gives_names_that_are_less_deep():
     (known, held_out), (_, query) = (cells(rng, 2_000, noise=0.8, boast=2.0) for _ in range(2))
     depth = []
     for allowed in (0.3, 0.1, 0.03, 0.0):
-        node = name_cells(TREE, held_out, known, query, allowed).node
+        node = name_cells(TREE, held_out, ONE_OF[known], query, allowed).node
         depth.append(np.where(node >= 0, TREE.depth[node], 0).mean())
     assert depth[0] > depth[1] > depth[2] > depth[3] == 0.0
 
@@ -75,7 +78,7 @@ def test_every_cell_is_named_where_no_held_out_cell_is_wrong_though_some_paths_e
     truth = np.arange(400) % 4
     sure = np.full((400, 4), 0.01)
     sure[np.arange(400), truth] = 0.97
-    naming = name_cells(uneven, sure, truth, sure, 0.05)
+    naming = name_cells(uneven, sure, ONE_OF[truth, :4], sure, 0.05)
     assert [uneven.names[node] for node in naming.node[:4]] == ["a", "b", "c", "d"]
     assert (naming.node >= 0).all()
 
@@ -83,16 +86,23 @@ def test_every_cell_is_named_where_no_held_out_cell_is_wrong_though_some_paths_e
 def test_a_warning_says_that_held_out_cells_are_too_few_for_any_name():
     sure = np.full((20, 5), 0.001)
     sure[np.arange(20), np.arange(20) % 5] = 0.996
-    truth = np.arange(20) % 5
+    truth = ONE_OF[np.arange(20) % 5]
     with pytest.warns(UserWarning, match=r"18 cells with a label .* at least 19"):
         assert (name_cells(TREE, sure[:18], truth[:18], sure, 0.05).node < 0).all()
     assert (name_cells(TREE, sure[:19], truth[:19], sure, 0.05).node >= 0).all()
 
 
+def test_a_name_that_agrees_with_a_coarser_one_is_right():
+    sure = np.array([[0.1, 0.8, 0.05, 0.05, 0], [0.1, 0.2, 0.6, 0.1, 0], [0.9, 0.1, 0, 0, 0]])
+    is_x, is_y = TREE.members[[TREE.names.index("x"), TREE.names.index("y")]]
+    assert wrong_from(TREE, sure, np.array([is_x, is_y, ONE_OF[1]])).tolist() == [-math.inf, -math.inf, 0.9]
+    assert wrong_from(TREE, sure, np.array([is_y, is_x, is_y])).tolist() == [0.9, 0.7, 1.0]
+
+
 def test_curves_end_with_all_cells_named_and_errors_of_the_plain_guess():
     rng = np.random.default_rng(9)
     truth, held_out = cells(rng, 500, noise=0.8, boast=2.0)
-    coarse, fine = curves(TREE, held_out, truth)
+    coarse, fine = curves(TREE, held_out, ONE_OF[truth])
     assert coarse.level == 1
     assert coarse.coverage[-1] == fine.coverage[-1] == 1.0
     path, _ = TREE.paths(held_out)
@@ -100,4 +110,4 @@ def test_curves_end_with_all_cells_named_and_errors_of_the_plain_guess():
         assert curve.error[-1] == pytest.approx(1 - TREE.members[path[:, level], truth].mean())
     assert coarse.error[-1] < fine.error[-1]
     assert (np.diff(fine.threshold) <= 0).all()
-    assert curves(TREE, np.empty((0, 5)), np.empty(0, np.int64)) == []
+    assert curves(TREE, np.empty((0, 5)), ONE_OF[:0]) == []

@@ -9,12 +9,14 @@ from scvae.inference.known_labels import KnownLabels
 from scvae.inference.label_prediction import calibrated, calibration_of
 from scvae.inference.naming import Judges, as_given, named
 
+ONE_OF = np.eye(4, dtype=bool)
+
 
 def labelled(n, factor, rng, wrong=0.0):
     """Logits that are `factor` times those from which the labels are drawn; some labels are then drawn at random."""
     logits = 2.0 * rng.normal(size=(n, 4))
     truth = (logits + rng.gumbel(size=logits.shape)).argmax(1)
-    return factor * logits, np.where(rng.random(n) < wrong, rng.integers(0, 4, n), truth)
+    return factor * logits, ONE_OF[np.where(rng.random(n) < wrong, rng.integers(0, 4, n), truth)]
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 4.0])
@@ -30,7 +32,7 @@ def test_few_cells_move_the_temperature_less_than_many():
     rng = np.random.default_rng(1)
     few, many = (np.mean([calibration_of(*labelled(n, 4.0, rng))[0] for _ in range(30)]) for n in (5, 500))
     assert 1.0 < few < 0.75 * many
-    assert calibration_of(np.empty((0, 4)), np.empty(0, np.int64)) == pytest.approx((1.0, 0.0), abs=1e-4)
+    assert calibration_of(np.empty((0, 4)), ONE_OF[:0]) == pytest.approx((1.0, 0.0), abs=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.1, 0.3])
@@ -39,8 +41,18 @@ def test_probabilities_are_those_of_the_true_label_when_some_labels_are_random(w
     temperature, uniform = calibration_of(*labelled(20_000, 2.0, rng, wrong))
     logits, truth = labelled(20_000, 2.0, rng)
     probability = calibrated(known_with(temperature, uniform), logits)
-    right = probability.argmax(1) == truth
+    right = truth[np.arange(len(truth)), probability.argmax(1)]
     assert probability.max(1).mean() == pytest.approx(right.mean(), abs=0.015)
+
+
+def test_coarser_labels_calibrate_by_the_sum_of_the_probabilities_under_them():
+    """Half of the cells are called by a name over two labels: as many random labels agree with it by chance."""
+    logits, truth = labelled(20_000, 4.0, np.random.default_rng(4), wrong=0.2)
+    pair = np.array([1, 1, 0, 0], bool)
+    coarse = (np.arange(len(truth)) % 2 == 0) & (truth & pair).any(1)
+    temperature, uniform = calibration_of(logits, np.where(coarse[:, None], pair, truth))
+    assert temperature == pytest.approx(4.0, rel=0.06)
+    assert uniform == pytest.approx(0.2, abs=0.02)
 
 
 def known_with(temperature, uniform):

@@ -12,6 +12,7 @@ from scvae.inference.label_prediction import logits_at
 from scvae.inference.posterior import posterior_moments
 
 SHORT = TrainingConfig(epochs=12)
+TREE = {"type_0": ["type_1", "type_2"]}  # cells of type 0 have a coarser name
 
 
 def data(n_cells=500, type_share=0.8):
@@ -131,7 +132,7 @@ def test_labels_that_appear_later_are_added_and_the_others_keep_their_weights(fi
 
 def test_a_run_resumed_from_a_checkpoint_ends_alike_and_needs_the_same_labels(tmp_path):
     adata, path = data(n_cells=300), tmp_path / "run.checkpoint"
-    options = {"batch_key": "batch", "labels_key": "known", "rng": 0, "verbose": False}
+    options = {"batch_key": "batch", "labels_key": "known", "label_hierarchy": TREE, "rng": 0, "verbose": False}
     whole = scvae.fit(adata.copy(), training=TrainingConfig(epochs=4), **options)
     from scvae.training import train
 
@@ -160,7 +161,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_alike_and_needs_the_same_labels(tm
 
 def test_files_on_disk_give_the_same_labels(tmp_path):
     adata = data(n_cells=300)
-    options = {"batch_key": "batch", "labels_key": "known", "rng": 0, "verbose": False}
+    options = {"batch_key": "batch", "labels_key": "known", "label_hierarchy": TREE, "rng": 0, "verbose": False}
     adata.write_h5ad(tmp_path / "cells.h5ad")
     on_disk = TrainingConfig(epochs=12, memory=1e-5)
     model = scvae.fit(tmp_path / "cells.h5ad", training=on_disk, **options)
@@ -168,14 +169,65 @@ def test_files_on_disk_give_the_same_labels(tmp_path):
     assert model.schema.labels == inside.schema.labels
     assert abs(model.labels.held_out - inside.labels.held_out).max() < 5.0
     assert (model.labels.truth == inside.labels.truth).all()
+    assert model.labels.truth.max() == 4  # four names, and the coarser one
     assert model.network.classifier.weight.abs().max() > 0.05
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    """Cells of three batches: types 1 and 3 have one name in the second batch, and the third has no labels."""
+    adata = scvae.datasets.simulate(
+        n_cells=900, n_genes=150, n_batches=3, n_types=5, type_share=0.8, truth=False, rng=7
+    )
+    batch, known = adata.obs["batch"], adata.obs["cell_type"].astype(object)
+    known = known.where(batch != "batch_1", known.replace({"type_1": "odd", "type_3": "odd"}))
+    adata.obs["known"] = known.where(batch != "batch_2")
+    options = {"batch_key": "batch", "labels_key": "known", "label_hierarchy": {"odd": ["type_1", "type_3"]}}
+    return adata, scvae.fit(adata, rng=0, verbose=False, **options)
+
+
+def test_fine_names_are_found_where_labels_are_coarse(coarse):
+    adata, model = coarse
+    assert model.schema.labels.names == tuple(f"type_{i}" for i in range(5))
+    right = guesses(adata, model) == adata.obs["cell_type"].to_numpy()
+    odd = adata.obs["cell_type"].isin(["type_1", "type_3"]).to_numpy()
+    for batch, least in (("batch_1", 0.95), ("batch_2", 0.87)):  # 0.88 and 0.83 without the coarse labels
+        assert right[odd & (adata.obs["batch"] == batch)].mean() > least
+    assert right[~odd].mean() > 0.9
+    column = model.history["validation_label_log_likelihood"]
+    assert column.iloc[0] < column.iloc[-1] < 0
+    assert (model.labels.truth == 5).any()  # coarse, as it was given
+    assert model.labels.label.max() == 4
+
+
+def test_a_file_keeps_coarse_labels_and_training_goes_on_with_them(coarse, tmp_path):
+    adata, model = coarse
+    found = scvae.load(model.save(tmp_path / "model.safetensors"))
+    assert found.schema.labels == model.schema.labels
+    assert torch.equal(found.network.classifier.members, model.network.classifier.members)
+    assert "odd (over 2)" in found.card()
+    names = []
+    for each in (model, found):
+        scvae.tl.predict_labels(adata, each, hierarchy={"odd": ["type_1", "type_3"]}, max_error=0.05)
+        names.append(adata.obs["scvae_label"].astype(str).tolist())
+    assert names[0] == names[1]
+    assert {"odd", "type_1"} <= set(names[0])
+    more = scvae.fit(adata.copy(), init=found, rng=1, verbose=False, training=TrainingConfig(epochs=1))
+    assert more.schema.labels == model.schema.labels
 
 
 def test_a_refused_label_leaves_adata_as_it_was(digest):
     adata = data(n_cells=100)
     before = digest(adata)
-    alone = {"unlabelled": "type_0"}  # without the column
-    for wrong in ({"labels_key": "known", "unlabelled": "?"}, {"labels_key": "none"}, {"label_weight": -1.0}, alone):
+    alone = ({"unlabelled": "type_0"}, {"label_hierarchy": {"type_0": "odd"}})  # without the column
+    tree = {"labels_key": "known", "label_hierarchy": {"type": "odd"}}
+    for wrong in (
+        {"labels_key": "known", "unlabelled": "?"},
+        {"labels_key": "none"},
+        {"label_weight": -1.0},
+        tree,
+        *alone,
+    ):
         with pytest.raises(ValueError):  # noqa: PT011
             scvae.fit(adata, verbose=False, **wrong)
     assert digest(adata) == before

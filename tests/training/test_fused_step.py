@@ -38,6 +38,11 @@ CASES = {
     "zinb by batch": ("zinb", replace(SMALL, encode_conditions=True, dispersion="gene-batch"), {}),
     "labels": ("nb", SMALL, {"labels_key": "known", "label_weight": 20.0}),
     "zinb, labels of many cells": ("zinb", replace(SMALL, width=5), {"labels_key": "cell_type", "batch_key": None}),
+    "labels of different depth": (
+        "nb",
+        SMALL,
+        {"labels_key": "mixed", "label_hierarchy": {"rest": {"pair": ["type_0", "type_1"], "type_2": []}}},
+    ),
     "poisson, two layers": ("poisson", replace(SMALL, encoder_layers=2, decoder_layers=2), {}),
     "two views": ("nb", SMALL, {}, {"protein": View(obsm="protein", weight=0.5)}),
     "two views, dispersions by batch": (
@@ -67,6 +72,10 @@ class Bench:
         )
         adata.obs["age"] = np.random.default_rng(0).uniform(20.0, 60.0, n_cells)
         adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(n_cells) % 3 > 0)
+        coarse = {"type_0": "pair", "type_1": "pair", "type_2": "rest"}
+        even = np.arange(n_cells) % 2 == 0
+        adata.obs["mixed"] = adata.obs["known"].where(even, adata.obs["known"].replace(coarse))
+        adata.obs.loc[adata.obs_names[::20], "mixed"] = "rest"
         views = views or {}
         if views:
             self.measure(adata)
@@ -80,6 +89,8 @@ class Bench:
             generator = torch.Generator().manual_seed(7)
             for parameter in self.network.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            if self.network.classifier is not None and schema.labels.coarse:
+                self.network.classifier.bias[:2] -= 200.0  # a sum of probabilities that is 0 in single precision
             if network.prior == "mixture":
                 self.network.prior.log_variance[0, 0] = 5.0  # more than it may be
         self.feed = Host(self.cells, torch.device("cpu"))
