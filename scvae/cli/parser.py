@@ -72,10 +72,6 @@ def _add_fit(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add_sources(parser)
     model = add_settings(parser)
-    model.add_argument("--protein-key", metavar="SLOT", help="slot of obsm with proteins of the same cells to fit, too")
-    model.add_argument(
-        "--protein-likelihood", metavar="NAME", help="nb, nb_mixture, poisson, or gaussian for log or CLR values"
-    )
     model.add_argument("--labels-key", metavar="COLUMN", help="obs column with cell types to listen to")
     model.add_argument("--unlabelled", metavar="NAME", help="value of that column in cells without a label")
     model.add_argument("--label-weight", metavar="W", type=float, help="weight of the labels in the objective")
@@ -267,6 +263,10 @@ def add_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model.add_argument("--likelihood", metavar="NAME", help="nb, zinb, poisson, bernoulli or gaussian")
     model.add_argument("--n-latent", metavar="N", type=_n_latent, help="latent dimensions, or auto")
     model.add_argument("--metric", metavar="NAME", help="coordinates of the embedding: expression (default) or latent")
+    model.add_argument("--protein-key", metavar="SLOT", help="slot of obsm with proteins of the same cells to fit, too")
+    model.add_argument(
+        "--protein-likelihood", metavar="NAME", help="nb, nb_mixture, poisson, or gaussian for log or CLR values"
+    )
     return model
 
 

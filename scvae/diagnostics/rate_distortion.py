@@ -12,13 +12,16 @@ from ..data.cells import Cells
 from ..inference.fitted import FittedModel
 from ..inference.outcome import ACTIVE_ABOVE
 from ..inference.posterior import log_likelihood_bound, posterior_moments
+from ..inference.views import every_view
 from .collapse import kl_to_prior, mean_kl
 from .expression_pca import expression_space
 from .held_out import Role, judged_cells
 from .information import information
 from .structure import (
+    LEAST_COMPARED,
     REFERENCE_CELLS,
     LabelAgreement,
+    Reference,
     Structure,
     label_agreement,
     structure,
@@ -80,8 +83,9 @@ class Yardstick:
         Role of these cells in the fit; see `Judged`.
     sampled
         Cells for the structure of the embedding.
-    reference, compared
-        Coordinates in expression space of some of the sampled cells, and the positions of these cells.
+    references
+        For each measurement, coordinates in expression space of some of the sampled cells that have it, and the
+        positions of these cells.
     labels
         Label code of each sampled cell, negative for a cell without label; None if there are no labels.
     """
@@ -89,8 +93,7 @@ class Yardstick:
     judged: Cells
     role: str
     sampled: Cells
-    reference: Float[np.ndarray, "some components"]
-    compared: Int[np.ndarray, " some"]
+    references: tuple[Reference, ...]
     labels: Int[np.ndarray, " sampled"] | None
 
 
@@ -118,12 +121,16 @@ def make_yardstick(
     judged, role = to_judge_on(model, cells, seed=seed)
     sampled = _some(len(cells), STRUCTURE_CELLS, seed)
     compared = _some(len(sampled), REFERENCE_CELLS, seed)
+    references = []
+    for seen, turned in every_view(model, cells):
+        here = compared[turned.having[0][sampled[compared]]]
+        if len(here) >= LEAST_COMPARED:
+            references.append((expression_space(turned, sampled[here], kind=seen.schema.kind), here))
     return Yardstick(
         judged=judged,
         role=role,
         sampled=cells.taken(sampled),
-        reference=expression_space(cells, sampled[compared], kind=model.schema.kind),
-        compared=compared,
+        references=tuple(references),
         labels=None if labels is None else labels[sampled],
     )
 
@@ -194,7 +201,7 @@ def embedding_at(
 ) -> tuple[Structure, LabelAgreement | None]:
     """Scores of the sampled cells' embedding at one β, without and with labels; None for the latter without labels."""
     mean, variance = posterior_moments(model, yardstick.sampled, beta=beta)
-    scores = structure(mean, variance, yardstick.reference, yardstick.compared, seed=seed, written=model.written)
+    scores = structure(mean, variance, yardstick.references, seed=seed, written=model.written)
     labels = yardstick.labels
     return scores, None if labels is None else label_agreement(model.written(mean), labels, seed=seed)
 

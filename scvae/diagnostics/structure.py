@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,9 @@ N_RESAMPLES = 10
 KEPT_SHARE = 0.9  # of the cells in a resample
 WIDER = 2  # times as many neighbours are found, so that enough of them remain in a resample
 N_DRAWS = 3  # of the posterior
-REFERENCE_CELLS = 2_000
+REFERENCE_CELLS, LEAST_COMPARED = 2_000, 3  # most and fewest cells for `trustworthiness`
 Written = Callable[[np.ndarray], np.ndarray]
+Reference = tuple[Float[np.ndarray, "_ _"], Int[np.ndarray, " _"]]  # one with cells and components of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Structure:
     modularity
         Modularity of the Leiden partition, mean over `RESOLUTIONS` (Newman & Girvan 2004, always at resolution 1).
     trustworthiness
-        See `trustworthiness`.
+        See `trustworthiness`; mean over the spaces that the embedding is compared with.
     n_clusters
         Number of Leiden clusters at resolution 1.
     """
@@ -69,8 +70,7 @@ class LabelAgreement:
 def structure(
     mean: Float[np.ndarray, "cells latent"],
     variance: Float[np.ndarray, "cells latent"],
-    reference: Float[np.ndarray, "some components"],
-    compared: Int[np.ndarray, " some"],
+    references: Sequence[Reference],
     *,
     seed: int,
     written: Written = np.asarray,
@@ -81,11 +81,9 @@ def structure(
     ----------
     mean, variance
         Moments of q(z | x).
-    reference
-        Coordinates of some of the cells in the space that the embedding is compared with (see
-        `scvae.diagnostics.expression_pca`).
-    compared
-        Positions of these cells.
+    references
+        Coordinates of some of the cells in each space that the embedding is compared with (see
+        `scvae.diagnostics.expression_pca`), and the positions of these cells.
     seed
         Seed of all random numbers. The same seed gives the same resamples and the same noise for every embedding, so
         that their scores can be compared.
@@ -101,11 +99,12 @@ def structure(
     wide = nearest(embedding, WIDER * N_NEIGHBOURS)
     graph = as_igraph(graph_of(_narrow(wide)))
     partitions = [leiden(graph, resolution=resolution, seed=_cluster_seed(seed)) for resolution in RESOLUTIONS]
+    trusted = [trustworthiness(reference, embedding[compared]) for reference, compared in references]
     return Structure(
         leiden_stability=leiden_stability(wide, partitions, seed=seed),
         graph_agreement=graph_agreement(mean, variance, seed=seed, written=written),
         modularity=float(np.mean([graph.modularity(clusters, weights="weight") for clusters in partitions])),
-        trustworthiness=trustworthiness(reference, embedding[compared]),
+        trustworthiness=float(np.mean(trusted)) if trusted else float("nan"),
         n_clusters=int(partitions[RESOLUTIONS.index(1.0)].max()) + 1,
     )
 
@@ -174,7 +173,7 @@ def trustworthiness(
     """Whether neighbours in the embedding are also neighbours in the reference space (Venna & Kaski 2001, equation 2).
 
     1 if all are, about 0.5 if they are random. Uses the k = `N_NEIGHBOURS` nearest neighbours, fewer if there are not
-    three times as many cells; NaN for fewer than 3 cells. Memory grows with the square of the number of cells.
+    three times as many cells; NaN for fewer than `LEAST_COMPARED`. Memory grows with the square of the number of cells.
     """
     from sklearn.manifold import trustworthiness as of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
@@ -21,30 +21,33 @@ from ..common.keys import Keys
 from ..common.progress import passing, progress_bar
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
-from ..config import NetworkConfig, TrainingConfig
+from ..config import NetworkConfig, TrainingConfig, View, ViewLikelihood
 from ..data.beta_range import evenly_spaced, given_betas
 from ..data.cells import Cells
 from ..data.intake import DataKeys
+from ..data.modalities import modalities_of
 from ..diagnostics.rate_distortion import Yardstick, embedding_at, make_yardstick, rate_distortion
 from ..diagnostics.recommendation import recommend
-from ..inference.cells import read_cells
+from ..inference.cells import read_cells, warn_of_absent
 from ..inference.fitted import FittedModel
 from ..inference.metric import MetricName
 from ..kernels.context import computing
 from ..likelihoods import LikelihoodName
 from ..training.fit import read_and_train, shared_seed
+from ..training.measurements import checked_views, of_modalities
 from ..training.refit import fit_next
 from ..training.results import write_results
 from ..training.settings import Request
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 DEFAULT_RANGE = (0.1, 10.0)
 N_BETAS = 9
 LEAST_CELLS = 20  # fewest cells for meaningful neighbours and clusters
 
-ALLOWED_WITH_MODEL = {"layer", "rng", "verbose", "views"}  # no argument here sets the views
+ALLOWED_WITH_MODEL = {"layer", "rng", "verbose", "views"}  # the arguments for views are looked at themselves
 WARM_EPOCHS = 0.5  # share of the epochs of a fit, for the later models of a sweep
 
 Method = Literal["path", "sweep"]
@@ -93,7 +96,7 @@ class BetaPath:
 @computing()
 @process_group()
 def tune_beta(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     model: FittedModel | None = None,
     betas: Sequence[float] | np.ndarray | None = None,
@@ -104,6 +107,10 @@ def tune_beta(
     batch_key: str | None = None,
     covariate_keys: str | Sequence[str] | None = (),
     size_factor_key: str | None = None,
+    also: Mapping[str, View] | None = None,
+    protein_key: str | None = None,
+    protein_likelihood: ViewLikelihood = "nb",
+    modalities: Mapping[str, ViewLikelihood] | None = None,
     likelihood: LikelihoodName = "nb",
     n_latent: int | Literal["auto"] | None = None,
     metric: MetricName = "expression",
@@ -126,7 +133,7 @@ def tune_beta(
     Parameters
     ----------
     adata
-        Cells x genes, raw data as for `scvae.fit`.
+        Cells x genes, raw data as for `scvae.fit`, or a MuData with the modalities of the fit.
     model
         A path model, from ``scvae.fit(adata, beta=(low, high))``; None fits one. If a model is given, `layer` is the
         only argument of the fit that may be set.
@@ -142,6 +149,9 @@ def tune_beta(
         one and trains for half as many epochs.
     layer, mask_var, batch_key, covariate_keys, size_factor_key, likelihood, n_latent, metric, device, network, training
         As in `scvae.fit`.
+    also, protein_key, protein_likelihood, modalities
+        Further measurements of the cells, as in `scvae.fit`: β is then chosen for the embedding by all of them, and
+        distortion and likelihoods are those of all that a cell has.
     rng
         Seed or numpy Generator for the fit and the scores; None takes the seed of `model`, or draws one.
     key_added
@@ -171,8 +181,9 @@ def tune_beta(
             structure of the embedding without labels, on at most 5,000 cells drawn from all: agreement (adjusted Rand
             index) of Leiden clusters with those of resampled cells; share of nearest neighbours that two draws of
             z ~ q(z | x) have in common; modularity of the Leiden clusters; how well neighbours in the embedding match
-            neighbours in principal components of log-normalised expression (at most 2,000 cells); and the number of
-            Leiden clusters at resolution 1;
+            neighbours in principal components of log-normalised expression (at most 2,000 cells; with further
+            measurements, the mean over all, each on the cells that have it); and the number of Leiden clusters at
+            resolution 1;
         ``nmi``, ``ari``, ``silhouette``
             with `labels_key`: agreement of Leiden clusters with the labels, best over resolutions 0.1 to 2, and the
             silhouette of the labels.
@@ -204,19 +215,20 @@ def tune_beta(
     True
     """
     keys = Keys(key_added)
-    check_adata(adata)
-    check_replaceable(adata.uns, keys)
     check_choice(method, ("path", "sweep"), "method")
-    if adata.n_obs < LEAST_CELLS:
-        raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
     if isinstance(network, NetworkConfig):
         _check_network(network, method)
-    labels = None if labels_key is None else _label_codes(adata, labels_key)
     points = _points(betas, model)
+    views = checked_views(also, protein_key, protein_likelihood)
+    law: ViewLikelihood = likelihood
+    if model is None:
+        first, law, views = of_modalities(adata, modalities, likelihood, views, None)
+    else:
+        first = model.schema.name
     covariate_keys = () if covariate_keys is None else covariate_keys
-    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key)
+    data = DataKeys(layer, mask_var, batch_key, covariate_keys, size_factor_key, views=views, name=first)
     request = Request(
-        likelihood=likelihood,
+        likelihood=law,
         n_latent=n_latent,
         metric=metric,
         rng=rng,
@@ -227,15 +239,38 @@ def tune_beta(
         verbose=verbose,
     )
     if model is not None:
-        _refuse_without_effect(method, data, request)
-        seed = model.seed if rng is None else seed_of(rng)
+        _refuse_without_effect(
+            data, request, method=method != "path", also=also, protein_key=protein_key, modalities=modalities
+        )
+    with modalities_of(adata, first) as cells_in:
+        return _tuned(cells_in, model, method, points, labels_key, data, request, keys)
+
+
+def _tuned(
+    adata: AnnData,
+    model: FittedModel | None,
+    method: Method,
+    points: list[float],
+    labels_key: str | None,
+    data: DataKeys,
+    request: Request,
+    keys: Keys,
+) -> BetaPath:
+    check_adata(adata)
+    check_replaceable(adata.uns, keys)
+    if adata.n_obs < LEAST_CELLS:
+        raise ValueError(f"adata has {adata.n_obs} cells; tune_beta needs at least {LEAST_CELLS}")
+    labels = None if labels_key is None else _label_codes(adata, labels_key)
+    if model is not None:
+        seed = model.seed if request.rng is None else seed_of(request.rng)
         models: tuple[FittedModel, ...] = (model,)
-        cells = read_cells(adata, model, layer)
+        cells = read_cells(adata, model, data.layer)
+        warn_of_absent(adata, model.schema, None)
     else:
-        seed = shared_seed(rng, None)
+        seed = shared_seed(request.rng, None)
         models, cells = _fit_all(adata, method, points, data, replace(request, rng=seed))
     yardstick = make_yardstick(models[0], cells, labels, seed=seed)
-    table = _table(models, yardstick, points, seed=seed, verbose=verbose)
+    table = _table(models, yardstick, points, seed=seed, verbose=request.verbose)
     recommended = recommend(table)
     table["recommended"] = table["beta"] == recommended
     judged_on = f"{len(yardstick.judged):,} cells {yardstick.role}"
@@ -282,15 +317,15 @@ def _points(betas: Sequence[float] | np.ndarray | None, model: FittedModel | Non
     return points if model is None else [model.beta_of(beta) for beta in points]
 
 
-def _refuse_without_effect(method: Method, data: DataKeys, request: Request) -> None:
-    """Refuses settings of a fit if a fitted model is given."""
+def _refuse_without_effect(data: DataKeys, request: Request, **others: object) -> None:
+    """Refuses settings of a fit, and any of the `others` that is set, if a fitted model is given."""
     given = [
         field.name
         for record in (data, request)
         for field in fields(record)
         if field.name not in ALLOWED_WITH_MODEL and getattr(record, field.name) is not field.default
     ]
-    given += ["method"] if method != "path" else []
+    given += [name for name, value in others.items() if value]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be set for a fitted model; leave out either model or these")
 

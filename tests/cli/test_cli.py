@@ -728,6 +728,10 @@ def test_proteins_are_fitted_from_files_and_cells_embedded_by_rna_alone(tmp_path
     assert run("fit", path, tmp_path / "other.h5ad", *QUICK, *options[:2], "-o", both) == 0
     assert run("embed", path, "--model", model, "--views", "rna", "--key-added", "by_rna", "-o", both, "--force") == 0
     assert anndata.read_h5ad(both).uns["by_rna"]["cells_with"] == {"rna": N_CELLS, "protein": 0}
+    assert run("tune-beta", path, *QUICK, *options[:4], "--betas", 0.5, 2, "-o", both, "--force") == 0
+    record = anndata.read_h5ad(both).uns["scvae"]
+    assert record["params"]["views"] == {"protein": "poisson"}
+    assert len(record["beta_path"]) == 2
 
 
 def test_views_that_do_not_exist_are_refused(example, tmp_path, capsys):

@@ -29,7 +29,8 @@ def planted(apart, *, n_groups=4, n_latent=5, seed=0):
 
 
 def scores(z, variance=0.01, reference=None, seed=0):
-    return structure(z, np.full_like(z, variance), z if reference is None else reference, np.arange(N), seed=seed)
+    references = [(z if reference is None else reference, np.arange(N))]
+    return structure(z, np.full_like(z, variance), references, seed=seed)
 
 
 def test_planted_groups_score_above_weak_groups_above_noise():
@@ -73,7 +74,7 @@ def test_trustworthiness_is_that_of_the_definition():
 
 def test_few_cells_are_scored_and_too_few_give_nan():
     z = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    few = structure(z, np.full_like(z, 0.1), z, np.arange(8), seed=0)
+    few = structure(z, np.full_like(z, 0.1), [(z, np.arange(8))], seed=0)
     assert few.trustworthiness == 1
     assert np.isfinite(dataclasses.astuple(few)).all()
     assert np.isnan(trustworthiness(z[:2], z[:2]))

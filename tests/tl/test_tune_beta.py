@@ -18,6 +18,7 @@ from scvae.common.checks import MissingKeyError
 from scvae.data.batches import split
 from scvae.data.intake import read_query
 from scvae.diagnostics import rate_distortion as measures
+from scvae.diagnostics.structure import trustworthiness
 from scvae.inference.cells import read_cells
 from scvae.inference.posterior import posterior_moments
 from scvae.training.refit import fit_next
@@ -204,6 +205,46 @@ def test_samples_are_capped(monkeypatch):
     assert seen == [60] * 3
 
 
+# several measurements
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_of_a_joint_fit_is_what_the_public_tools_give_of_all_that_a_cell_has(method, tmp_path):
+    adata = simulated(n_proteins=6)
+    adata.obsm["protein"].iloc[::5] = np.nan
+    path = tune(adata, method=method, protein_key="protein", protein_likelihood="poisson")
+    assert adata.uns["scvae"]["params"]["views"] == {"protein": "poisson"}
+    assert path.judged_on == "15 cells held out of the fit"
+    for i, beta in enumerate(BETAS):
+        model = model_at(path, i)
+        cells = adata[held_out(adata, model)].copy()
+        bound = scvae.tl.log_likelihood(cells, model, n_samples=measures.N_SAMPLES, rng=SEED, beta=beta).mean()
+        assert path.table["log_likelihood"][i] == pytest.approx(bound, rel=1e-6)
+    best = model_at(path, BETAS.index(path.recommended))
+    scvae.tl.embed(adata, best, beta=path.recommended, key_added="again")
+    np.testing.assert_array_equal(adata.obsm["X_scvae"], adata.obsm["X_again"])
+    if method == "path":
+        with pytest.raises(ValueError, match="protein_key cannot be set for a fitted model"):
+            tune(adata, model=path.model, protein_key="protein")
+        pd.testing.assert_frame_equal(tune(adata, model=path.model, rng=None).table, path.table)
+        with pytest.warns(UserWarning, match="embedded without the view 'protein'"):
+            tune(simulated(), model=path.model)
+
+
+def test_trustworthiness_is_the_mean_over_measurements_of_the_cells_that_have_each():
+    adata = simulated(n_proteins=6)
+    adata.obsm["protein"].iloc[:100] = np.nan
+    model = tune(adata, protein_key="protein").model
+    yardstick = measures.make_yardstick(model, read_cells(adata, model, None), None, seed=SEED)
+    (rna, everyone), (protein, some) = yardstick.references
+    np.testing.assert_array_equal(everyone, np.arange(150))
+    np.testing.assert_array_equal(some, np.arange(100, 150))
+    z = model.written(posterior_moments(model, yardstick.sampled, beta=1.0)[0])
+    expected = (trustworthiness(rna, z) + trustworthiness(protein, z[100:])) / 2
+    found, _ = measures.embedding_at(model, yardstick, beta=1.0, seed=SEED)
+    assert found.trustworthiness == pytest.approx(expected, rel=1e-6)
+
+
 # the sweep
 
 
@@ -320,8 +361,7 @@ def test_a_missing_column_is_a_key_error_too():
 
 def test_arguments_shared_with_fit_are_those_of_fit():
     fit, found = (inspect.signature(f).parameters for f in (scvae.fit, scvae.tune_beta))
-    of_views = {"also", "protein_key", "protein_likelihood", "modalities"}
-    assert set(fit) - set(found) == {"beta", "init", "unlabelled", "label_weight"} | of_views
+    assert set(fit) - set(found) == {"beta", "init", "unlabelled", "label_weight"}
     assert set(found) - set(fit) == {"model", "betas", "method"}
     for name in set(fit) & set(found):
         assert found[name].default == fit[name].default
