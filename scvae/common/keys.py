@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LONGEST = 200  # bytes of a name that a file system can hold, with some to spare
+OF_EFFECTS = "effects_"  # begins the name of an entry that is of a model at one β
 # uns or obsm has results of scanpy under these names
 OF_SCANPY = "dendrogram|diffmap|draw_graph|hvg|leiden|log1p|louvain|neighbors|paga|pca|rank_genes_groups|tsne|umap"
 
@@ -148,6 +149,10 @@ class Keys:
     def effects(self) -> str:
         """varm: effect on each gene of one standard deviation of each latent dimension, genes x n_latent."""
         return f"{self.key_added}_effects"
+
+    def effects_view(self, view: str) -> str:
+        """Within uns[key_added]: effects on the features of a further measurement, and their traversal."""
+        return f"{OF_EFFECTS}{view}"
 
     @property
     def traversal(self) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .keys import Keys
+from .keys import OF_EFFECTS, Keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +89,7 @@ def recorded(
     for place, name, value in values:
         if place == "record" and name in keys.entries:
             models[name] = _digest(made_by)
-        elif place != "record" and value is not None:
+        elif value is not None and (place != "record" or name.startswith(OF_EFFECTS)):
             models[name] = made_by
         if place == "obs" or name == keys.mean:
             checksums[name] = _checksum(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..common.checks import MissingKeyError, check_adata, check_positive_int
+from ..common.checks import MissingKeyError, check_choice, check_positive_int, check_slots, is_mudata, missing_key
 from ..common.keys import Keys
 from ..common.provenance import check_of_embedding
 from ._contrast import visible
@@ -20,17 +20,20 @@ from ._layout import lay_out
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from mudata import MuData
 
 MOST_PANELS = 6
 RAISED, LOWERED = COLOURS[0], COLOURS[5]
-CHANGE = {"bernoulli": "logit", "gaussian": "value"}  # log proportion for counts
+CHANGE = {"bernoulli": "logit", "gaussian": "value", "nb_mixture": "log count"}  # log proportion for other counts
+FIRST = "rna"  # the first measurement of a model that has no further ones
 
 
 def loadings(
-    adata: AnnData,
+    adata: AnnData | MuData,
     *,
     dimensions: Sequence[int] | None = None,
     n_genes: int = 10,
+    view: str | None = None,
     key_added: str = "scvae",
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
@@ -40,17 +43,22 @@ def loadings(
 
     For a linear decoder, bars show its loadings: the change per unit of the embedding. For other decoders they show the
     effects from `scvae.tl.latent_genes`: the change for a step of one standard deviation. Both are changes of the log
-    proportion (bernoulli: of the logit; gaussian: of the value). For signs see `scvae.tl.latent_genes`.
+    proportion (bernoulli: of the logit; gaussian: of the value; nb_mixture: of the log count). For signs see
+    `scvae.tl.latent_genes`.
 
     Parameters
     ----------
     adata
         Cells with the embedding and either ``varm["<key_added>_loadings"]``, as written by `scvae.fit` for a linear
-        decoder, or ``varm["<key_added>_effects"]``, as written by `scvae.tl.latent_genes`.
+        decoder, or ``varm["<key_added>_effects"]``, as written by `scvae.tl.latent_genes`; of a MuData, those of its
+        modality.
     dimensions
         Dimensions to draw, counted from 0. None takes up to six in use, largest KL first.
     n_genes
         Genes per dimension: half of them the most raised, half the most lowered.
+    view
+        For a model of several measurements, the one whose features to draw; None for the first. Those of a further one
+        are measured by ``scvae.tl.latent_genes(adata, model, view=...)``, for a linear decoder, too.
     key_added
         The `key_added` passed to `scvae.fit`.
     ax
@@ -72,8 +80,8 @@ def loadings(
     MissingKeyError
         If there are neither loadings nor effects, or no embedding.
     ValueError
-        If embedding and effects are of different models, or of different β of one, a dimension does not exist, or `ax`
-        does not have one axes per dimension.
+        If embedding and effects are of different models, or of different β of one, a dimension or a measurement does
+        not exist, or `ax` does not have one axes per dimension.
 
     Examples
     --------
@@ -87,9 +95,9 @@ def loadings(
     """
     keys = Keys(key_added)
     n_genes = check_positive_int(n_genes, "n_genes")
-    check_adata(adata)
+    check_slots(adata)
     kl = kl_per_dimension(adata, keys, *moments(adata, keys))
-    values, unit = _changes(adata, keys, len(kl))
+    values, names, unit = _changes(adata, keys, view, len(kl))
     if dimensions is None:
         chosen = by_kl(kl)[: min(MOST_PANELS, max(1, int((kl > ACTIVE_ABOVE).sum())))]
     else:
@@ -100,7 +108,6 @@ def loadings(
         axes = given_axes(ax)
         chosen = chosen[: len(axes)] if dimensions is None else chosen
         given_axes(ax, len(chosen))
-    names = np.asarray(adata.var_names, dtype=str)
     for panel, dimension in zip(axes, chosen, strict=True):
         _draw(panel, values[:, dimension], names, n_genes)
         title(panel, f"dimension {dimension} ({kl[dimension]:.2f} nats)")
@@ -109,25 +116,48 @@ def loadings(
     return hand_over(tuple(axes), axes[0], drawn_into=ax, show=show, save=save)
 
 
-def _changes(adata: AnnData, keys: Keys, n_latent: int) -> tuple[Float[np.ndarray, "genes latent"], str]:
-    """The change of each gene along each dimension, and its unit."""
+def _changes(
+    adata: AnnData | MuData, keys: Keys, view: str | None, n_latent: int
+) -> tuple[Float[np.ndarray, "features latent"], np.ndarray, str]:
+    """The change of each feature along each dimension, the names of the features, and the unit of the change."""
     record = adata.uns.get(keys.uns, {})
-    what = CHANGE.get(record.get("params", {}).get("likelihood"), "log proportion")
-    for key, step in ((keys.loadings, "unit of z"), (keys.effects, "SD")):
-        if key not in adata.varm:
-            continue
-        check_of_embedding(adata, keys, "varm", key, "scvae.tl.latent_genes")
-        values = np.asarray(adata.varm[key], dtype=np.float64)
-        if values.shape[1] != n_latent:
-            raise ValueError(
-                f"adata.varm[{key!r}] has {values.shape[1]} dimensions and adata.obsm[{keys.mean!r}] has {n_latent}, "
-                "so they are of different models; run scvae.tl.latent_genes(adata, model) again"
+    params = record.get("params", {})
+    first, others = params.get("first_view", FIRST), params.get("views", {})
+    if view is not None:
+        check_choice(view, (first, *others), "view")
+    writer = f"scvae.tl.latent_genes(adata, model{f', view={view!r}' if view in others else ''})"
+    if view is not None and view in others:
+        place, key, step, likelihood = f"uns[{keys.uns!r}]", keys.effects_view(view), "SD", others[view]
+        if key not in record:
+            raise MissingKeyError(f"adata.{place} has no {key!r}; run {writer}, which measures the effects")
+        values, names = record[key]["effects"], record[key]["features"]
+    else:
+        table = _of_first(adata, first)
+        place, likelihood = "varm", params.get("likelihood")
+        key, step = (keys.loadings, "unit of z") if keys.loadings in table.varm else (keys.effects, "SD")
+        if key not in table.varm:
+            raise MissingKeyError(
+                f"adata.varm has neither {keys.loadings!r} (of a linear decoder) nor {keys.effects!r}; "
+                f"run {writer}, which measures the effects for any decoder"
             )
-        return values, f"change of {what} per {step}"
-    raise MissingKeyError(
-        f"adata.varm has neither {keys.loadings!r} (of a linear decoder) nor {keys.effects!r}; "
-        "run scvae.tl.latent_genes(adata, model), which measures the effects for any decoder"
-    )
+        values, names = table.varm[key], table.var_names
+    check_of_embedding(adata, keys, place, key, writer)
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape[1] != n_latent:
+        raise ValueError(
+            f"adata.{place}[{key!r}] has {values.shape[1]} dimensions and adata.obsm[{keys.mean!r}] has {n_latent}, "
+            f"so they are of different models; run {writer} again"
+        )
+    return values, np.asarray(names, dtype=str), f"change of {CHANGE.get(likelihood, 'log proportion')} per {step}"
+
+
+def _of_first(adata: AnnData | MuData, first: str) -> AnnData:
+    """The AnnData with the features of the first measurement."""
+    if not is_mudata(adata):
+        return adata
+    if first not in adata.mod:
+        raise missing_key("the MuData", first, list(adata.mod))
+    return adata.mod[first]
 
 
 def _draw(axes: Axes, values: Float[np.ndarray, " genes"], names: np.ndarray, n_genes: int) -> None:

@@ -83,7 +83,10 @@ def latent_genes(
         ``varm["<key_added>_traversal"]``
             float32 changes from the 5th to the 95th percentile, genes x n_latent; 0 for genes not modelled.
 
-        Nothing is written for a further `view`, whose features are not those of `adata`.
+        With a further `view`, whose features are not those of `adata`, instead:
+
+        ``uns["<key_added>"]["effects_<view>"]``
+            The same arrays as ``effects`` and ``traversal``, with the names of the ``features``.
 
     Raises
     ------
@@ -113,16 +116,20 @@ def latent_genes(
     cells = cells if len(filled) == len(cells) else cells.taken(filled)
     found = directions(seen, cells, quantiles=ENDS, beta=beta)
     effects = found.slope * found.sd
+    made_by, table = identity_of(model, beta), _table(effects, found, seen.genes, n_listed)
     if place is not None:
-        return _table(effects, found, seen.genes, n_listed)
+        arrays = {"effects": effects.astype(np.float32), "traversal": found.traversal.astype(np.float32)}
+        entry = {"features": np.array(seen.genes, dtype=str), **arrays}
+        write_made(adata, keys, made_by, record={keys.effects_view(seen.schema.name): entry})
+        return table
     rows = model.genes.get_indexer(adata.var_names.astype(str))
 
     def of_all(values: Float[np.ndarray, "modelled latent"]) -> Float[np.ndarray, "genes latent"]:
         return np.where((rows >= 0)[:, None], values[rows], 0.0).astype(np.float32)
 
     varm = {keys.effects: of_all(effects), keys.traversal: of_all(found.traversal)}
-    write_made(adata, keys, identity_of(model, beta), varm=varm)
-    return _table(effects, found, model.genes, n_listed)
+    write_made(adata, keys, made_by, varm=varm)
+    return table
 
 
 def _table(

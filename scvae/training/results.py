@@ -13,6 +13,7 @@ from ..common.keys import Keys
 from ..common.slots import write_made
 from ..config import to_json
 from ..data.cells import Cells
+from ..data.schema import Schema
 from ..inference.fitted import FittedModel, identity_of
 from ..inference.groups import group_columns, group_matrices
 from ..inference.posterior import posterior_moments
@@ -38,7 +39,7 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "n_genes": len(schema.genes),
         "network": to_json(model.network_config),
         "training": to_json(model.training_config),
-        **({"views": {view.name: view.likelihood for view in schema.views}} if schema.views else {}),
+        **_views(schema),
     }
     return {
         "params": _storable(params),
@@ -58,6 +59,13 @@ def record_of(model: FittedModel) -> dict[str, Any]:
         "versions": dict(model.versions),
         "threads": model.threads or "none",
     }
+
+
+def _views(schema: Schema) -> dict[str, Any]:
+    """The name of the first measurement, and the likelihood of each further one; empty for a model of one."""
+    if not schema.views:
+        return {}
+    return {"first_view": schema.name, "views": {view.name: view.likelihood for view in schema.views}}
 
 
 def _storable(values: dict[str, Any]) -> dict[str, Any]:

@@ -240,7 +240,8 @@ def test_draws_of_given_cells_have_the_measurements_that_these_have(cells, model
 def test_latent_genes_lists_the_features_of_a_view(cells, model, digest):
     before = digest(cells)
     table = scvae.tl.latent_genes(cells, model, n_genes=3, view="protein")
-    assert digest(cells) == before
+    assert digest(cells) == before  # but for an entry of the record
+    assert list(cells.uns["scvae"]["effects_protein"]["features"]) == list(cells.obsm["protein"])
     assert set(table["gene"]) <= set(cells.obsm["protein"])
     # cells with a larger value have more of the proteins that it raises
     share = np.log1p(cells.obsm["protein"].iloc[:340])
@@ -250,3 +251,20 @@ def test_latent_genes_lists_the_features_of_a_view(cells, model, digest):
     assert along * np.sign(best["effect"]) > 0.3
     with pytest.raises(ValueError, match="view must be one of 'rna', 'protein'; found 'adt'"):
         scvae.tl.latent_genes(cells, model, view="adt")
+
+
+def test_effects_on_a_view_are_drawn_and_go_with_their_model(cells, model, tmp_path):
+    with pytest.raises(KeyError, match=r"'effects_protein'; run scvae.tl.latent_genes\(adata, model, view='protein'\)"):
+        scvae.pl.loadings(cells, view="protein", show=False)
+    with pytest.raises(ValueError, match="view must be one of 'rna', 'protein'; found 'adt'"):
+        scvae.pl.loadings(cells, view="adt", show=False)
+    table = scvae.tl.latent_genes(cells, model, view="protein")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    read = ad.read_h5ad(tmp_path / "cells.h5ad")
+    panel, *_ = scvae.pl.loadings(read, dimensions=[0], n_genes=2, view="protein", show=False)
+    ends = table[(table["dimension"] == 0) & (table["rank"] == 1)].sort_values("effect")
+    np.testing.assert_allclose([bar.get_width() for bar in panel.patches], ends["effect"], rtol=1e-6)
+    scvae.tl.embed(cells, model, views="rna")
+    assert "effects_protein" in cells.uns["scvae"]
+    scvae.fit(cells, protein_key="protein", **SHORT | {"training": scvae.TrainingConfig(epochs=1)})
+    assert "effects_protein" not in cells.uns["scvae"]
