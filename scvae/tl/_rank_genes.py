@@ -115,7 +115,7 @@ def rank_genes(
         69 % without.
     within
         Column of `adata.obs`, such as the cell type: groups are compared within each of its values, and there is one
-        ranking for each value and group, named ``"<value>: <group>"``. None compares all cells.
+        ranking for each value and group, named ``"<value>, <group>"``. None compares all cells.
     lfc_threshold
         Smallest log fold change (base 2) that counts as a change, in either direction.
     min_counts
@@ -190,7 +190,7 @@ def rank_genes(
     >>> scvae.tl.rank_genes(
     ...     adata, model, groupby="condition", reference="control", sample_key="donor", within="cell_type"
     ... )
-    >>> sc.get.rank_genes_groups_df(adata, group="type_0: treated").columns[0]
+    >>> sc.get.rank_genes_groups_df(adata, group="type_0, treated").columns[0]
     'names'
     """
     check_model(model)
@@ -225,7 +225,7 @@ def rank_genes(
     left_out: list[str] = []
     for kind, is_in in kinds.items():
         here = np.where(is_in, codes, -1)
-        labels = [f"{kind}: {group}" for group in chosen] if kind else chosen
+        labels = [f"{kind}, {group}" for group in chosen] if kind else chosen
         if donors is None:
             results, reasons = _by_cells(model, cells, here, pairs, labels, names, reference, groupby, beta)
         else:

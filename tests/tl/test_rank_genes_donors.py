@@ -59,7 +59,7 @@ def table_of(adata, group="treated"):
 def test_planted_changes_are_found_in_the_type_that_has_them_and_nothing_is_called_elsewhere(fitted, tmp_path):
     adata, model = fitted
     scvae.tl.rank_genes(adata, model, within="type", **OPTIONS)
-    found = table_of(adata, "T/NK: treated").loc[model.genes]
+    found = table_of(adata, "T/NK, treated").loc[model.genes]
     truth = adata.var.loc[model.genes, "change"].to_numpy()
     called = (found["pvals_adj"] <= 0.1).to_numpy()
     assert called[truth != 0].mean() > 0.6
@@ -70,7 +70,9 @@ def test_planted_changes_are_found_in_the_type_that_has_them_and_nothing_is_call
     assert found["lfsr"][hits].mean() < 0.2
     assert found["lfsr"][truth == 0].mean() > 0.5
     assert found["donor_sd"].median() == pytest.approx(0.3 / np.log(2), rel=0.3)
-    assert (table_of(adata, "B: treated")["pvals_adj"] > 0.1).all()
+    assert (table_of(adata, "B, treated")["pvals_adj"] > 0.1).all()
+    # zarr's compressor takes no ":" in names
+    assert adata.uns["rank_genes_groups"]["names"].dtype.names == ("B, treated", "T/NK, treated")
     params = adata.uns["rank_genes_groups"]["params"]
     assert params["n_donors"].tolist() == params["n_donors_reference"].tolist() == [4, 4]
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -122,11 +124,11 @@ def test_types_that_too_few_donors_have_and_donors_on_one_side_are_named(fitted)
     adata, model = fitted
     some = adata[(adata.obs["type"] == "B") | adata.obs["donor"].isin(["d0", "d1", "d2"])].copy()
     with pytest.warns(
-        UserWarning, match="'T/NK: treated' left out: the reference has at least 2 cells of 1 donor.*'d1'"
+        UserWarning, match="'T/NK, treated' left out: the reference has at least 2 cells of 1 donor.*'d1'"
     ):
         scvae.tl.rank_genes(some, model, within="type", **OPTIONS)
     assert adata.obs["type"].cat.categories.tolist() == ["B", "T/NK"]
-    assert some.uns["rank_genes_groups"]["names"].dtype.names == ("B: treated",)
+    assert some.uns["rank_genes_groups"]["names"].dtype.names == ("B, treated",)
 
 
 def test_a_threshold_a_few_genes_and_cells_without_a_donor(fitted):
