@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PLACES = ("obs", "obsm", "obsp", "uns", "varm", "layers")
 OF_MODALITY = ("varm", "layers")  # the others are of the MuData
+OF_RAW = "\0raw"  # beside the names of layers, of which one may be "raw"
 _beside: ContextVar[tuple[tuple[AnnData, Mapping[str, AnnData]], ...]] = ContextVar("beside", default=())
 
 
@@ -71,29 +72,26 @@ def _is_same(value: Any, earlier: Any) -> bool:
 
 
 def _of_first(mdata: MuData, first: str) -> AnnData:
-    if first not in mdata.mod:
-        raise ValueError(f"the MuData has no modality {first!r}; it has {listing(mdata.mod)}")
-    modality = mdata.mod[first]
+    modality = modality_of(mdata, first)
     place: Int[np.ndarray, " cells"] = modality.obs_names.get_indexer(mdata.obs_names)
-    obs = mdata.obs.copy()
-    for key in modality.obs.columns.difference(obs.columns):
-        obs[key] = modality.obs[key].reindex(mdata.obs_names)
     obsm = {key: value for key, value in mdata.obsm.items() if key not in mdata.mod}
-    same = np.array_equal(place, np.arange(modality.n_obs))
-    placed = {None: modality.X, **dict(modality.layers)}
-    if not same:
+    raw = None if modality.raw is None else modality.raw.X
+    placed = {None: modality.X, OF_RAW: raw, **dict(modality.layers)}
+    if not np.array_equal(place, np.arange(modality.n_obs)):
         lacking = int(np.sum(place < 0))
         rows = {layer: readable(matrix, first) for layer, matrix in placed.items() if matrix is not None}
-        if lacking and None in rows and not _are_whole(rows[None]):
+        # real values that lack cells, as denoised ones, stay in the modality alone
+        placed = {layer: _placed(row, place) for layer, row in rows.items() if not lacking or _are_whole(row)}
+        if rows and not placed:
             raise ValueError(
                 f"the first modality, {first!r}, lacks {lacking:,} cells, and its values are real, so that these cells "
                 "cannot be told by empty rows; name a modality of counts first, or one that all cells have"
             )
-        # real values that lack cells, as denoised ones, stay in the modality alone
-        placed = {layer: _placed(row, place) for layer, row in rows.items() if not lacking or _are_whole(row)}
+    raw = placed.pop(OF_RAW, None)
     adata = AnnData(
         X=placed.pop(None, None),
-        obs=obs,
+        raw=None if raw is None else {"X": raw, "var": modality.raw.var},
+        obs=obs_of(mdata, modality),
         var=modality.var.copy(),
         obsm=obsm,
         varm=dict(modality.varm),
@@ -102,6 +100,21 @@ def _of_first(mdata: MuData, first: str) -> AnnData:
     for layer, matrix in placed.items():
         adata.layers[layer] = matrix
     return adata
+
+
+def modality_of(mdata: MuData, name: str) -> AnnData:
+    """A modality; raises ValueError if the MuData has none of this name."""
+    if name not in mdata.mod:
+        raise ValueError(f"the MuData has no modality {name!r}; it has {listing(mdata.mod)}")
+    return mdata.mod[name]
+
+
+def obs_of(mdata: MuData, modality: AnnData) -> pd.DataFrame:
+    """The columns of `obs` of all cells: those of the MuData, and of the modality if the MuData has no such column."""
+    obs = mdata.obs.copy()
+    for key in modality.obs.columns.difference(obs.columns):
+        obs[key] = modality.obs[key].reindex(mdata.obs_names)
+    return obs
 
 
 def _are_whole(matrix: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ..common.checks import check_obs_column, missing_key
+from ..common.checks import check_obs_column, is_mudata, missing_key
 from ._contrast import visible, visible_shades
 from ._figure import GREY, INK, shortened, whole_figure
 from ._layout import keep_apart, legend
@@ -93,7 +93,8 @@ def colouring(adata: AnnData, color: str | None) -> Colouring:
         Cells with the values in `obs`, `raw` or `X`.
     color
         A column of `adata.obs`, or else a gene, looked up in `adata.raw` if it has the gene and in `adata.X`
-        otherwise. Colours in ``adata.uns["<color>_colors"]`` are used.
+        otherwise; of a MuData, also a column or feature of the first modality that has it. Colours in
+        ``adata.uns["<color>_colors"]`` are used.
 
     Raises
     ------
@@ -106,13 +107,20 @@ def colouring(adata: AnnData, color: str | None) -> Colouring:
         return None
     if not isinstance(color, str):
         raise TypeError(f"color is {color!r}; pass the name of one column of adata.obs, or of one gene")
-    if color in adata.obs.columns:
-        column = check_obs_column(adata, color)
+    tables: list[AnnData] = list(adata.mod.values()) if is_mudata(adata) else [adata]
+    with_column = next((table for table in (adata, *tables) if color in table.obs.columns), None)
+    if with_column is not None:
+        column = check_obs_column(with_column, color)
+        column = column if with_column is adata else column.reindex(adata.obs_names)
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         return _numbers(color, column.to_numpy(np.float64, na_value=np.nan)) if numeric else _labels(adata, column)
-    for source in (adata.raw, adata):
-        if source is not None and color in source.var_names:
-            return _numbers(color, _expression(source, color))
+    for table in tables:
+        for source in (table.raw, table):
+            if source is not None and color in source.var_names:
+                values = _expression(source, color)
+                if table is not adata:
+                    values = pd.Series(values, table.obs_names).reindex(adata.obs_names).to_numpy()
+                return _numbers(color, values)
     raise missing_key("adata.obs (and the genes)", color, [*adata.obs.columns, *adata.var_names])
 
 

@@ -6,31 +6,35 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
 
-from ..common.checks import check_positive, check_positive_int, is_raw
+from ..common.checks import check_positive, check_positive_int, is_mudata, is_raw
 from ..data.containers import Block, blocks, matrix_of, name_of, renumbered
 from ..data.covariates import categories_of
 from ..data.gene_variance import best_genes, gene_variances
 from ..data.genes import columns_of
+from ..data.modalities import modality_of, obs_of
 from ..data.on_disk import on_disk
+from ..data.schema import RNA
 from ..data.sources import Paths, Source, opened
 from ..data.value_check import ValueCheck
 from ..data.write_back import write_back
 from ..kernels.context import computing
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from mudata import MuData
 
 COLUMNS = ("highly_variable", "highly_variable_rank", "means", "variances", "variances_norm")
 
 
 @computing()
 def highly_variable_genes(
-    adata: AnnData | Paths | Source,
+    adata: AnnData | MuData | Paths | Source,
     *,
     n_top_genes: int = 2000,
     batch_key: str | None = None,
     layer: str | None = None,
+    modality: str | None = None,
     span: float = 0.3,
 ) -> None:
     """Marks the genes that vary more between cells than other genes of the same mean, from raw counts.
@@ -41,7 +45,7 @@ def highly_variable_genes(
     Parameters
     ----------
     adata
-        Raw counts, cells x genes, or files, as in `scvae.fit`.
+        Raw counts, cells x genes, files, as in `scvae.fit`, or a MuData.
     n_top_genes
         Number of genes to mark.
     batch_key
@@ -50,13 +54,16 @@ def highly_variable_genes(
         several files, ``"file"`` ranks genes within each file.
     layer
         Layer with the counts; None for `X`, ``"raw"`` for `adata.raw`, in which genes are found by name.
+    modality
+        For a MuData, the modality whose genes to mark, by its own cells alone; None for ``"rna"``.
     span
         Share of the genes used at each point of the smooth fit of variance against mean.
 
     Returns
     -------
     None
-        Columns written to ``adata.var``, or into the files (where genes not found in all files are not marked):
+        Columns written to ``adata.var``, to `var` of the modality, or into the files (where genes not found in all
+        files are not marked):
 
         ``highly_variable``
             bool.
@@ -70,8 +77,8 @@ def highly_variable_genes(
     Raises
     ------
     ValueError
-        If the values are not raw counts, a batch is missing or has a single cell, or an argument is out of range;
-        MissingKeyError if a column or layer does not exist.
+        If the values are not raw counts, a batch is missing or has a single cell, or an argument is out of range; if
+        there is no such modality; MissingKeyError if a column or layer does not exist.
 
     Examples
     --------
@@ -84,9 +91,15 @@ def highly_variable_genes(
     n_top_genes, span = check_positive_int(n_top_genes, "n_top_genes"), check_positive(span, "span")
     if span > 1:
         raise ValueError(f"span is {span:g}; pass a share of the genes, above 0 and up to 1")
+    obs: AnnData | None = None
+    if is_mudata(adata):
+        whole, adata = adata, modality_of(adata, RNA if modality is None else modality)
+        obs = AnnData(obs=obs_of(whole, adata).loc[adata.obs_names])
+    elif modality is not None:
+        raise ValueError(f"modality is {modality!r}, but adata is no MuData; leave it out")
     with opened(adata, layer, to_change=True) as source:
         cells = source.adata
-        codes = _batches(cells, batch_key)
+        codes = _batches(cells if obs is None else obs, batch_key)
         matrix = matrix_of(cells, layer) if source.matrix is None else source.matrix
         stored = on_disk(matrix, name_of(layer))
         place = np.full(matrix.shape[1], -1)

@@ -112,10 +112,71 @@ def test_tools_and_plots_take_the_mudata_as_they_take_an_anndata(joint, mdata):
     np.testing.assert_allclose(rna.varm["scvae_effects"], order.varm["scvae_effects"], rtol=1e-3, atol=1e-6)
     assert len(scvae.pl.views(mdata, show=False).patches) == 2 * 3
     scvae.pl.latent(mdata, color="batch", show=False)
+    mdata["prot"].obs["stain"] = np.arange(70.0)
+    for color, owner in (("gene_3", "rna"), ("stain", "prot")):
+        _, panel, *_ = scvae.pl.latent(mdata, color=color, dimensions=[0, 1], show=False)
+        lacking, having = (points.get_offsets() for points in panel.collections[:2])
+        assert {len(lacking), len(having)} == {10, 70}, color
+        by_name = pd.Series(mdata[owner].obs_vector(color), mdata[owner].obs_names)
+        assert sorted(panel.collections[1].get_array()) == pytest.approx(sorted(by_name))
     drawn = scvae.tl.generate(model, n=5, like=mdata, rng=0)
     assert drawn.obsm["prot"].shape == (5, 5)
     mapped = scvae.tl.map_query(mdata, model, new_batches=True, epochs=1, verbose=False)
     assert len(mapped.schema.batch.categories) == 4
     assert set(mdata.obs["batch"]) == set(mapped.schema.batch.categories[2:])
-    with pytest.raises(TypeError, match=r"adata is a MuData; pass an anndata.AnnData.*mdata\['rna'\]"):
-        scvae.tl.highly_variable_genes(mdata)
+
+
+def test_genes_are_marked_in_the_modality_by_its_own_cells(joint, mdata):
+    alone = mdata["rna"].copy()
+    alone.obs["batch"] = mdata.obs["batch"].loc[alone.obs_names]
+    scvae.tl.highly_variable_genes(alone, n_top_genes=9, batch_key="batch")
+    del mdata["rna"].obs["batch"]
+    scvae.tl.highly_variable_genes(mdata, n_top_genes=9, batch_key="batch")
+    pd.testing.assert_frame_equal(mdata["rna"].var, alone.var)
+    model = scvae.fit(mdata, modalities=MODALITIES, **SHORT)
+    assert set(model.genes) == set(alone.var_names[alone.var["highly_variable"]])
+    with pytest.raises(ValueError, match="the MuData has no modality 'atac'; it has 'rna', 'prot'"):
+        scvae.tl.highly_variable_genes(mdata, modality="atac")
+    with pytest.raises(ValueError, match="modality is 'rna', but adata is no MuData"):
+        scvae.tl.highly_variable_genes(joint, modality="rna")
+
+
+def test_beta_is_chosen_for_all_modalities(joint, mdata):
+    options = SHORT | {"betas": [0.5, 2.0]}
+    path = scvae.tune_beta(mdata, modalities=MODALITIES, labels_key="batch", **options)
+    order = joint[mdata.obs_names].copy()
+    view = scvae.View(obsm="prot", likelihood="gaussian")
+    expected = scvae.tune_beta(order, also={"prot": view}, labels_key="batch", **options)
+    pd.testing.assert_frame_equal(path.table, expected.table, rtol=1e-4)
+    np.testing.assert_allclose(mdata.obsm["X_scvae"], order.obsm["X_scvae"], atol=1e-5)
+    pd.testing.assert_frame_equal(mdata.uns["scvae"]["beta_path"], path.table)
+    again = scvae.tune_beta(mdata, model=path.model, betas=[0.5, 2.0], labels_key="batch", verbose=False)
+    pd.testing.assert_frame_equal(again.table, path.table)
+
+
+def test_counts_are_read_where_they_are_whatever_x_holds(mdata):
+    expected = scvae.fit(mdata, modalities=MODALITIES, **SHORT)
+    rna = mdata["rna"]
+    rna.layers["counts"] = rna.X.copy()
+    rna.raw = rna
+    rna.X = rna.X.copy()
+    rna.X.data = np.log1p(rna.X.data)  # 10 cells lack them
+    for layer in ("counts", "raw"):
+        model = scvae.fit(mdata, modalities=MODALITIES, layer=layer, **SHORT)
+        assert model.digest == expected.digest
+        scvae.tl.embed(mdata, model)
+
+
+def test_features_of_each_modality_are_drawn_along_dimensions(mdata):
+    model = scvae.fit(mdata, modalities=MODALITIES, **SHORT)
+    table = scvae.tl.latent_genes(mdata, model)
+    of_view = scvae.tl.latent_genes(mdata, model, view="prot")
+    for view, found, what in (
+        (None, table, "log proportion"),
+        ("rna", table, "log proportion"),
+        ("prot", of_view, "value"),
+    ):
+        panel, *_ = scvae.pl.loadings(mdata, dimensions=[1], n_genes=2, view=view, show=False)
+        ends = found[(found["dimension"] == 1) & (found["rank"] == 1)].sort_values("effect")
+        assert [label.get_text() for label in panel.get_yticklabels()] == ends["gene"].tolist()
+        assert panel.get_xlabel() == f"change of {what} per SD"
