@@ -23,8 +23,8 @@ RECORDS = [cls for name in scvae.__all__ if dataclasses.is_dataclass(cls := geta
 METHODS = {
     f"{cls.__name__}.{name}": method
     for cls in RECORDS
-    for name, method in vars(cls).items()
-    if inspect.isfunction(method) and not name.startswith("_")
+    for name, method in inspect.getmembers(cls, inspect.isfunction)
+    if not name.startswith("_")
 }
 ERRORS = {
     name: cls for name in scvae.__all__ if inspect.isclass(cls := getattr(scvae, name)) and issubclass(cls, Exception)

@@ -14,8 +14,8 @@ from ..data.joint import with_views
 from ..data.modalities import beside, modalities_of
 from ..data.on_disk import Joined
 from ..data.schema import Schema
-from .fitted import FittedModel
 from .needs import check_without_skip
+from .trained import Trained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +31,7 @@ def taking_mudata(tool: Tool) -> Tool:
 
     @functools.wraps(tool)
     def taking(adata: Any, model: Any, *arguments: Any, **options: Any) -> Any:
-        if not isinstance(model, FittedModel):  # which the tool refuses
+        if not isinstance(model, Trained):  # which the tool refuses
             return tool(adata, model, *arguments, **options)
         with modalities_of(adata, model.schema.name) as cells:
             return tool(cells, model, *arguments, **options)
@@ -41,7 +41,7 @@ def taking_mudata(tool: Tool) -> Tool:
 
 def read_cells(
     adata: AnnData,
-    model: FittedModel | Schema,
+    model: Trained | Schema,
     layer: str | None,
     matrix: Joined | None = None,
     also: Mapping[str, AnnData] | None = None,
@@ -54,12 +54,12 @@ def read_cells(
     schema = model if isinstance(model, Schema) else model.schema
     cells = read_query(adata, schema, layer=schema.layer_of(layer), matrix=matrix)
     cells = with_views(cells, adata, schema, also)
-    if cells.missing is not None and isinstance(model, FittedModel):
+    if cells.missing is not None and isinstance(model, Trained):
         check_without_skip(model, f"adata lacks {len(cells.missing):,} modelled genes; filling them in")
     return cells
 
 
-def read_new(adata: AnnData, model: FittedModel, layer: str | None, *, batch_key: str | None) -> Cells:
+def read_new(adata: AnnData, model: Trained, layer: str | None, *, batch_key: str | None) -> Cells:
     """Cells whose batch is in the column `batch_key`; warns of further measurements of the model that they lack."""
     cells = read_cells(adata, with_batch_key(model.schema, batch_key), layer)
     warn_of_absent(adata, model.schema, None)

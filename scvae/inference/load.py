@@ -16,11 +16,12 @@ from ..kernels.context import computing
 from ..model.vae import make_model
 from .coverage import Coverage
 from .density import Density
-from .fitted import FORMAT, METRIC, FittedModel, range_of
+from .fitted import FORMAT, METRIC, FittedModel
 from .known_labels import KnownLabels
 from .metric import Metric
 from .outcome import Outcome
 from .reference import Reference
+from .trained import range_of
 
 
 @computing()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .fitted import FittedModel
 from .reference import Reference
+from .trained import Trained
 
 
-def check_amortized(model: FittedModel, what: str) -> None:
+def check_amortized(model: Trained, what: str) -> None:
     """Checks that the model has an encoder, which `what` needs.
 
     Raises
@@ -21,7 +21,7 @@ def check_amortized(model: FittedModel, what: str) -> None:
         )
 
 
-def check_without_skip(model: FittedModel, what: str) -> None:
+def check_without_skip(model: Trained, what: str) -> None:
     """Checks that the decoder reads z and conditions alone, which `what` needs.
 
     Raises
@@ -36,7 +36,7 @@ def check_without_skip(model: FittedModel, what: str) -> None:
         )
 
 
-def reference_of_model(model: FittedModel, what: str, *, beta: float | None, umap: bool = False) -> Reference:
+def reference_of_model(model: Trained, what: str, *, beta: float | None, umap: bool = False) -> Reference:
     """The reference of the model, which `what` needs, at the argument `beta`.
 
     Raises

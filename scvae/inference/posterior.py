@@ -23,7 +23,7 @@ from ..model.latent.codebook import Rounded
 from ..model.latent.posterior import DiagonalNormal
 from ..model.objective import elbo, importance_weighted
 from ..model.refinement import best_posterior, nearer_mean
-from .fitted import FittedModel
+from .trained import Trained
 
 EMBEDDING_CHUNK, BOUND_CHUNK = 1024, 64  # cells
 BOUND = 4  # random stream of the log-likelihood bounds
@@ -36,7 +36,7 @@ BoundKind = Literal["iw", "elbo", "density"]
 
 @torch.no_grad()
 def posterior_moments(
-    model: FittedModel, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE, refine: int = 0
+    model: Trained, cells: Cells, *, beta: float | None = None, together: Ranks | Alone = ALONE, refine: int = 0
 ) -> tuple[Float[np.ndarray, "cells latent"], Float[np.ndarray, "cells latent"]]:
     """Posterior means and variances of each cell, float32; several processes split the work and return all cells.
 
@@ -64,7 +64,7 @@ def posterior_moments(
     return mean, variance
 
 
-def _embedding_plan(model: FittedModel, cells: Cells, refine: int) -> Batches:
+def _embedding_plan(model: Trained, cells: Cells, refine: int) -> Batches:
     """First the cells that only the encoder embeds, then those refined afterwards, in smaller chunks to save memory."""
     few = max(1, REFINED_AT_ONCE // cells.rows.n_genes)
     if _lacks_some(cells) or refine or not model.network.is_amortized:
@@ -76,7 +76,7 @@ def _embedding_plan(model: FittedModel, cells: Cells, refine: int) -> Batches:
 
 
 @torch.no_grad()
-def posterior_of(model: FittedModel, batch: Batch, *, beta: float | None = None, refine: int = 0) -> DiagonalNormal:
+def posterior_of(model: Trained, batch: Batch, *, beta: float | None = None, refine: int = 0) -> DiagonalNormal:
     """q(z | x, s) of each cell, at the β of the batch.
 
     With `refine`, mean and variance of each cell take that many gradient steps towards the best q under the decoder.
@@ -114,7 +114,7 @@ def latent_draws(
 
 
 @torch.no_grad()
-def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = None) -> Float[np.ndarray, " cells"]:
+def whole_libraries(model: Trained, cells: Cells, *, beta: float | None = None) -> Float[np.ndarray, " cells"]:
     """Library size of each cell over all genes of the model, including genes that were not measured.
 
     Counts of these genes are predicted at the mean of the encoder's q; the best q predicted them no better.
@@ -131,7 +131,7 @@ def whole_libraries(model: FittedModel, cells: Cells, *, beta: float | None = No
 
 
 def log_likelihood_bound(
-    model: FittedModel,
+    model: Trained,
     cells: Cells,
     *,
     kind: BoundKind,
@@ -168,18 +168,18 @@ def log_likelihood_bound(
 
 
 def batches_of(
-    model: FittedModel, cells: Cells, size: int, *, beta: float | None = None
+    model: Trained, cells: Cells, size: int, *, beta: float | None = None
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Positions and batches of at most `size` cells, in order, on the model's device, at `beta`."""
     return _planned(model, cells, chunks(len(cells), size), beta)
 
 
-def _planned(model: FittedModel, cells: Cells, plan: Batches, beta: float | None) -> Iterator[tuple[np.ndarray, Batch]]:
+def _planned(model: Trained, cells: Cells, plan: Batches, beta: float | None) -> Iterator[tuple[np.ndarray, Batch]]:
     for positions, batch in zip(plan, single_pass(cells, model.device).batches(plan), strict=True):
         yield positions, at_beta(model, batch, beta)
 
 
-def at_beta(model: FittedModel, batch: Batch, beta: float | None) -> Batch:
+def at_beta(model: Trained, batch: Batch, beta: float | None) -> Batch:
     """The cells at the model's β, or at another of a model of many."""
     betas, at = model.network.betas, model.beta_of(beta)
     return batch if betas is None else batch.at(betas, torch.full_like(batch.library, math.log(at)))

@@ -15,9 +15,9 @@ from ..common.checks import MissingKeyError, check_obs_column, listing, plain, s
 from ..data.labels import labels_in
 from ..data.sources import Paths, Source, entry_of_obsm, opened
 from .cells import read_cells
-from .fitted import FittedModel
 from .posterior import posterior_moments
 from .reference import Reference, packed
+from .trained import Trained
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,7 +29,7 @@ N_NEIGHBOURS, MIN_DIST = 15, 0.5  # scanpy's defaults for a UMAP
 
 
 def reference_of(
-    model: FittedModel,
+    model: Trained,
     given: AnnData | MuData | Paths,
     *,
     labels: Sequence[str],

@@ -11,7 +11,8 @@ from ..common.rng import SeedLike, seed_of
 from ..common.slots import write_made
 from ..inference.cells import read_cells, taking_mudata
 from ..inference.cloud import density_of, log_densities
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
+from ..inference.trained import identity_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
 from ..diagnostics.abundance import Abundance, abundance
 from ..inference.cells import read_cells, taking_mudata
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.obs_columns import check_apart, donors_of, groups_of
 from ..inference.posterior import posterior_moments
+from ..inference.trained import identity_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from ..common.provenance import check_replaceable
 from ..common.slots import write_made
 from ..diagnostics.directions import Directions, directions
 from ..inference.cells import read_cells, taking_mudata
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
+from ..inference.trained import identity_of
 from ..inference.views import check_view, facing
 from ..kernels.context import computing
 

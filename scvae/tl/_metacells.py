@@ -16,9 +16,10 @@ from ..common.rng import SeedLike, numpy_generator, seed_of
 from ..common.slots import write_made
 from ..data.containers import matrix_of, name_of, var_names_of
 from ..inference.cells import read_cells, taking_mudata
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.groups import discrete_of, group_of
 from ..inference.posterior import posterior_moments
+from ..inference.trained import identity_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:

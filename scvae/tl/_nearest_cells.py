@@ -12,10 +12,11 @@ from ..common.keys import Keys
 from ..common.provenance import check_replaceable
 from ..common.slots import target_of, write_made
 from ..inference.cells import read_new, taking_mudata
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.nearest import nearest_cells as search
 from ..inference.needs import reference_of_model
 from ..inference.posterior import posterior_moments
+from ..inference.trained import identity_of
 from ..kernels.context import computing
 
 if TYPE_CHECKING:

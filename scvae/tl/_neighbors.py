@@ -15,8 +15,9 @@ from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of
 from ..diagnostics.neighbours import graph_of, nearest
 from ..inference.cells import read_cells, taking_mudata
-from ..inference.fitted import FittedModel, check_model, identity_of
+from ..inference.fitted import FittedModel, check_model
 from ..inference.posterior import latent_draws, posterior_moments
+from ..inference.trained import identity_of
 from ..kernels.context import computing
 from ..training.results import write_embedding
 

@@ -24,10 +24,11 @@ from ..data.rows import SparseRows
 from ..data.schema import Schema
 from ..inference.cloud import with_mapped_batches
 from ..inference.expression_metric import with_metric
-from ..inference.fitted import FittedModel, digest_of
+from ..inference.fitted import FittedModel
 from ..inference.needs import check_amortized
 from ..inference.outcome import ACTIVE_ABOVE, in_use
 from ..inference.posterior import posterior_moments, whole_libraries
+from ..inference.trained import digest_of
 from ..kernels.context import working_on
 from ..kernels.csr import CSR
 from ..model.vae import VAE

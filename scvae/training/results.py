@@ -14,9 +14,10 @@ from ..common.slots import write_made
 from ..config import to_json
 from ..data.cells import Cells
 from ..data.schema import Schema
-from ..inference.fitted import FittedModel, identity_of
+from ..inference.fitted import FittedModel
 from ..inference.groups import group_columns, group_matrices
 from ..inference.posterior import posterior_moments
+from ..inference.trained import identity_of
 from ..inference.trained_prior import component_shares, prior_in_record
 
 if TYPE_CHECKING:

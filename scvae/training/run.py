@@ -21,9 +21,10 @@ from ..data.libraries import LibrarySizes
 from ..data.schema import Schema
 from ..inference.calibration import coverages
 from ..inference.cloud import density_of_fit
-from ..inference.fitted import FittedModel, range_of
+from ..inference.fitted import FittedModel
 from ..inference.label_prediction import known_labels
 from ..inference.outcome import Outcome
+from ..inference.trained import range_of
 from ..kernels.threads import of_call
 from ..model.per_cell import PerCell
 from ..model.vae import VAE, make_model

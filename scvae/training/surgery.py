@@ -17,7 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..data.schema import Schema
-from ..inference.fitted import FittedModel, range_of
+from ..inference.fitted import FittedModel
+from ..inference.trained import range_of
 from ..model.encoder import Encoder
 from ..model.vae import VAE, make_model
 
