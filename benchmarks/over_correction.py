@@ -50,8 +50,8 @@ FEWEST, SPLITS, AT = 20, 20, (2.0, 3.0, 4.0)  # cells of a batch, splits, and li
 
 def audited(adata: ad.AnnData, model: Any, condition: np.ndarray) -> Row:
     """What the audit measures and names; `condition` has 0 or 1 for each cell."""
+    from scvae.diagnostics.findings import correction
     from scvae.diagnostics.over_correction import over_correction
-    from scvae.diagnostics.verdict import _made_by_correction, _over_correction
     from scvae.inference.cells import read_cells
     from scvae.inference.posterior import posterior_moments
 
@@ -60,7 +60,7 @@ def audited(adata: ad.AnnData, model: Any, condition: np.ndarray) -> Row:
     embedding = model.written(posterior_moments(model, cells, beta=beta)[0].astype(np.float64))
     found = over_correction(model, cells, embedding, condition, condition_key="condition", beta=beta, seed=0)
     seen = SimpleNamespace(correction=found)
-    findings = [finding(model, seen) for finding in (_over_correction, _made_by_correction)]
+    findings = [finding(model, seen) for finding in (correction.over_correction, correction.made_by_correction)]
     measured = {name: float(getattr(found, name)) for name in NAMES}
     return measured | {"named": [finding.name for finding in findings if finding is not None]}
 

@@ -11,7 +11,7 @@ from . import datasets, pl, tl
 from .common.checks import MissingKeyError
 from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig, View
-from .diagnostics.verdict import Finding
+from .diagnostics.findings.finding import Finding
 from .inference.fitted import FittedModel
 from .inference.load import load
 from .inference.outcome import Outcome

@@ -18,12 +18,14 @@ from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import write_made
 from ..diagnostics.examination import Examination, examine
+from ..diagnostics.findings.finding import Finding
+from ..diagnostics.findings.latent import MANY
 from ..diagnostics.gaps import Gap
 from ..diagnostics.heads import HeadFit
 from ..diagnostics.heads import compare_heads as compare
 from ..diagnostics.over_correction import OverCorrection
 from ..diagnostics.predictive import Predictive
-from ..diagnostics.verdict import MANY, Finding, judge
+from ..diagnostics.verdict import judge
 from ..diagnostics.view_shares import ViewShare, view_shares
 from ..inference.cells import read_cells, taking_mudata
 from ..inference.fitted import FittedModel, check_model

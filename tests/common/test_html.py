@@ -9,7 +9,7 @@ import pytest
 import scvae
 from scvae import TrainingConfig
 from scvae.common import html as _html
-from scvae.diagnostics.verdict import Finding
+from scvae.diagnostics.findings.finding import Finding
 
 VOID = {"br", "hr", "img"}
 

@@ -1,0 +1,1 @@
+"""Checks of a diagnosis, each of which finds one thing or nothing, by what they are about."""
