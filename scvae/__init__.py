@@ -11,12 +11,12 @@ from . import datasets, pl, tl
 from .common.checks import MissingKeyError
 from .common.distributed import RankError
 from .config import NetworkConfig, TrainingConfig, View
+from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.findings.finding import Finding
 from .inference.fitted import FittedModel
 from .inference.load import load
 from .inference.outcome import Outcome
 from .inference.reference import Reference
-from .tl._diagnose import Diagnosis
 from .tl._tune_beta import BetaPath, tune_beta
 from .training.fit import NotWrittenError, fit
 from .training.step import NonFiniteLossError
