@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..common.checks import check_not_negative, check_positive, check_positive_int, plain
@@ -20,41 +18,20 @@ from ..common.keys import Keys, can_be_key
 from ..common.provenance import check_replaceable
 from ..common.rng import SeedLike, seed_of
 from ..common.slots import target_of, write_made
-from ..data.cells import Cells
-from ..data.destinations import MEAN, Arrays, Destination, SparseMatrices, check_store, store
+from ..data.destinations import MEAN, Arrays, SparseMatrices, check_store, store
 from ..data.intake import read_columns
 from ..data.sources import Paths, are_paths, opened
 from ..inference.cells import read_cells
-from ..inference.decoding import Drawn, Target, batch_codes, expression, gene_positions, posterior_draws
+from ..inference.decoding import Target, batch_codes, gene_positions
+from ..inference.denoising import ENDS, Denoising, denoised_into, scale_rows, with_measured
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
 from ..inference.views import check_view, facing
-from ..kernels.context import computing, working_on
-from ..kernels.team import in_order
+from ..kernels.context import computing
 from ..likelihoods import BackgroundMixture, Bernoulli
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-ENDS = ("lower", "upper")
-SORTED_TWICE = 3  # tables in memory per draw of an interval: the draw, and two while sorting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Request:
-    """The checked arguments."""
-
-    columns: np.ndarray  # positions of the genes wanted among the modelled genes, in the order of the table
-    target: Target
-    n_samples: int
-    interval: float | None
-    threshold: float | None
-    seed: int
-    beta: float | None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (MEAN,) if self.interval is None else (MEAN, *ENDS)
 
 
 @computing()
@@ -205,25 +182,17 @@ def denoise(
     check_without_skip(model, "scvae.tl.denoise")
     keys = Keys(key_added)
     interval = plain(interval)
-    place = None if path is None else check_store(path, overwrite=overwrite)
-    if place is None and overwrite:
-        raise ValueError("overwrite=True has no effect without path; leave it out")
-    if place is not None and copy:
-        raise ValueError("copy=True has no effect with path, because adata is not changed; leave it out")
-    if place is None and are_paths(adata):
-        raise ValueError(
-            "denoised values are not written into the files; pass path='denoised.zarr', or pass an AnnData"
-        )
+    place = _checked_place(path, adata, overwrite=overwrite, copy=copy)
     turn, of_first = check_view(model, view), model
-    model = facing(of_first, turn)
+    model, view = facing(of_first, turn), None if turn is None else view
     if all_genes:
-        _check_alone(genes=genes, interval=interval, path=path, view=None if turn is None else view)
+        _check_alone(genes=genes, interval=interval, path=path, view=view)
     schema = of_first.schema
     with opened(adata, schema.layer_of(layer), first=schema.name, slots=schema.slots) as source:
         cells_in = source.adata
         check_replaceable(cells_in.uns, keys)
         columns = _columns(cells_in, model, genes, all_genes=all_genes)
-        request = _Request(
+        request = Denoising(
             columns=columns,
             target=Target(
                 genes=_chosen(columns, model),
@@ -240,34 +209,48 @@ def denoise(
         wanted = model.genes[columns]
         if place is not None:
             with store(place, request.names, cells_in.obs_names, wanted, request.threshold) as on_disk:
-                _fill(on_disk, model, cells, request)
+                denoised_into(on_disk, model, cells, request)
             return None
         memory: Arrays | SparseMatrices = (
             Arrays(request.names, len(cells), len(wanted))
             if request.threshold is None
             else SparseMatrices(request.names, request.threshold)
         )
-        _fill(memory, model, cells, request)
+        denoised_into(memory, model, cells, request)
         tables: Mapping[str, Any] = memory.tables
         if all_genes and len(wanted) < cells_in.n_vars:
             others = ~cells_in.var_names.astype(str).isin(wanted)
-            measured = read_columns(cells_in, model.schema.layer_of(layer), others)
-            if model.schema.kind == "counts" and request.target.library is not None:
-                _scale_rows(measured, request.target.library, cells.library)
+            measured = read_columns(cells_in, schema.layer_of(layer), others)
+            if schema.kind == "counts" and request.target.library is not None:
+                scale_rows(measured, request.target.library, cells.library)
+            tables = {MEAN: with_measured(tables[MEAN], measured, others)}
             wanted = cells_in.var_names.astype(str)
-            tables = {MEAN: _with_measured(tables[MEAN], measured, others)}
         target = target_of(cells_in, copy=copy)
         record = _record(model, request, library_size)
-        layers, obsm = _places(target, keys, tables, wanted, view=None if turn is None else view)
+        layers, obsm = _places(target, keys, tables, wanted, view=view)
         write_made(
             target,
             keys,
             model.digest,
             layers=layers,
             obsm=obsm,
-            record={keys.denoising if turn is None else f"{keys.denoising}_{view}": record},
+            record={keys.denoising if view is None else f"{keys.denoising}_{view}": record},
         )
     return target if copy else None
+
+
+def _checked_place(path: str | os.PathLike[str] | None, adata: object, *, overwrite: bool, copy: bool) -> Path | None:
+    """The store to write; None for `adata`."""
+    place = None if path is None else check_store(path, overwrite=overwrite)
+    if place is None and overwrite:
+        raise ValueError("overwrite=True has no effect without path; leave it out")
+    if place is not None and copy:
+        raise ValueError("copy=True has no effect with path, because adata is not changed; leave it out")
+    if place is None and are_paths(adata):
+        raise ValueError(
+            "denoised values are not written into the files; pass path='denoised.zarr', or pass an AnnData"
+        )
+    return place
 
 
 def _columns(
@@ -285,45 +268,6 @@ def _columns(
     return columns if _is_permutation(columns, len(model.genes)) else np.arange(len(model.genes))
 
 
-def _fill(destination: Destination, model: FittedModel, cells: Cells, request: _Request) -> None:
-    """Decodes all cells, chunk by chunk."""
-    share = len(request.columns) / len(model.genes)
-    n_tables = 1.0 if request.interval is None else 1.0 + SORTED_TWICE * request.n_samples * share
-    draws = posterior_draws(
-        model, cells, n_samples=request.n_samples, seed=request.seed, beta=request.beta, n_tables=n_tables
-    )
-
-    def of_chunk(drawn: Drawn) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        tables = expression(model, drawn, request.target)
-        if request.interval is None:
-            found = {MEAN: _mean(tables, len(drawn.z))}
-        else:
-            found = _with_interval(torch.stack(list(tables)), request.interval)
-        return drawn.positions, {name: table.cpu().numpy() for name, table in found.items()}
-
-    with torch.no_grad(), working_on(model.device):
-        for positions, tables in in_order(of_chunk, draws, device=model.device):
-            destination.add(positions, tables)
-
-
-def _mean(draws: Iterator[Float[Tensor, "cells chosen"]], n: int) -> Float[Tensor, "cells chosen"]:
-    total = next(draws)
-    for draw in draws:
-        total += draw
-    return total / n
-
-
-def _with_interval(draws: Float[Tensor, "draws cells chosen"], interval: float) -> dict[str, Tensor]:
-    """Mean over draws, and the two quantiles that bound the interval."""
-    ordered = draws.sort(dim=0).values
-    ends = {}
-    for name, probability in zip(ENDS, (0.5 - interval / 2, 0.5 + interval / 2), strict=True):
-        place = probability * (len(draws) - 1)
-        below = min(math.floor(place), len(draws) - 2)
-        ends[name] = torch.lerp(ordered[below], ordered[below + 1], place - below)
-    return {MEAN: draws.mean(0), **ends}
-
-
 def _check_alone(**others: object) -> None:
     given = [name for name, value in others.items() if value is not None]
     if given:
@@ -331,28 +275,6 @@ def _check_alone(**others: object) -> None:
             "all_genes=True writes a layer with every gene of adata, of which only the modelled ones have an interval; "
             f"leave out {' and '.join(given)}, or all_genes"
         )
-
-
-def _scale_rows(counts: sp.csr_matrix, library_size: float, library: Float[np.ndarray, " cells"]) -> None:
-    """Scales counts in place to a library size; those of a cell without counts in modelled genes become 0."""
-    share = np.divide(library_size, library, out=np.zeros_like(library), where=library > 0)
-    counts.data *= np.repeat(share, np.diff(counts.indptr))
-
-
-def _with_measured(
-    denoised: Float[np.ndarray, "cells modelled"] | sp.csr_matrix, measured: sp.csr_matrix, others: np.ndarray
-) -> Float[np.ndarray, "cells genes"] | sp.csr_matrix:
-    """One table of all genes, from those denoised and the `others`; sparse where this takes less memory."""
-    n_cells, n_genes = measured.shape[0], len(others)
-    order = np.argsort(np.concatenate([np.flatnonzero(~others), np.flatnonzero(others)]))
-    n_stored = measured.nnz + n_cells * (n_genes - measured.shape[1])
-    if sp.issparse(denoised) or 2 * n_stored < n_cells * n_genes:  # each value is stored with its column
-        table = sp.hstack([sp.csr_matrix(denoised), measured], format="csr")[:, order]
-        table.sort_indices()
-        return table
-    table = np.empty((n_cells, n_genes), np.float32)
-    table[:, ~others], table[:, others] = denoised, measured.toarray()
-    return table
 
 
 def _places(
@@ -370,7 +292,7 @@ def _places(
     return (slots, nowhere) if as_layers else (nowhere, slots)
 
 
-def _record(model: FittedModel, request: _Request, library_size: object) -> dict[str, Any]:
+def _record(model: FittedModel, request: Denoising, library_size: object) -> dict[str, Any]:
     """The settings, in types that h5ad files can store."""
     known = model.schema.batch.categories if model.schema.batch else ()
     names = [known[code] for code in request.target.batches]
