@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
 
 from ..common.checks import LISTED, check_adata, check_not_negative, check_positive_int, listing, warn
 from ..common.keys import can_be_key, check_slot_name
 from ..common.slots import target_of, write
-from ..data.cells import Cells
 from ..inference.cells import read_cells, taking_mudata
+from ..inference.comparisons import REST, by_cells, by_donors, chosen_groups, kinds_of, sizes_of
 from ..inference.contrast import Contrast
-from ..inference.differential import LEAST_CELLS, contrasts
-from ..inference.donor_contrasts import DonorContrast, donor_contrasts
+from ..inference.donor_contrasts import DonorContrast
 from ..inference.fitted import FittedModel, check_model
 from ..inference.needs import check_without_skip
 from ..inference.obs_columns import check_apart, donors_of, groups_of, warn_of_donors
@@ -28,8 +26,6 @@ from ..likelihoods import BackgroundMixture
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
-
-REST = "rest"
 
 
 @computing()
@@ -209,10 +205,10 @@ def rank_genes(
     check_apart(groupby=groupby, sample_key=sample_key, within=within)
     codes, names = groups_of(adata, groupby)
     reference = str(reference)  # a group's name, as in `groups`; it may be a number if the column has numbers
-    sizes = _sizes(codes, names)
-    chosen = _chosen(names, sizes, groupby, groups, reference)
+    sizes = sizes_of(codes, names)
+    chosen = chosen_groups(names, sizes, groupby, groups, reference)
     donors = None if sample_key is None else donors_of(adata, sample_key)
-    kinds = {"": np.ones(len(codes), dtype=bool)} if within is None else _kinds_of(adata, within)
+    kinds = {"": np.ones(len(codes), dtype=bool)} if within is None else kinds_of(adata, within)
     if donors is None:
         batch_key = None if model.schema.batch is None else model.schema.batch.key
         warn_of_donors(adata, codes, groupby, within, batch_key)
@@ -227,9 +223,9 @@ def rank_genes(
         here = np.where(is_in, codes, -1)
         labels = [f"{kind}, {group}" for group in chosen] if kind else chosen
         if donors is None:
-            results, reasons = _by_cells(model, cells, here, pairs, labels, names, reference, groupby, beta)
+            results, reasons = by_cells(model, cells, here, pairs, labels, names, reference, groupby, beta)
         else:
-            results, reasons = _by_donors(model, cells, here, donors, pairs, labels, measured, least, beta)
+            results, reasons = by_donors(model, cells, here, donors, pairs, labels, measured, least, beta)
         found |= results
         left_out += reasons
     if left_out and (not found or (within is None and not isinstance(groups, str))):
@@ -239,7 +235,7 @@ def rank_genes(
         label: ranked(result, model.genes.to_numpy(), measured, n_stored, threshold * LOG_2, least)
         for label, result in found.items()
     }
-    params = (HELD if donors is None else HELD_OF_DONORS) | {
+    params = {
         "groupby": groupby,
         "reference": reference,
         "use_raw": False,
@@ -248,65 +244,12 @@ def rank_genes(
         "lfc_threshold": threshold,
         "min_counts": least,
         "beta": used_beta,
-        "centre": np.array([ranking.centre for ranking in rankings.values()]),
-        "unchanged": np.array([ranking.unchanged for ranking in rankings.values()]),
-        "n_cells": np.array([ranking.n_cells for ranking in rankings.values()]),
-        "n_cells_reference": np.array([ranking.n_cells_reference for ranking in rankings.values()]),
+        **({} if within is None else {"within": within}),
+        **({} if sample_key is None else {"sample_key": sample_key}),
     }
-    if within is not None:
-        params["within"] = within
-    designs = [ranking.donors.design for ranking in rankings.values() if ranking.donors is not None]
-    if designs:
-        params |= {
-            "sample_key": sample_key,
-            "n_donors": np.array([design.n_donors[0] for design in designs]),
-            "n_donors_reference": np.array([design.n_donors[1] for design in designs]),
-            "paired": np.array([design.paired for design in designs]),
-        }
     target = target_of(adata, copy=copy)
-    write(target, uns={key_added: _record(rankings, params, model.genes[measured])})
+    write(target, uns={key_added: _record(rankings, params | _found(rankings), model.genes[measured])})
     return target if copy else None
-
-
-def _by_cells(
-    model: FittedModel,
-    cells: Cells,
-    codes: Int[np.ndarray, " cells"],
-    pairs: list[tuple[int, int | None]],
-    labels: list[str],
-    names: list[str],
-    reference: str,
-    groupby: str,
-    beta: float | None,
-) -> tuple[dict[str, Contrast | DonorContrast], list[str]]:
-    """Comparisons with cells as the sample by label, and why the others are left out."""
-    results = contrasts(model, cells, codes, pairs, beta=beta)
-    lacking = [i for i, result in enumerate(results) if result is None]
-    reasons = []
-    if lacking:
-        groups = [names[pairs[i][0]] for i in lacking]
-        reason = _why_not(model, groups, reference, _sizes(codes, names), groupby)
-        reasons = [f"{listing(labels[i] for i in lacking)} left out: {reason}"]
-    return {label: result for label, result in zip(labels, results, strict=True) if result is not None}, reasons
-
-
-def _by_donors(
-    model: FittedModel,
-    cells: Cells,
-    codes: Int[np.ndarray, " cells"],
-    donors: tuple[Int[np.ndarray, " cells"], Sequence[str]],
-    pairs: list[tuple[int, int | None]],
-    labels: list[str],
-    measured: Int[np.ndarray, " measured"],
-    least: float,
-    beta: float | None,
-) -> tuple[dict[str, Contrast | DonorContrast], list[str]]:
-    """Comparisons with donors as the sample by label, and why the others are left out."""
-    is_measured = np.isin(np.arange(len(model.genes)), measured)
-    results = donor_contrasts(model, cells, codes, donors, pairs, is_measured, least=least, beta=beta)
-    by_label = dict(zip(labels, results, strict=True))
-    reasons = [f"{label!r} left out: {result}" for label, result in by_label.items() if isinstance(result, str)]
-    return {label: result for label, result in by_label.items() if not isinstance(result, str)}, reasons
 
 
 def _check_counts(model: FittedModel, view: str | None) -> None:
@@ -339,6 +282,28 @@ def _warn_of_missing(left_out: list[str], found: dict[str, Contrast | DonorContr
         warn(f"{note} ({listing(labels)})")
 
 
+def _found(rankings: dict[str, Ranking]) -> dict[str, Any]:
+    """What the record says of each comparison beside its table, and which values hold."""
+    found: dict[str, Any] = {
+        "centre": np.array([ranking.centre for ranking in rankings.values()]),
+        "unchanged": np.array([ranking.unchanged for ranking in rankings.values()]),
+        "n_cells": np.array([ranking.n_cells for ranking in rankings.values()]),
+        "n_cells_reference": np.array([ranking.n_cells_reference for ranking in rankings.values()]),
+    }
+    designs = [ranking.donors.design for ranking in rankings.values() if ranking.donors is not None]
+    if not designs:
+        return HELD | found
+    return (
+        HELD_OF_DONORS
+        | found
+        | {
+            "n_donors": np.array([design.n_donors[0] for design in designs]),
+            "n_donors_reference": np.array([design.n_donors[1] for design in designs]),
+            "paired": np.array([design.paired for design in designs]),
+        }
+    )
+
+
 def _record(rankings: dict[str, Ranking], params: dict[str, Any], genes: pd.Index) -> dict[str, Any]:
     """The results in scanpy's format: a record array for each column, with a field for each group."""
     groups = list(rankings)
@@ -355,70 +320,10 @@ def _record(rankings: dict[str, Ranking], params: dict[str, Any], genes: pd.Inde
     return record
 
 
-def _kinds_of(adata: AnnData, within: str) -> dict[str, Bool[np.ndarray, " cells"]]:
-    """The cells of each value of a column."""
-    codes, names = groups_of(adata, within)
-    if len(set(names)) < len(names) or "" in names or not names:
-        raise ValueError(f"adata.obs[{within!r}] has {listing(names)}; it must have names that differ, none of them ''")
-    return {name: codes == code for code, name in enumerate(names)}
-
-
-def _sizes(codes: Int[np.ndarray, " cells"], names: list[str]) -> dict[str, int]:
-    return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=False))
-
-
-def _chosen(
-    names: list[str], sizes: Mapping[str, int], groupby: str, groups: Sequence[str] | str | None, reference: str
-) -> list[str]:
-    """The groups to rank genes for, checked."""
-    place = f"adata.obs[{groupby!r}]"
-    if "" in names:
-        raise ValueError(f"{place} has a group without a name, ''; rename it")
-    if REST in names:
-        raise ValueError(f"{place} has a group named {REST!r}, which stands for all other cells; rename it")
-    if len(names) < 2:
-        raise ValueError(f"{place} has {len(names)} group(s), {listing(names)}; at least two are needed to compare")
-    if reference not in (REST, *names):
-        raise ValueError(f"reference is {reference!r}; pass 'rest' or a group of {place}: {listing(names)}")
-    if groups is None or (isinstance(groups, str) and groups != "all"):
-        example = [groups or names[0]]
-        raise ValueError(f"groups is {groups!r}; pass 'all' or a list of groups, e.g. {example}")
-    wanted = [name for name in names if name != reference] if isinstance(groups, str) else [str(g) for g in groups]
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise ValueError(f"groups has {listing(unknown)}, not found in {place}; it has {listing(names)}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{place} has several values with the same text {listing(twice)}; rename all but one")
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(f"groups is {listing(wanted)}; name at least one group, and each once")
-    if reference in wanted:
-        raise ValueError(f"{reference!r} is both the reference and in groups; leave it out of groups")
-    for name in ([] if isinstance(groups, str) else wanted) + ([] if reference == REST else [reference]):
-        if sizes[name] < LEAST_CELLS:
-            raise ValueError(
-                f"group {name!r} of {place} has 1 cell, too few to estimate a variance; leave it out, or merge it with "
-                "another group"
-            )
-    return wanted
-
-
 def _checked_n_genes(n_genes: int | None, model: FittedModel) -> int:
     if n_genes is None:
         return len(model.genes)
     return min(check_positive_int(n_genes, "n_genes"), len(model.genes))
-
-
-def _why_not(model: FittedModel, left_out: list[str], reference: str, sizes: Mapping[str, int], groupby: str) -> str:
-    """Why these groups cannot be compared with the reference."""
-    single = [group for group in left_out if sizes[group] < LEAST_CELLS]
-    others = [group for group in left_out if group not in single]
-    reasons = [f"group {group!r} of adata.obs[{groupby!r}] has 1 cell" for group in single[:LISTED]]
-    if others:
-        where = f"no batch (adata.obs[{model.schema.batch.key!r}]) has" if model.schema.batch else "there are not"
-        them = ("any of " if len(others) > 1 else "") + listing(others)
-        reasons.append(f"{where} two cells of {them} and two of {reference!r} with counts in the modelled genes")
-    return "; ".join(reasons)
 
 
 def _instead(model: FittedModel) -> str:
