@@ -29,13 +29,13 @@ from ..model.vae import VAE
 from .checkpoint import Progress, identity_of, resume, save_checkpoint
 from .cuda_graph import CapturedStep
 from .ddp import ParallelStep
-from .evaluation import evaluate
+from .evaluation import Evaluation, evaluate
 from .fused_step import FusedStep, can_be_fused
 from .recipe import Recipe
 from .schedules import beta_at, one_cycle
 from .settings import Settings
 from .start import start_groups
-from .step import Dials, EagerStep, failure, make_optimizer, read
+from .step import Dials, EagerStep, Reading, failure, make_optimizer, read
 
 logger = logging.getLogger(__name__)
 
@@ -141,21 +141,7 @@ def train(
             evaluation = evaluate(network, feed, watched, log_beta, seed=seed)
             progress.epoch += 1
             progress.seconds = time.perf_counter() - started
-            progress.record(
-                {
-                    "epoch": progress.epoch,
-                    "train_elbo": reading.log_likelihood - reading.kl,
-                    "train_log_likelihood": reading.log_likelihood,
-                    "train_kl": reading.kl,
-                    "validation_elbo": evaluation.log_likelihood - evaluation.kl,
-                    "validation_log_likelihood": evaluation.log_likelihood,
-                    "validation_kl": evaluation.kl,
-                    **_of_labels(network, evaluation.label_log_likelihood),
-                    "beta": float(dials[-1].kl_weight),
-                    "learning_rate": float(dials[-1].learning_rate),
-                    "seconds": progress.seconds,
-                }
-            )
+            progress.record(_row(network, progress, reading, evaluation, dials[-1]))
             ranked = progress.epoch > recipe.warmup * recipe.epochs and network.prior.is_ready
             progress.keep_weights(network, evaluation.objective(beta, config), ranked=ranked)
             show(bar, progress)
@@ -246,9 +232,22 @@ def _dials_at(step: int, n_steps: int, beta: float, recipe: Recipe, config: Trai
     )
 
 
-def _of_labels(network: VAE, log_likelihood: float) -> dict[str, float]:
-    """The column of the history for networks with labels: nats per held-out cell with a label."""
-    return {} if network.classifier is None else {"validation_label_log_likelihood": log_likelihood}
+def _row(network: VAE, progress: Progress, reading: Reading, evaluation: Evaluation, last: Dials) -> dict[str, float]:
+    """The row of the history for the epoch that ended; the nats per label are those of held-out cells that have one."""
+    labels = {} if network.classifier is None else {"validation_label_log_likelihood": evaluation.label_log_likelihood}
+    return {
+        "epoch": progress.epoch,
+        "train_elbo": reading.log_likelihood - reading.kl,
+        "train_log_likelihood": reading.log_likelihood,
+        "train_kl": reading.kl,
+        "validation_elbo": evaluation.log_likelihood - evaluation.kl,
+        "validation_log_likelihood": evaluation.log_likelihood,
+        "validation_kl": evaluation.kl,
+        **labels,
+        "beta": float(last.kl_weight),
+        "learning_rate": float(last.learning_rate),
+        "seconds": progress.seconds,
+    }
 
 
 def out_of_patience(progress: Progress, recipe: Recipe, config: TrainingConfig) -> bool:
