@@ -24,11 +24,11 @@ from .files import (
     write_copy,
 )
 from .parser import USAGE_ERROR, make_parser, one_line
+from .tuning import check_explorer, draw_curve, explore
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ..inference.fitted import FittedModel
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 WRITTEN = ("model", "plot", "explorer", "checkpoint")  # options with files to write
@@ -153,7 +153,7 @@ def _tune_beta(given: argparse.Namespace) -> None:
     if given.plot is not None:
         check_picture(given.plot)
     if given.explorer is not None:
-        _check_explorer(given)
+        check_explorer(given)
 
     from ..common.files import written_whole
     from ..tl._tune_beta import tune_beta
@@ -165,9 +165,9 @@ def _tune_beta(given: argparse.Namespace) -> None:
         n_cells = adata.n_obs
         if given.plot is not None and _is_first():
             with written_whole(given.plot) as temporary:
-                _draw(adata, given.key_added, temporary)
+                draw_curve(adata, given.key_added, temporary)
         if given.explorer is not None and _is_first():
-            results["obsm"][keys.beta_umaps] = _explore(adata, path.model, keys, given)
+            results["obsm"][keys.beta_umaps] = explore(adata, path.model, keys, given)
             results["uns"][keys.uns] = adata.uns[keys.uns]
     if not _is_first():
         return
@@ -232,33 +232,6 @@ def _results(adata: AnnData, keys: Keys) -> dict[str, dict[str, Any]]:
         "varm": {keys.loadings: adata.varm.get(keys.loadings)},  # None removes those of an earlier fit
         "uns": {keys.uns: adata.uns[keys.uns]},
     }
-
-
-def _draw(adata: AnnData, key_added: str, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from ..pl import rate_distortion
-
-    figure = Figure(figsize=(9.5, 4), layout="constrained")  # pyplot would look for a display
-    rate_distortion(adata, key_added=key_added, ax=figure.subplots(1, 2), save=path)
-
-
-def _check_explorer(given: argparse.Namespace) -> None:
-    if given.explorer.suffix.lower() not in {".html", ".htm"}:
-        raise ValueError(f"--explorer {given.explorer} is not an HTML file; end its name in .html")
-    if getattr(given, "method", "path") == "sweep":
-        raise ValueError("--explorer needs one model for all β, but --method sweep fits one for each; leave one out")
-
-
-def _explore(adata: AnnData, model: FittedModel, keys: Keys, given: argparse.Namespace) -> Any:
-    """Writes the explorer and returns its UMAPs."""
-    from ..pl import beta_explorer
-    from ..tl import beta_embeddings
-
-    beta_embeddings(adata, model, rng=model.seed, key_added=given.key_added, verbose=not given.quiet)
-    color = getattr(given, "labels_key", None)
-    beta_explorer(adata, color=color, key_added=given.key_added, save=given.explorer)
-    return adata.obsm[keys.beta_umaps]
 
 
 def _embed(given: argparse.Namespace) -> None:
