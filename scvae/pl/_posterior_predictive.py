@@ -106,8 +106,7 @@ def _of_view(found: Mapping[str, Any], view: str) -> Mapping[str, Any]:
             if views
             else f"view is {view!r}, but the model of this diagnosis has one measurement; leave it out"
         )
-    chosen: Mapping[str, Any] = views[view]
-    return chosen
+    return {**views[view], "features": view}
 
 
 def draw_variances(axes: Axes, found: Mapping[str, Any]) -> list[Annotation]:
@@ -129,7 +128,7 @@ def draw_variances(axes: Axes, found: Mapping[str, Any]) -> list[Annotation]:
     axes.set_xlabel("variance over cells, observed")
     axes.set_ylabel("drawn")
     ratio = f" (median ratio {np.median(observed / drawn):.2f})" if len(observed) else ""
-    title(axes, f"genes: variance{ratio}")
+    title(axes, f"{_features(found)}: variance{ratio}")
     return _draw_genes(axes, observed, drawn, distance, genes)
 
 
@@ -151,8 +150,12 @@ def _draw_difference(axes: Axes, found: Mapping[str, Any], name: str, in_words: 
     observed, drawn = _both(found, name)
     axes.set_xlabel(f"{in_words}, observed")
     axes.set_ylabel("drawn")
-    title(axes, f"genes: {short} (off by {np.abs(observed - drawn).mean():.2g})")
+    title(axes, f"{_features(found)}: {short} (off by {np.abs(observed - drawn).mean():.2g})")
     return _draw_genes(axes, observed, drawn, np.abs(drawn - observed), np.asarray(found["genes"]))
+
+
+def _features(found: Mapping[str, Any]) -> str:
+    return str(found.get("features", "genes"))
 
 
 def _both(found: Mapping[str, Any], name: str) -> tuple[Float[np.ndarray, " genes"], Float[np.ndarray, " genes"]]:

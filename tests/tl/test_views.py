@@ -190,6 +190,7 @@ def test_diagnose_says_what_each_view_adds(cells, model):
         assert share.rate.shape == (4,)
     bound = scvae.tl.log_likelihood(stained, model, kind="elbo", n_samples=20)
     axes = scvae.pl.posterior_predictive(cells, view="protein", show=False)
+    assert axes[0].get_title(loc="left").startswith("protein: variance")
     assert len(axes[0].collections[0].get_offsets()) == 10
     assert stored["protein"]["gene_mean"] == pytest.approx(stained.obsm["protein"].mean().to_numpy(), rel=1e-5)
     assert stored["protein"]["gene_mean_drawn"] == pytest.approx(stored["protein"]["gene_mean"], rel=0.15)
