@@ -134,6 +134,7 @@ def run(code, names):
 
 
 @pytest.mark.parametrize("code", snippets("faq.md"))
+@pytest.mark.slow
 def test_the_answer_to_a_question_runs_and_does_something(code, cells, at_work, digest):
     shown = run(code, at_work | {"model": cells[2]})
     assert shown is not None or digest(at_work["adata"]) != digest(cells[0])

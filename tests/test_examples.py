@@ -61,6 +61,7 @@ def at_work(tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_work")
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_the_example_in_the_docstring_shows_what_comes_out(name):

@@ -49,6 +49,8 @@ def weights(model):
 def fit(seed=0, **options):
     """What a fit writes, as a digest, and the number of threads that it used."""
     adata = cells()
+    if options.get("likelihood") == "gaussian":
+        adata.X = adata.X.log1p()
     model = scvae.fit(adata, rng=seed, **SHORT, **options)
     return digest(adata.obsm["X_scvae"], adata.obsm["X_scvae_var"]), model.threads
 

@@ -604,6 +604,7 @@ def test_tune_beta_writes_the_table_the_embedding_the_model_and_the_picture(fold
     assert list(adata.obsm) == ["X_pca", "X_scvae", "X_scvae_var"]
 
 
+@pytest.mark.slow
 def test_tune_beta_writes_the_explorer_and_what_it_shows(folder, capsys):
     words = "tune-beta in.h5ad -o out.h5ad --explorer e.html --betas 0.5 2 --labels-key batch"
     assert run(*words.split(), *QUICK) == 0

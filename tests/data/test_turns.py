@@ -68,7 +68,7 @@ def add(path, key, value):
     [lambda p: anndata.read_h5ad(p, backed="r+").file, lambda p: h5py.File(p, "r+"), lambda p: h5py.File(p, "r")],
     ids=["backed", "h5py", "reader"],
 )
-@pytest.mark.parametrize("locking", ["true", "false"])
+@pytest.mark.parametrize("locking", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_file_that_is_open_in_this_process_is_refused_before_anything_is_read(path, open_, locking, monkeypatch):
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", locking)
     monkeypatch.setattr("scvae.training.fit.read_and_train", lambda *_, **__: pytest.fail("trained"))

@@ -38,7 +38,9 @@ def drawn(rng, n_donors, *, n_features=2_000, sd=0.3, cells=(20, 200), paired=Fa
 
 
 @pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize(("n_donors", "sd"), [(2, 0.5), (3, 0.2), (6, 0.5), (20, 0.3)])
+@pytest.mark.parametrize(
+    ("n_donors", "sd"), [(2, 0.5), (3, 0.2), (6, 0.5), pytest.param(20, 0.3, marks=pytest.mark.slow)]
+)
 def test_p_values_without_a_difference_are_uniform(n_donors, sd, paired):
     found = difference(drawn(np.random.default_rng(n_donors), n_donors, sd=sd, paired=paired))
     p = np.exp(found.log_p)

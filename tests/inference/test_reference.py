@@ -131,6 +131,7 @@ def test_cells_in_files_make_the_reference_that_they_make_in_memory(fitted, save
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_umap_is_made_where_there_is_none(fitted, tmp_path):
     adata, model = fitted
     bare = adata.copy()

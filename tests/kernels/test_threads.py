@@ -110,7 +110,13 @@ print(before, used, torch.get_num_threads())
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="no choice of cores here")
 @pytest.mark.parametrize(
-    ("arguments", "variables"), [([], {}), ([MANY], {}), ([], {"OMP_NUM_THREADS": "2"}), ([], {"MKL_NUM_THREADS": "2"})]
+    ("arguments", "variables"),
+    [
+        ([], {}),
+        pytest.param([MANY], {}, marks=pytest.mark.slow),
+        pytest.param([], {"OMP_NUM_THREADS": "2"}, marks=pytest.mark.slow),
+        pytest.param([], {"MKL_NUM_THREADS": "2"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_on_one_core_computes_with_one_thread_unless_told(arguments, variables):
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}

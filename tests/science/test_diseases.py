@@ -156,6 +156,7 @@ def test_an_encoder_that_takes_one_gene_for_another_falls_short(sound):
     assert diseases(adata, mixed) == {"encoder falls short"}
 
 
+@pytest.mark.slow
 def test_a_scale_without_a_bound_runs_away():
     rng = np.random.default_rng(0)
     surface = np.tanh(rng.normal(size=(400, 2)) @ rng.normal(size=(2, 16))) @ rng.normal(size=(16, 12))

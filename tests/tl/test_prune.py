@@ -189,6 +189,7 @@ def test_ctrl_c_while_fine_tuning_keeps_the_cut_model(pruned, monkeypatch):
     assert narrow.outcome.beta_attained == 1.0
 
 
+@pytest.mark.slow
 def test_a_model_of_many_beta_drops_what_none_of_them_uses_and_keeps_its_elbo_at_each():
     adata = simulated()
     wide = fit(adata, 12, beta=(0.5, 4.0))

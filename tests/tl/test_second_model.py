@@ -185,7 +185,9 @@ def test_a_plot_of_two_models_is_refused(example):
     with pytest.raises(ValueError, match="not of the model"):
         scvae.pl.loadings(theirs, show=False)
     scvae.tl.latent_genes(cells, other)
-    with pytest.raises(ValueError, match=r"not of the model.*run scvae\.tl\.embed and scvae\.tl\.latent_genes with"):
+    with pytest.raises(
+        ValueError, match=r"not of the model.*run scvae\.tl\.embed and scvae\.tl\.latent_genes\(adata, model\) with"
+    ):
         scvae.pl.loadings(cells, show=False)
     theirs.obsm["X_scvae"] = theirs.obsm["X_scvae"][:, :2]
     with pytest.raises(ValueError, match=r"has the shape \(100, 2\) and .*'X_scvae_var'\] \(100, 3\)"):

@@ -361,7 +361,7 @@ def test_a_missing_column_is_a_key_error_too():
 
 def test_arguments_shared_with_fit_are_those_of_fit():
     fit, found = (inspect.signature(f).parameters for f in (scvae.fit, scvae.tune_beta))
-    assert set(fit) - set(found) == {"beta", "init", "unlabelled", "label_weight"}
+    assert set(fit) - set(found) == {"beta", "init", "unlabelled", "label_weight", "label_hierarchy"}
     assert set(found) - set(fit) == {"model", "betas", "method"}
     for name in set(fit) & set(found):
         assert found[name].default == fit[name].default

@@ -200,6 +200,7 @@ def test_diagnose_says_what_each_view_adds(cells, model):
     assert bound.mean() < reconstructed < bound.mean() + 20.0  # the ELBO is that minus the KL
 
 
+@pytest.mark.slow
 def test_heads_are_compared_measurement_by_measurement_on_the_cells_that_have_it():
     adata = scvae.datasets.simulate(n_cells=160, n_genes=30, n_proteins=6, inverse_dispersion=0.5, rng=0)
     adata.obsm["protein"].iloc[:40] = np.nan

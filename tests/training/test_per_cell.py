@@ -47,6 +47,7 @@ def test_a_linear_model_becomes_the_law_of_the_data_and_new_cells_get_its_poster
     assert 1 - (x[400:] - predicted).var() / x[400:].var() > 0.9
 
 
+@pytest.mark.slow
 def test_a_cell_moves_its_own_row_and_no_other():
     network = fit(simulated()).network
     encoder = network.encoder
@@ -81,6 +82,7 @@ def test_held_out_cells_are_measured_once_at_the_end():
     assert model.outcome.best_epoch == 3
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_very_same_result(monkeypatch, tmp_path):
     expected, adata, path = simulated(), simulated(), tmp_path / "run.safetensors"
     whole = fit(expected)
@@ -94,6 +96,7 @@ def test_a_killed_run_resumes_to_the_very_same_result(monkeypatch, tmp_path):
         assert adata.obsm[key].tobytes() == expected.obsm[key].tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"free_bits": 0.5}, {"capacity": 3.0}])
 def test_other_penalties_shape_the_posteriors_of_cells_too(settings):
     plain, other = fit(simulated()), fit(simulated(), replace(FEW, **settings))
@@ -101,6 +104,7 @@ def test_other_penalties_shape_the_posteriors_of_cells_too(settings):
     assert other.history["train_kl"].iloc[-1] != plain.history["train_kl"].iloc[-1]
 
 
+@pytest.mark.slow
 def test_cells_on_disk_have_their_own_rows_too(tmp_path):
     path = tmp_path / "cells.h5ad"
     simulated().write_h5ad(path)
