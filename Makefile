@@ -1,8 +1,8 @@
 # `make demo` fits, clusters and draws the bundled data; `make test` lints and runs every test but those that are slow by
-# nature (notebooks, the examples of the documentation, a browser, several processes, Triton's interpreter, peak memory, whole fits of real data), which
-# `make test-slow` runs; `make tutorials` executes the notebooks in tutorials/ anew; `make docs` builds the site. Each
-# sets up .venv on its first run and again only when pyproject.toml or constraints.txt has changed. PYTHON=... picks
-# another interpreter.
+# nature (notebooks, the examples of the documentation, a browser, several processes, Triton's interpreter, peak memory,
+# whole fits of real data), which `make test-slow` runs; `make tutorials` executes the notebooks in tutorials/ anew; `make
+# docs` builds the site. Each sets up .venv on its first run and again only when pyproject.toml or constraints.txt has
+# changed. PYTHON=... picks another interpreter.
 
 PYTHON ?= python3
 VENV := .venv

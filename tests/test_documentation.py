@@ -153,6 +153,7 @@ def test_the_code_of_the_guide_runs_and_does_something(code, cells, at_work, dig
     assert shown is not None or made or written or digest(at_work["adata"]) != before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:no cell gets a name")  # so few cells are enough for the code alone
 def test_the_code_of_the_page_on_labels_runs_from_top_to_bottom(at_work):
     for snippet in snippets("labels.md"):
@@ -170,6 +171,7 @@ def test_the_code_of_the_page_on_views_runs_from_top_to_bottom(at_work):
     assert {"scvae_protein_denoised", "X_by_rna"} <= set(at_work["adata"].obsm)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, for what scanpy does
 def test_the_code_of_the_page_on_references_runs_from_top_to_bottom(cells, at_work):
     names = at_work | {"model": cells[3]}

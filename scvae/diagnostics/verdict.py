@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..inference.fitted import FittedModel
 from .examination import Examination
-from .findings import correction, head, latent, training
+from .findings import correction, head, labels, latent, training
 from .findings.finding import Finding
 
 
@@ -22,6 +22,7 @@ def judge(model: FittedModel, seen: Examination) -> tuple[Finding, ...]:
         correction.batch_leak,
         correction.over_correction,
         correction.made_by_correction,
+        labels.wrong_labels,
         training.over_fitting,
         training.not_converged,
         training.beta_not_attained,

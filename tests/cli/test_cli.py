@@ -447,6 +447,7 @@ def test_force_replaces_the_outputs_and_even_the_input(folder):
     assert scvae.load("m.safetensors").n_latent == 5
 
 
+@pytest.mark.slow
 def test_an_output_that_ends_in_zarr_is_a_store(folder, example):
     assert run("fit", "in.h5ad", *QUICK, "-o", "out.zarr") == 0
     made, expected = anndata.read_zarr("out.zarr"), anndata.read_h5ad(example / "fitted.h5ad")

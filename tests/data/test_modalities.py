@@ -126,6 +126,7 @@ def test_tools_and_plots_take_the_mudata_as_they_take_an_anndata(joint, mdata):
     assert set(mdata.obs["batch"]) == set(mapped.schema.batch.categories[2:])
 
 
+@pytest.mark.slow
 def test_genes_are_marked_in_the_modality_by_its_own_cells(joint, mdata):
     alone = mdata["rna"].copy()
     alone.obs["batch"] = mdata.obs["batch"].loc[alone.obs_names]

@@ -186,3 +186,13 @@ def test_many_passes_over_few_cells_are_over_fitting():
 def test_a_few_passes_are_not_converged(epochs):
     adata = simulated()
     assert diseases(adata, fitted(adata, training=TrainingConfig(epochs=epochs))) == {"not converged"}
+
+
+def test_labels_that_are_wrong_in_part_are_named_and_right_ones_are_not():
+    adata = simulated(n_cells=900, n_types=4, type_share=0.8)
+    types, rng = adata.obs["cell_type"].to_numpy(), np.random.default_rng(0)
+    wrong = rng.random(adata.n_obs) < 0.3
+    adata.obs["mixed_up"] = np.where(wrong, rng.permutation(types), types)
+    training = TrainingConfig(epochs=40, validation_fraction=0.2)
+    assert diseases(adata, fitted(adata, labels_key="cell_type", training=training)) == set()
+    assert "wrong labels" in diseases(adata, fitted(adata, labels_key="mixed_up", training=training))
