@@ -37,7 +37,7 @@ from .on_disk import Joined, on_disk
 from .rows import DenseRows, Rows, SparseRows
 from .schema import RNA, Kind, Schema
 from .stored_rows import StoredRows
-from .value_check import ValueCheck, check_finite
+from .value_check import ValueCheck, WholeNumbers, check_finite
 
 MEMORY = 1e9  # bytes that the values of cells on disk may fill
 
@@ -149,7 +149,7 @@ def read_fit(
     if kind == "real" and _is_dense_in_memory(values, len(chosen), memory):
         genes = chosen
         refuse_duplicates(var_names, var_names[genes])
-        rows: Rows = _read_dense(values, genes, adata, layer)
+        rows: Rows = _read_dense(values, genes, adata, layer, kind_is_open=True)
         library, scale = np.ones(adata.n_obs, dtype=np.float32), 1.0
     else:
         mask = _as_mask(chosen, values)
@@ -236,7 +236,7 @@ def read_query(
         genes = find_genes(adata, schema)
     factors = None if schema.size_factor_key is None else size_factors(adata, schema.size_factor_key)
     if schema.kind == "real" and _is_dense_in_memory(values, len(genes), memory):
-        rows: Rows = _read_dense(values, genes, adata, layer)
+        rows: Rows = _read_dense(values, genes, adata, layer, kind_is_open=False)
         cells = _cells(adata, schema, rows, np.ones(adata.n_obs, dtype=np.float32))
         warn_of_far(cells.numeric, adata, schema)
         return cells
@@ -353,18 +353,20 @@ def _is_dense_in_memory(matrix: Any, n_genes: int, memory: float) -> bool:
     return isinstance(matrix, np.ndarray) or 4 * matrix.shape[0] * n_genes <= memory
 
 
-def _read_dense(matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None) -> DenseRows:
+def _read_dense(
+    matrix: Any, genes: NDArray[np.intp], adata: AnnData, layer: str | None, *, kind_is_open: bool
+) -> DenseRows:
     """Real values of some columns as float32; the array itself if it already has these columns and this type."""
     is_all = np.array_equal(genes, np.arange(matrix.shape[1]))
-    var_names = var_names_of(adata, layer)
-    if is_all and isinstance(matrix, np.ndarray) and matrix.dtype == np.float32:
-        for start, chunk in dense_chunks(matrix):
-            check_finite(chunk, start, name_of(layer), adata.obs_names, var_names)
-        return DenseRows(matrix)
-    values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
+    is_kept = is_all and isinstance(matrix, np.ndarray) and matrix.dtype == np.float32
+    name, var_names, whole = name_of(layer), var_names_of(adata, layer), WholeNumbers()
+    values = matrix if is_kept else np.empty((adata.n_obs, len(genes)), dtype=np.float32)
     for start, chunk in dense_chunks(matrix):
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which `check_finite` refuses
-            narrow = chunk.astype(np.float32)
-        check_finite(narrow, start, name_of(layer), adata.obs_names, var_names)
-        values[start : start + len(chunk)] = narrow[:, genes]
+            narrow = chunk.astype(np.float32, copy=False)
+        check_finite(narrow, start, name, adata.obs_names, var_names)
+        whole.add(narrow)
+        if not is_kept:
+            values[start : start + len(chunk)] = narrow[:, genes]
+    whole.finish(name, kind_is_open=kind_is_open)
     return DenseRows(values)

@@ -90,7 +90,7 @@ class ValueCheck:
         self._n_fractions = 0
         self._fraction = ""
         self._rounding = ""
-        self._are_whole = True  # all so far, and none negative
+        self._whole = WholeNumbers()
 
     def add(self, block: Block) -> None:
         """Checks a block of cells.
@@ -123,9 +123,8 @@ class ValueCheck:
         self.library[block.cells] += row_sums(block.indptr, values if kept.all() else np.where(kept, values, 0))
         if self._kind == "counts" and filled.any():
             self._look_for_fractions(block, values[filled])
-        if self._kind == "real" and self._are_whole and filled.any():
-            self._largest = max(self._largest, float(values.max()))
-            self._are_whole = bool(values.min() >= 0 and (values == np.rint(values)).all())
+        if self._kind == "real":
+            self._whole.add(values)
 
     def finish(self) -> None:
         """Checks whole cells, after the last block.
@@ -141,13 +140,8 @@ class ValueCheck:
             If some values are other fractions, or integers up to rounding errors; if real values are expected and all
             are counts.
         """
-        if self._kind == "real" and self._are_whole and self._largest > 1.0:
-            of_fit = "pass likelihood='nb' for counts, or transform them first"
-            remedy = of_fit if self._kind_is_open else "transform them as the values of the fit were"
-            warn(
-                f"{self.name} holds only whole numbers, up to {self._largest:.6g}, as raw counts do, and the Gaussian "
-                f"head is for log or CLR values; {remedy}"
-            )
+        if self._kind == "real":
+            self._whole.finish(self.name, kind_is_open=self._kind_is_open)
         if self._n_fractions:
             found = self._transform()
             if found is not None:
@@ -248,6 +242,30 @@ def example(value: Any, cell: str, gene: str) -> str:
     text = f"{value:.6g}"
     text = str(value) if value != (shown := float(text)) and shown.is_integer() else text
     return f"{text} at cell {cell!r}, gene {gene!r}"
+
+
+@final
+class WholeNumbers:
+    """Whether values that should be real are raw counts: all of them whole numbers, and none negative."""
+
+    def __init__(self) -> None:
+        self._are_whole, self._largest = True, 0.0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Looks at a block of values, in any shape."""
+        if self._are_whole and values.size:
+            self._largest = max(self._largest, float(values.max()))
+            self._are_whole = bool(values.min() >= 0 and (values == np.rint(values)).all())
+
+    def finish(self, name: str, *, kind_is_open: bool) -> None:
+        """Warns if they are; the arguments are those of `ValueCheck`."""
+        if self._are_whole and self._largest > 1.0:
+            of_fit = "pass likelihood='nb', or transform them first"
+            remedy = of_fit if kind_is_open else "transform them as the values of the fit were"
+            warn(
+                f"{name} holds only whole numbers, up to {self._largest:.6g}, as raw counts do, and the Gaussian head "
+                f"is for log or CLR values; {remedy}"
+            )
 
 
 def check_finite(chunk: NDArray[Any], first_cell: int, name: str, cells: pd.Index, genes: pd.Index) -> None:

@@ -32,6 +32,8 @@ def cells(kind="counts", *, values=None, mask=None):
         values[4] = 0
     if kind == "binary":
         values = (values > 0).astype(np.float32)
+    if kind == "real":
+        values = values / 2
     obs = pd.DataFrame(
         {
             "batch": list("aabbababbaab"),

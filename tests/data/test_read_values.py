@@ -356,9 +356,14 @@ def test_matrix_and_data_frame_become_arrays():
         assert type(readable(matrix, "X")) is np.ndarray
 
 
-def test_raw_counts_for_a_gaussian_head_are_named():
-    said = r"X holds only whole numbers, up to \d+, as raw counts do, .* pass likelihood='nb' for counts"
-    with pytest.warns(UserWarning, match=said):
-        fit(annotate(sp.csr_matrix(counts())), kind="real")
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_raw_counts_for_a_gaussian_head_are_named(container):
+    raw = annotate(container(counts().astype(np.float32)))
+    with pytest.warns(
+        UserWarning, match=r"X holds only whole numbers, up to \d+, as raw counts do, .* pass likelihood='nb'"
+    ):
+        schema, _ = fit(raw, kind="real")
+    with pytest.warns(UserWarning, match="X holds only whole numbers.* transform them as the values of the fit were"):
+        read_query(raw, schema)
     for values in (np.log1p(counts()), counts() > 0, counts() - 1.0):
-        fit(annotate(np.asarray(values, np.float32)), kind="real")  # no warning
+        fit(annotate(container(np.asarray(values, np.float32))), kind="real")  # no warning

@@ -67,7 +67,8 @@ def test_the_same_values_are_read_from_every_container(adata, counts, container)
 
 @pytest.mark.parametrize("kind", ["counts", "real"])
 def test_cells_lack_a_view_where_it_is_nan_not_measured_or_not_in_mod(adata, counts, kind):
-    frame = adata.obsm["protein"]
+    counts = counts if kind == "counts" else counts / 2
+    frame = adata.obsm["protein"] = pd.DataFrame(counts, index=adata.obs_names, columns=NAMES)
     frame.iloc[[3, 7]] = np.nan
     adata.obs["stained"] = [i != 5 for i in range(20)]
     _, cells = learned(adata, kind, obsm="protein", measured="stained")
