@@ -229,7 +229,7 @@ def test_a_small_mask_leaves_a_small_copy():
 
 
 def test_batches_never_alias_the_matrix():
-    counts, values = annotate(sp.csr_matrix(truth("float32"))), annotate(truth("float32"))
+    counts, values = annotate(sp.csr_matrix(truth("float32"))), annotate(values_of("real"))
     for adata, kind in ((counts, "counts"), (values, "real")):
         _, cells = read_fit(adata, **{**NONE, "kind": kind})
         x = cells.batch(np.arange(12)).x
