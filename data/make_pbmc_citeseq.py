@@ -8,15 +8,13 @@ versions, the output is identical to the byte.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
 import anndata
 import mudata
-import numpy as np
 import pandas as pd
-from scipy import sparse
+from bundle import narrow, write
 
 CELLS, GENES, PROTEINS = 800, 500, 224
 
@@ -37,7 +35,7 @@ def paired(source: mudata.MuData) -> anndata.AnnData:
             f"the source has {len(names)} cells with both, {rna.n_vars} genes and {proteins.n_vars} proteins"
         )
     return anndata.AnnData(
-        X=_narrow(sparse.csr_matrix(rna.X)),
+        X=narrow(rna.X),
         obs=pd.DataFrame(
             {
                 "donor": pd.Categorical(rna.obs["batch"].str.extract("^p([0-9]+)_")[0].radd("donor ").to_numpy()),
@@ -46,26 +44,14 @@ def paired(source: mudata.MuData) -> anndata.AnnData:
             index=names.to_numpy(dtype=object),
         ),
         var=pd.DataFrame(index=rna.var_names.to_numpy(dtype=object)),
-        obsm={"protein": _narrow(sparse.csr_matrix(proteins.X)).toarray()},
+        obsm={"protein": narrow(proteins.X).toarray()},
         uns={"proteins": proteins.var_names.to_numpy(dtype=object)},  # a table would be a column of the file for each
     )
 
 
-def _narrow(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
-    narrow = counts.astype(np.uint16)
-    if (narrow != counts).nnz:
-        raise ValueError("the source has values that are no integers in 0 .. 65,535; pass the file with the raw counts")
-    return narrow
-
-
 def main(source: str, out: str = str(Path(__file__).with_name("pbmc_citeseq.h5ad"))) -> None:
     """Read `source`, write `out`, print its size and checksum."""
-    adata = paired(mudata.read_h5mu(source))
-    anndata.io.write_h5ad(out, adata, dataset_kwargs={"compression": "gzip", "compression_opts": 9, "shuffle": True})
-    content = Path(out).read_bytes()
-    print(f"{out}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+    write(paired(mudata.read_h5mu(source)), out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from ...inference.fitted import FittedModel
 from ..examination import Examination
 from .finding import Finding
 
-WRONG = 0.08  # share of labels
+WRONG = 0.08  # share of labels; measured: "Labels" in benchmarks/README.md
 
 
 def wrong_labels(model: FittedModel, _seen: Examination) -> Finding | None:
