@@ -9,8 +9,9 @@ and the labels of all batches but one. Scored are the cells of that batch whose 
 
 methods
   scvae      scvae.fit(labels_key=) and tl.predict_labels
-  scvae_tree, scvae_without   the same with the common label of two types (see merged and coarse) over both in
-             label_hierarchy, or left out
+  scvae_light   the same with label_weight=1 in place of 10
+  scvae_tree, scvae_without   as scvae, with the common label of two types (see merged and coarse) over both
+             in label_hierarchy, or left out
   transfer   scvae.fit without labels and tl.transfer_labels
   scanvi     SCVI with its defaults (nb) for its default number of epochs, then SCANVI.from_scvi_model and 20 epochs
              with 100 labelled cells of each type in an epoch, as in its tutorial
@@ -58,7 +59,7 @@ SETS = {
     "pancreas4": ("pancreatic A cell", "pancreatic PP cell"),
 }
 OF_DEPTH = ("scvae_tree", "scvae_without")  # methods for the tasks with a common label alone
-METHODS = ("scvae", "transfer", "scanvi", "knn", "logistic", *OF_DEPTH)
+METHODS = ("scvae", "scvae_light", "transfer", "scanvi", "knn", "logistic", *OF_DEPTH)
 TASKS = ("all", "few", "wrong10", "wrong20", "merged", "coarse", "absent")
 UNKNOWN_ABOVE = 0.7  # the default of predict_labels
 FEWEST_ABSENT, MOST_ABSENT, FEW = 30, 3, 10
@@ -118,7 +119,7 @@ def probabilities(
 ) -> dict[str, Any]:
     """Label names, cells x labels probabilities, an outlier score of each cell, and seconds."""
     started = time.perf_counter()
-    if method in {"scvae", "transfer", *OF_DEPTH}:
+    if method in {"scvae", "scvae_light", "transfer", *OF_DEPTH}:
         found = ours(method, adata, seen, seed, merged)
     elif method == "scanvi":
         found = scanvi(adata, seen, seed)
@@ -134,7 +135,8 @@ def ours(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int, merged: tu
     adata.obs["seen"] = np.where(seen == common(merged), None, seen) if method == "scvae_without" else seen
     if method != "transfer":
         tree = {common(merged): list(merged)} if method == "scvae_tree" else None
-        options = {"labels_key": "seen", "label_hierarchy": tree}
+        weight = {"label_weight": 1.0} if method == "scvae_light" else {}
+        options = {"labels_key": "seen", "label_hierarchy": tree} | weight
         model = scvae.fit(adata, batch_key="batch", **options, rng=seed, verbose=False)
         fit_seconds = model.outcome.seconds
         scvae.tl.predict_labels(adata, model, unknown_above=1.0, probabilities=True)
@@ -143,6 +145,7 @@ def ours(method: str, adata: ad.AnnData, seen: np.ndarray, seed: int, merged: tu
         learnt = adata.copy()
         scvae.tl.predict_labels(learnt, model, unknown_above=1.0, hierarchy="learnt", max_error=0.05)
         more = {"tree": learnt.obs["scvae_label"].astype(str).to_numpy(), "temperature": model.labels.temperature}
+        more["look_random"] = model.labels.uniform  # share of the labels that the fit held out
     else:
         model = scvae.fit(adata, batch_key="batch", rng=seed, verbose=False)
         fit_seconds = model.outcome.seconds
@@ -271,7 +274,7 @@ def rows_of(task: str, method: str, adata: ad.AnnData, held: str, merged: tuple[
     row |= scores(found, truth, judged, merged)
     if "embedding" in found:
         row |= integration(found, truth, seen)
-    return row | {"temperature": found.get("temperature")}
+    return row | {name: found.get(name) for name in ("temperature", "look_random")}
 
 
 def aurocs(method: str, adata: ad.AnnData, held: str, seed: int) -> Iterator[float]:
