@@ -120,7 +120,8 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
     TypeError
         If it has another form.
     ValueError
-        If a name has two parents or is its own ancestor, if a name is ``"unknown"``, or if no label is in the tree.
+        If a name has two parents or is its own ancestor, if a name is ``"unknown"``, if no label is in the tree, or if it
+        is empty.
     """
     if isinstance(hierarchy, pd.DataFrame):
         pairs = _pairs_of_table(hierarchy)
@@ -133,6 +134,8 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
             f"hierarchy is a {type(hierarchy).__name__}; pass a dict or Series from child to parent, a nested dict, a "
             "table or names of columns of adata.obs from coarse to fine, or the path of an OBO file"
         )
+    if not pairs:
+        raise ValueError("hierarchy is empty; pass the parent of each label, or leave it out")
     parents: dict[str, str | None] = {}
     for child, parent in ((spelling(child), None if parent is None else spelling(parent)) for child, parent in pairs):
         if parent == child:  # a table repeats a label whose finer levels do not exist

@@ -53,6 +53,7 @@ def test_labels_that_a_tree_lacks_hang_from_the_root_and_nodes_without_labels_ar
         ({"x": {"B": {}}, "y": {"B": {}}}, ValueError, "'B' has the parents 'x', 'y'"),
         ({"B": "unknown"}, ValueError, "has the name 'unknown'"),
         ({"hepatocyte": "liver"}, ValueError, "none of the labels \\("),
+        ({}, ValueError, "hierarchy is empty; pass the parent"),
         (3, TypeError, "hierarchy is a int"),
     ],
 )
