@@ -120,8 +120,7 @@ def tree_of(hierarchy: object, labels: Sequence[str]) -> LabelTree:
     TypeError
         If it has another form.
     ValueError
-        If a name has two parents or is its own ancestor, if a name is ``"unknown"``, if no label is in the tree, or if it
-        is empty.
+        If it is empty or has none of the labels, or if a name has two parents, is its own ancestor or is ``"unknown"``.
     """
     if isinstance(hierarchy, pd.DataFrame):
         pairs = _pairs_of_table(hierarchy)
