@@ -20,7 +20,7 @@ def wrong_labels(model: FittedModel, _seen: Examination) -> Finding | None:
         sentence=f"of the {len(known.truth):,} labels held out of the training, {known.uniform:.0%} look random",
         cause="some labels are wrong, and a fit that listens to labels listens to wrong ones, too",
         remedy=(
-            "mend the labels, lower label_weight to 1 to 3, or fit without labels_key and name cells with "
+            "mend the labels, fit with label_weight=1, or fit without labels_key and name cells with "
             "scvae.tl.transfer_labels, which wrong labels hurt less"
         ),
     )
